@@ -1,0 +1,67 @@
+# run    set up and serve the built-in model          make run ARGS="--port 9000"
+# test   set up and run every test                    make test ARGS="tests/web -k pipeline"
+# check  lint, types and the house's walls
+# san    the C module under address and undefined-behaviour sanitizers
+# fuzz   the C module's fuzz targets, FUZZ_SECONDS each
+# bench  every benchmark's table
+# model  train the built-in model anew (needs torch, which it installs into .venv-train)
+
+VENV := .venv
+BIN := $(VENV)/bin
+FUZZ_SECONDS ?= 30
+NATIVE := setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format san fuzz bench model dist clean
+
+help:
+	@sed -n 's/^# \([a-z]\)/make \1/p' Makefile
+
+run: $(VENV)/.installed
+	@exec $(BIN)/python -m tinyoai $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_house.py
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+san: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/csrc
+
+bench: $(VENV)/.installed-dev
+	for file in bench/*.py; do $(BIN)/python $$file || exit 1; done
+
+dist: $(VENV)/.installed-dev
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+# One sentence and its remedy for what a machine may lack, before anything is built.
+$(VENV)/.made:
+	@python=$$(.ci/python) && command -v "$${CC:-cc}" >/dev/null || { \
+	  [ -z "$$python" ] || echo "tinyoai builds a small C module and found no C compiler: install one (Debian, Ubuntu: apt install gcc) or name yours in CC." >&2; \
+	  exit 1; }; \
+	"$$python" -m venv $(VENV) || { \
+	  echo "$$python cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)." >&2; \
+	  rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade pip
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made $(NATIVE)
+	@echo "installing tinyoai into $(VENV) (half a minute the first time)" >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.made $(NATIVE)
+	@echo "installing tinyoai and its test tools into $(VENV) (a minute the first time)" >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .[dev]
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf build dist *.egg-info tinyoai/_native.* csrc/build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,69 @@
+"""What every benchmark here shares: running a server, medians, and one table.
+
+Owns the printing and the counting of processes' memory. It must not know what is measured.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one: machines are noisy, and a mean would follow the noise."""
+    return statistics.median(values)
+
+
+def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One table in plain text."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    print(f"\n{title}\n")
+    for row in [head, ["-" * width for width in widths], *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def stream_chat(port: int, body: dict[str, Any]) -> tuple[int, float, float]:
+    """One streamed chat answer: events with text, seconds to the first, seconds from first to last."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=600)
+    started = time.perf_counter()
+    connection.request(
+        "POST",
+        "/v1/chat/completions",
+        json.dumps({"stream": True, **body}),
+        {"Content-Type": "application/json"},
+    )
+    response = connection.getresponse()
+    if response.status != 200:
+        raise RuntimeError(response.read().decode())
+    n, first, last = 0, 0.0, 0.0
+    while line := response.readline():
+        if line.startswith(b"data: {") and b'"content":' in line and b'"content":""' not in line:
+            last = time.perf_counter()
+            n += 1
+            first = first or last
+    connection.close()
+    return n, first - started, last - first
+
+
+def tree_memory(pid: int) -> float:
+    """Resident memory of a process and its children in MB, pages that they share counted once each.
+
+    The sum of proportional set sizes (Pss in smaps_rollup), as the kernel counts it.
+    """
+    total = 0.0
+    for process in [pid, *_children(pid)]:
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024 / 1e6
+    return total
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *_children(int(child))]
+    return found

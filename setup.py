@@ -1,0 +1,8 @@
+"""What pyproject.toml cannot say of the build: the C module, and one wheel for every Python from 3.11 on."""
+
+from setuptools import setup
+
+setup(
+    cffi_modules=["csrc/build.py:ffi"],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,21 @@
+"""Servers that many tests share: the built-in model, and the scripted engine."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving import Server, serve
+
+
+@pytest.fixture(scope="session")
+def builtin() -> Iterator[Server]:
+    """The server as a first user starts it."""
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fake() -> Iterator[Server]:
+    """The scripted engine: what it is told, it says."""
+    with serve("--engine", "fake", "--log-level", "error") as server:
+        yield server

@@ -1,0 +1,287 @@
+/* The sampler against the plain version of itself in reference.h, at chosen sizes, shapes and parameters. */
+
+#define _DEFAULT_SOURCE
+#include "../../csrc/sampler.c"
+
+#include "check.h"
+#include "reference.h"
+
+static toai_sampler_params defaults(int32_t n_vocab)
+{
+    return (toai_sampler_params){
+        .n_vocab = n_vocab, .n_ctx = 64, .temperature = 1, .top_p = 1, .repeat_penalty = 1, .n_top = -1};
+}
+
+enum shape { NORMAL, PEAKED, RISING, EQUAL, FEW_VALUES, CLOSE, HUGE_SPREAD, SMALL, HOLES, N_SHAPES };
+
+static float *new_logits(int32_t n, enum shape shape, uint64_t *random)
+{
+    float *x = malloc((size_t)n * sizeof *x);
+    for (int32_t i = 0; i < n; i++) {
+        double u = 0;
+        for (int j = 0; j < 6; j++)
+            u += roll_unit(random) - 0.5;
+        switch (shape) {
+        case NORMAL: x[i] = (float)(u * 1.4); break;
+        case PEAKED: x[i] = (float)(u * 12); break;
+        case RISING: x[i] = (float)i * 1e-4f; break;
+        case EQUAL: x[i] = -3.25f; break;
+        case FEW_VALUES: x[i] = (float)(int)(u * 2); break;
+        case CLOSE: x[i] = 17.0f + (float)(roll(random) % 40000) * 0x1p-19f; break;
+        case HUGE_SPREAD: x[i] = (float)(u * 1e38); break;
+        case SMALL: x[i] = (float)(u * 1e-38 * roll_unit(random)); break;
+        case HOLES: x[i] = roll(random) % 3 ? -INFINITY : (float)(u * 3); break;
+        default: abort();
+        }
+    }
+    if (shape == HOLES)
+        x[roll(random) % (uint64_t)n] = 1.5f;
+    return x;
+}
+
+static void test_shapes_and_parameters(void)
+{
+    static const int32_t sizes[] = {1, 2, 3, 63, 64, 65, 127, 128, 1000, 4160, 9001};
+    static const int32_t ks[] = {0, 1, 2, 40, 63, 64, 500, 8999, 1000000};
+    static const double ps[] = {0, 1e-9, 0.3, 0.95, 0.9999999, 1};
+    static const double min_ps[] = {0, 0, 0.05, 1};
+    static const double temperatures[] = {0, 1e-6, 0.02, 0.8, 1, 7, 100};
+    uint64_t random = 7;
+    for (size_t a = 0; a < sizeof sizes / sizeof *sizes; a++)
+        for (int shape = 0; shape < N_SHAPES; shape++) {
+            float *x = new_logits(sizes[a], (enum shape)shape, &random);
+            for (int turn = 0; turn < 24; turn++) {
+                toai_sampler_params p = defaults(sizes[a]);
+                int32_t ids[4];
+                float bias[4];
+                p.top_k = ks[roll(&random) % 9];
+                p.top_p = ps[roll(&random) % 6];
+                p.min_p = min_ps[roll(&random) % 4];
+                p.temperature = temperatures[roll(&random) % 7];
+                p.n_top = (int32_t)(roll(&random) % 22) - 1;
+                p.seed = roll(&random);
+                if (turn % 3 == 0) {
+                    static const float biases[] = {-100, -3, 2.5f, 100, 3e38f};
+                    p.n_bias = p.n_suppress = 4;
+                    for (int i = 0; i < 4; i++) {
+                        ids[i] = (int32_t)(roll(&random) % (uint64_t)sizes[a]);
+                        bias[i] = biases[roll(&random) % 5];
+                    }
+                    p.bias_id = p.suppress = ids;
+                    p.bias = bias;
+                    p.repeat_penalty = 1.3f;
+                    p.repeat_last_n = (int32_t)(roll(&random) % 20) - 1;
+                    p.presence_penalty = 0.4f;
+                    p.frequency_penalty = -0.25f;
+                }
+                struct model m = new_model(&p, 64);
+                for (int i = 0; i < 10; i++)
+                    accept_both(&m, (int32_t)(roll(&random) % (uint64_t)sizes[a]));
+                for (int i = 0; i < 3; i++)
+                    check_step(&m, x, i == 1);
+                free_model(&m);
+            }
+            free(x);
+        }
+}
+
+static void test_large_vocabulary(void)
+{
+    static const int32_t ks[] = {0, 0, 20, 5000, 100000};
+    uint64_t random = 11;
+    for (int shape = 0; shape < N_SHAPES; shape++) {
+        float *x = new_logits(262144, (enum shape)shape, &random);
+        for (int turn = 0; turn < 5; turn++) {
+            toai_sampler_params p = defaults(262144);
+            p.top_k = ks[turn];
+            p.top_p = turn == 4 ? 0.5 : 0.95;
+            p.temperature = 0.8;
+            p.n_top = turn == 0 ? 20 : -1;
+            p.repeat_penalty = 1.1f;
+            p.repeat_last_n = 64;
+            struct model m = new_model(&p, 64);
+            for (int i = 0; i < 20; i++)
+                accept_both(&m, (int32_t)(roll(&random) % 262144));
+            check_step(&m, x, 0);
+            free_model(&m);
+        }
+        free(x);
+    }
+}
+
+static void test_ties_enter_by_id(void)
+{
+    uint64_t random = 1;
+    float *x = new_logits(100000, EQUAL, &random);
+    toai_sampler_params p = defaults(100000);
+    p.top_p = 0.25;
+    toai_sampler *s = new_sampler(&p, TOAI_OK);
+    CHECK(toai_sampler_sample(s, x, 0) < 25000, "top_p of equal logits");
+    CHECK(s->result.cut_id == 24999, "cut at %d", s->result.cut_id);
+    free(s);
+    p.top_p = 1;
+    p.top_k = 7777;
+    s = new_sampler(&p, TOAI_OK);
+    CHECK(toai_sampler_sample(s, x, 0) < 7777, "top_k of equal logits");
+    CHECK(s->result.cut_id == 7776, "cut at %d", s->result.cut_id);
+    free(s);
+    free(x);
+}
+
+static void test_unsound_logits_anywhere(void)
+{
+    static const float unsound[] = {NAN, INFINITY};
+    float x[131];
+    toai_sampler_params p = defaults(131);
+    int32_t banned = 77;
+    float bias = -100;
+    p.n_bias = 1;
+    p.bias_id = &banned;
+    p.bias = &bias;
+    toai_sampler *s = new_sampler(&p, TOAI_OK);
+    for (int32_t i = 0; i < 131; i++)
+        for (int j = 0; j < 2; j++) {
+            for (int32_t k = 0; k < 131; k++)
+                x[k] = (float)k;
+            x[i] = unsound[j];
+            int32_t id = toai_sampler_sample(s, x, 0);
+            CHECK(id == TOAI_E_NONFINITE, "%g at %d gave %d", (double)unsound[j], i, id);
+        }
+    for (int32_t k = 0; k < 131; k++)
+        x[k] = -INFINITY;
+    CHECK(toai_sampler_sample(s, x, 0) == TOAI_E_NONFINITE, "nothing finite");
+    x[banned] = 1;
+    CHECK(toai_sampler_sample(s, x, 0) == TOAI_E_BANNED, "the only one is banned");
+    x[130] = -1000;
+    CHECK(toai_sampler_sample(s, x, 0) == 130, "the only one left");
+    free(s);
+}
+
+static void test_bounds(void)
+{
+    toai_sampler_params good = defaults(100), p;
+#define REFUSED(change)                                                                                        \
+    p = good;                                                                                                  \
+    p.change;                                                                                                  \
+    CHECK(toai_sampler_size(&p) == 0, "accepted " #change)
+    CHECK(toai_sampler_size(&good) > 0, "refused the defaults");
+    CHECK(toai_sampler_size(NULL) == 0, "accepted NULL");
+    REFUSED(n_vocab = 0);
+    REFUSED(n_vocab = TOAI_MAX_VOCAB + 1);
+    REFUSED(n_ctx = 0);
+    REFUSED(temperature = -0.1);
+    REFUSED(temperature = NAN);
+    REFUSED(temperature = 101);
+    REFUSED(top_p = 1.01);
+    REFUSED(top_p = NAN);
+    REFUSED(min_p = -1);
+    REFUSED(repeat_penalty = 0);
+    REFUSED(repeat_penalty = NAN);
+    REFUSED(presence_penalty = INFINITY);
+    REFUSED(frequency_penalty = -2000);
+    REFUSED(n_top = -2);
+    REFUSED(n_top = TOAI_MAX_TOP + 1);
+    REFUSED(n_bias = -1);
+    REFUSED(n_bias = 1);
+    REFUSED(n_suppress = 1);
+#undef REFUSED
+    size_t size = toai_sampler_size(&good);
+    char *memory = calloc(1, size + 8);
+    CHECK(toai_sampler_init((toai_sampler *)memory, size - 1, &good) == TOAI_E_ARG, "too little memory");
+    CHECK(toai_sampler_init(NULL, size, &good) == TOAI_E_ARG, "no memory");
+    CHECK(toai_sampler_init((toai_sampler *)memory, size, NULL) == TOAI_E_ARG, "no parameters");
+    free(memory);
+
+    int32_t ids[2] = {3, 100};
+    float bias[2] = {1, 1};
+    p = good;
+    p.n_bias = 2;
+    p.bias_id = ids;
+    p.bias = bias;
+    free(new_sampler(&p, TOAI_E_TOKEN));
+    ids[1] = -1;
+    free(new_sampler(&p, TOAI_E_TOKEN));
+    ids[1] = 3;
+    bias[1] = NAN;
+    free(new_sampler(&p, TOAI_E_ARG));
+    p = good;
+    ids[1] = 100;
+    p.n_suppress = 2;
+    p.suppress = ids;
+    free(new_sampler(&p, TOAI_E_TOKEN));
+
+    toai_sampler *s = new_sampler(&good, TOAI_OK);
+    float x[100] = {0};
+    CHECK(toai_sampler_sample(s, NULL, 0) == TOAI_E_ARG, "no logits");
+    CHECK(toai_sampler_accept(s, NULL, 1) == TOAI_E_ARG, "no tokens");
+    CHECK(toai_sampler_accept(s, ids, 2) == TOAI_E_TOKEN, "a token too great");
+    CHECK(toai_sampler_score(s, x, 0) == TOAI_E_ARG, "score without log-probabilities");
+    free(s);
+    good.n_top = 0;
+    s = new_sampler(&good, TOAI_OK);
+    CHECK(toai_sampler_score(s, x, 100) == TOAI_E_TOKEN, "score of a token too great");
+    CHECK(toai_sampler_score(s, x, -1) == TOAI_E_TOKEN, "score of a token too small");
+    CHECK(toai_sampler_score(s, x, 99) == TOAI_OK, "score");
+    CHECK(fabs(s->result.logprob + log(100)) < 1e-6, "score gave %g", s->result.logprob);
+    free(s);
+}
+
+static void test_history_is_bounded(void)
+{
+    toai_sampler_params p = defaults(1000);
+    float x[1000] = {0};
+    p.n_ctx = 50;
+    p.presence_penalty = 1000; /* never the same token twice */
+    toai_sampler *s = new_sampler(&p, TOAI_OK);
+    for (int i = 0; i < 50; i++)
+        CHECK(toai_sampler_sample(s, x, 0) >= 0, "token %d", i);
+    uint64_t random = s->random;
+    CHECK(toai_sampler_sample(s, x, 0) == TOAI_E_FULL, "51 distinct tokens of 50");
+    CHECK(s->random == random && s->n_entries == 50, "a refused call left traces");
+    free(s);
+
+    p.presence_penalty = 0;
+    p.repeat_penalty = 1.5f;
+    p.repeat_last_n = 7;
+    s = new_sampler(&p, TOAI_OK);
+    for (int32_t i = 0; i < 5000; i++) {
+        int32_t token = i * 37 % 1000;
+        CHECK(toai_sampler_accept(s, &token, 1) == TOAI_OK, "token %d", i);
+        CHECK(s->n_entries <= 7, "%d entries for a window of 7", s->n_entries);
+    }
+    free(s);
+}
+
+static void test_seeds(void)
+{
+    toai_sampler_params p = defaults(500);
+    float x[500] = {0};
+    int n_equal = 0;
+    for (uint64_t seed = 0; seed < 50; seed++) {
+        p.seed = seed;
+        toai_sampler *a = new_sampler(&p, TOAI_OK), *b = new_sampler(&p, TOAI_OK);
+        p.seed = seed + 1;
+        toai_sampler *c = new_sampler(&p, TOAI_OK);
+        for (int i = 0; i < 20; i++) {
+            int32_t id = toai_sampler_sample(a, x, 0);
+            CHECK(id == toai_sampler_sample(b, x, 0), "seed %d is not repeatable", (int)seed);
+            n_equal += id == toai_sampler_sample(c, x, 0);
+        }
+        free(a);
+        free(b);
+        free(c);
+    }
+    CHECK(n_equal < 20, "neighbouring seeds agree %d times in 1000 draws of 500", n_equal);
+}
+
+int main(void)
+{
+    test_shapes_and_parameters();
+    test_large_vocabulary();
+    test_ties_enter_by_id();
+    test_unsound_logits_anywhere();
+    test_bounds();
+    test_history_is_bounded();
+    test_seeds();
+    return 0;
+}

@@ -1,0 +1,160 @@
+"""Starts real servers for tests, and speaks to them over real sockets.
+
+Owns the child processes: every server a test starts ends with it. A server is the program as users
+start it, on a free port of the loopback address.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse
+from typing import Any
+
+READY = re.compile(r"http://(127\.0\.0\.1|\[::1\]):(\d+)/v1")
+
+
+class Reply:
+    """An answer, whole."""
+
+    def __init__(self, response: HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.body = response.read()
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The inside of the error body, its shape checked."""
+        error = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert isinstance(error["message"], str)
+        assert error["message"]
+        return dict(error)
+
+    @property
+    def events(self) -> list[Any]:
+        """The events of a stream; "[DONE]" as it is."""
+        found = []
+        for block in self.body.decode().split("\n\n"):
+            if block.startswith("data: "):
+                data = block.removeprefix("data: ")
+                found.append(data if data == "[DONE]" else json.loads(data))
+            else:
+                assert not block or block.startswith(":"), block
+        return found
+
+
+class Server:
+    """A running server."""
+
+    def __init__(self, process: "subprocess.Popen[str]", port: int, banner: str) -> None:
+        self.process = process
+        self.port = port
+        self.banner = banner
+        self.url = f"http://127.0.0.1:{port}/v1"
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, timeout: float = 60
+    ) -> Reply:
+        """One request on a connection of its own; a body that is not bytes is sent as JSON."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            if body is not None and not isinstance(body, bytes):
+                body = json.dumps(body).encode()
+                headers = {"Content-Type": "application/json", **(headers or {})}
+            connection.request(method, path, body, headers or {})
+            return Reply(connection.getresponse())
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Reply:
+        """A GET."""
+        return self.request("GET", path)
+
+    def post(self, path: str, **fields: Any) -> Reply:
+        """A POST of a JSON object; `model` is the server's own unless given."""
+        return self.request("POST", path, {"model": self.model, **fields})
+
+    def chat(self, text: str, **fields: Any) -> Reply:
+        """One user message."""
+        fields.setdefault("messages", [{"role": "user", "content": text}])
+        return self.post("/v1/chat/completions", **fields)
+
+    def say(self, text: str, **fields: Any) -> str:
+        """What it says to one user message, at temperature 0."""
+        fields.setdefault("temperature", 0)
+        return str(self.chat(text, **fields).json["choices"][0]["message"]["content"])
+
+    @property
+    def model(self) -> str:
+        """The served model's id."""
+        return str(self.get("/v1/models").json["data"][0]["id"])
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of its workers."""
+        pid = self.process.pid
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def stop(self) -> int:
+        """Ends it by SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+def command(*flags: str) -> list[str]:
+    """The program's command line."""
+    return [sys.executable, "-m", "tinyoai", *flags]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment without settings of the person who runs the tests."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TINYOAI_")}
+    return {**kept, **extra}
+
+
+@contextlib.contextmanager
+def serve(*flags: str, env: dict[str, str] | None = None, wait: float = 60) -> Iterator[Server]:
+    """A server on a free port, up to its banner; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        command("--port", "0", *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env or environment(),
+    )
+    try:
+        assert process.stdout is not None
+        banner, deadline = "", time.monotonic() + wait
+        while "curl -N" not in banner:
+            line = process.stdout.readline()
+            banner += line
+            if not line or time.monotonic() > deadline:
+                process.kill()
+                assert process.stderr is not None
+                raise AssertionError(f"no banner but {banner!r}; stderr: {process.stderr.read()}")
+        found = READY.search(banner)
+        assert found, banner
+        yield Server(process, int(found[2]), banner)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()

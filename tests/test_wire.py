@@ -1,0 +1,75 @@
+"""Frames and messages of the wire: whatever the cut, the same messages; never anything else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyoai import wire
+
+TO_WORKER = [
+    wire.Load(path="/m.gguf", name="m", engine="fake"),
+    wire.Generate(
+        id=1,
+        prompt=[wire.Special("bos"), wire.Text("hi \N{GRINNING FACE}"), wire.Ids([1, 2, 3])],
+        sampling=wire.Sampling(logit_bias={3: -100.0}, seed=2**64 - 1),
+        max_tokens=None,
+        stop=["\n"],
+    ),
+    wire.Cancel(1),
+    wire.Shutdown(),
+]
+TO_SERVER = [
+    wire.Accepted(id=1, n_prompt=9, n_cached=3),
+    wire.Delta(id=1, text="a", logprobs=[wire.TokenLogprob(b"\xf0", None, [(b"x", -0.5)])]),
+    wire.Done(
+        id=1, finish_reason="stop", n_prompt=9, n_cached=3, n_generated=2, prompt_ms=0.5, predicted_ms=1.5
+    ),
+    wire.Failed(id=2, kind="BadRequest", message="no", param="messages"),
+    wire.Beat(),
+]
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    """The data in pieces."""
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+@given(st.lists(st.integers(0, 10_000)))
+def test_frames_read_the_same_however_they_are_cut(places: list[int]) -> None:
+    data = wire.frame(TO_WORKER) + wire.frame([]) + wire.frame(TO_WORKER[:1])
+    reader = wire.WorkerReader()
+    got = [message for piece in cut(data, places) for message in reader.feed(piece)]
+    assert got == [*TO_WORKER, TO_WORKER[0]]
+
+
+def test_frames_read_byte_by_byte() -> None:
+    reader = wire.ServerReader()
+    got = [m for byte in wire.frame(TO_SERVER) for m in reader.feed(bytes([byte]))]
+    assert got == TO_SERVER
+
+
+def test_an_absurd_length_is_refused_before_it_is_awaited() -> None:
+    with pytest.raises(wire.WireError, match="claims"):
+        wire.ServerReader().feed(b"\xff\xff\xff\xff")
+
+
+@given(st.binary(max_size=64))
+def test_garbage_is_a_wire_error_and_nothing_else(body: bytes) -> None:
+    reader = wire.ServerReader()
+    try:
+        for message in reader.feed(len(body).to_bytes(4, "big") + body):
+            assert isinstance(message, wire.ToServer)
+    except wire.WireError:
+        pass
+
+
+def test_messages_for_the_other_side_are_refused() -> None:
+    with pytest.raises(wire.WireError):
+        wire.ServerReader().feed(wire.frame(TO_WORKER))
+
+
+def test_a_frame_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_FRAME", 8)
+    with pytest.raises(wire.WireError, match="limit"):
+        wire.frame(TO_WORKER)

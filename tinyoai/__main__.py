@@ -1,0 +1,12 @@
+"""`python -m tinyoai`: the same as the `tinyoai` command.
+
+It owns nothing but the exit code.
+It must not know what the command does.
+"""
+
+import sys
+
+from tinyoai.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""From a worker's events to an answer's parts: merging, folding, counting, streaming.
+
+Owns what both completion endpoints share: one event stream per choice, all merged in order of first
+appearance; an unstreamed answer is a fold over the same events. It must not know prompts or
+templates, nor how tokens are made.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
+import msgspec
+
+from tinyoai import errors, wire
+from tinyoai.api import schema
+from tinyoai.models.pool import Lease
+from tinyoai.web import sse
+from tinyoai.web.exchange import Exchange
+
+PING_S = 15.0
+"""Seconds of silence in a stream after which a comment keeps proxies awake."""
+
+Make = Callable[[int], wire.Generate]
+Indexed = tuple[int, wire.Accepted | wire.Delta | wire.Done]
+
+encode = msgspec.json.Encoder().encode
+
+
+# -- many streams as one -----------------------------------------------------------------------------
+
+
+async def events(lease: Lease, makes: Sequence[Make]) -> AsyncGenerator[Indexed, None]:
+    """All choices' events, each with its index; indices first appear in ascending order.
+
+    Raises the errors.ApiError that a Failed stands for. Closing the generator cancels what runs.
+    """
+    if len(makes) == 1:
+        async with aclosing(lease.generate(makes[0])) as stream:
+            async for event in stream:
+                yield 0, _good(event)
+        return
+    queue: asyncio.Queue[tuple[int, wire.Event | BaseException | None]] = asyncio.Queue()
+
+    async def pump(index: int) -> None:
+        try:
+            async with aclosing(lease.generate(makes[index])) as stream:
+                async for event in stream:
+                    queue.put_nowait((index, event))
+        except errors.ApiError as error:
+            queue.put_nowait((index, error))
+        finally:
+            queue.put_nowait((index, None))
+
+    tasks = [asyncio.create_task(pump(index)) for index in range(len(makes))]
+    early: dict[int, deque[wire.Event]] = {}
+    n_seen, n_ended = 0, 0
+    try:
+        while n_ended < len(tasks):
+            index, said = await queue.get()
+            if said is None:
+                n_ended += 1
+                continue
+            if isinstance(said, BaseException):
+                raise said
+            if index > n_seen:
+                early.setdefault(index, deque()).append(said)
+                continue
+            yield index, _good(said)
+            if index == n_seen:
+                n_seen += 1
+                while n_seen in early:
+                    for held in early.pop(n_seen):
+                        yield n_seen, _good(held)
+                    n_seen += 1
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _good(event: wire.Event) -> wire.Accepted | wire.Delta | wire.Done:
+    if isinstance(event, wire.Failed):
+        raise errors.by_name(
+            event.kind, event.message, param=event.param, code=event.code, retry_after=event.retry_after
+        )
+    return event
+
+
+# -- what an answer is made of -------------------------------------------------------------------------
+
+
+class Folded:
+    """One choice, added up from its events."""
+
+    __slots__ = ("done", "logprobs", "texts")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.logprobs: list[wire.TokenLogprob] = []
+        self.done: wire.Done | None = None
+
+    @property
+    def text(self) -> str:
+        """All of its text."""
+        return "".join(self.texts)
+
+    @property
+    def finish_reason(self) -> wire.FinishReason:
+        """Why it ended."""
+        return self.done.finish_reason if self.done else "stop"
+
+    def add(self, event: wire.Accepted | wire.Delta | wire.Done) -> None:
+        """One more event."""
+        if isinstance(event, wire.Delta):
+            self.texts.append(event.text)
+            self.logprobs += event.logprobs
+        elif isinstance(event, wire.Done):
+            self.done = event
+
+
+async def fold(stream: AsyncGenerator[Indexed, None], n: int) -> list[Folded]:
+    """The choices, whole. Raises errors.ApiError as the stream does."""
+    folded = [Folded() for _ in range(n)]
+    async with aclosing(stream):
+        async for index, event in stream:
+            folded[index].add(event)
+    return folded
+
+
+def usage(dones: Sequence[wire.Done], per_prompt: int) -> schema.Usage:
+    """The counts of one request with `per_prompt` choices for each prompt: a prompt counts once."""
+    prompts = dones[::per_prompt]
+    n_prompt = sum(done.n_prompt for done in prompts)
+    n_generated = sum(done.n_generated for done in dones)
+    return schema.Usage(
+        prompt_tokens=n_prompt,
+        completion_tokens=n_generated,
+        total_tokens=n_prompt + n_generated,
+        prompt_tokens_details=schema.PromptTokensDetails(
+            cached_tokens=sum(done.n_cached for done in prompts)
+        ),
+    )
+
+
+def timings(dones: Sequence[wire.Done]) -> schema.Timings:
+    """Times and speeds over all choices: milliseconds, and tokens a second."""
+    n_cached = sum(done.n_cached for done in dones)
+    n_prompt = sum(done.n_prompt for done in dones) - n_cached
+    n_generated = sum(done.n_generated for done in dones)
+    prompt_ms = sum(done.prompt_ms for done in dones)
+    predicted_ms = sum(done.predicted_ms for done in dones)
+    return schema.Timings(
+        cache_n=n_cached,
+        prompt_n=n_prompt,
+        prompt_ms=prompt_ms,
+        prompt_per_token_ms=prompt_ms / max(1, n_prompt),
+        prompt_per_second=_rate(n_prompt, prompt_ms),
+        predicted_n=n_generated,
+        predicted_ms=predicted_ms,
+        predicted_per_token_ms=predicted_ms / max(1, n_generated),
+        predicted_per_second=_rate(n_generated, predicted_ms),
+    )
+
+
+def _rate(count: int, milliseconds: float) -> float:
+    return count / milliseconds * 1000.0 if milliseconds > 0 else 0.0
+
+
+def fingerprint(ready: wire.Ready) -> str:
+    """Changes when equal seeds may give other text: with the model, its engine or the sampler."""
+    what = (
+        ready.name,
+        ready.architecture,
+        ready.quantization,
+        ready.n_params,
+        ready.file_size,
+        ready.version,
+    )
+    return "fp_" + hashlib.sha256(repr(what).encode()).hexdigest()[:12]
+
+
+def new_id(prefix: str) -> str:
+    """A unique id such as `chatcmpl-...`."""
+    return f"{prefix}-{secrets.token_hex(12)}"
+
+
+def now() -> int:
+    """The wall clock in whole seconds, for `created` and nothing else."""
+    return int(time.time())
+
+
+def text(piece: bytes) -> str:
+    """A token's bytes as text; what is no code point by itself becomes U+FFFD."""
+    return piece.decode("utf-8", "replace")
+
+
+# -- sampling ------------------------------------------------------------------------------------------
+
+
+def sampling(request: schema.Generation) -> wire.Sampling:
+    """What the client asked for, over OpenAI's defaults; without a seed, a fresh one."""
+    seed = secrets.randbits(63) if request.seed is None else request.seed & (2**64 - 1)
+
+    def given(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    return wire.Sampling(
+        temperature=given(request.temperature, 1.0),
+        top_k=max(0, request.top_k or 0),
+        top_p=given(request.top_p, 1.0),
+        min_p=given(request.min_p, 0.0),
+        repeat_penalty=given(request.repeat_penalty, 1.0),
+        presence_penalty=given(request.presence_penalty, 0.0),
+        frequency_penalty=given(request.frequency_penalty, 0.0),
+        logit_bias=schema.logit_bias(request),
+        seed=seed,
+    )
+
+
+def repeatable(request: schema.Generation) -> bool:
+    """Whether the client may expect the same answer again."""
+    return request.seed is not None or request.temperature == 0
+
+
+def seeded(base: wire.Sampling, index: int) -> wire.Sampling:
+    """The same for choice `index`: every choice draws from a seed of its own."""
+    return msgspec.structs.replace(base, seed=(base.seed + index) & (2**64 - 1)) if index else base
+
+
+# -- streaming -----------------------------------------------------------------------------------------
+
+
+class Chunks(Protocol):
+    """How an endpoint words its stream."""
+
+    def first(self, index: int) -> bytes | None:
+        """The chunk that opens a choice, if the endpoint has one."""
+
+    def delta(self, index: int, event: wire.Delta) -> bytes:
+        """A chunk of text."""
+
+    def last(self, index: int, done: wire.Done) -> bytes:
+        """The chunk that ends a choice."""
+
+    def counts(self, dones: Sequence[wire.Done]) -> bytes | None:
+        """The usage chunk, if it was asked for."""
+
+
+async def stream(exchange: Exchange, source: AsyncGenerator[Indexed, None], chunks: Chunks) -> None:
+    """Sends events as they come. A failure before the first is raised, later it is an error event."""
+    dones: dict[int, wire.Done] = {}
+    ping: _Ping | None = None
+    chunked = False
+    try:
+        async with aclosing(source):
+            async for index, event in source:
+                if isinstance(event, wire.Delta):
+                    exchange.send(sse.event(chunks.delta(index, event), chunked))
+                    if exchange.congested:
+                        await exchange.drain()
+                    continue
+                if isinstance(event, wire.Accepted):
+                    if ping is None:
+                        exchange.start_stream()
+                        chunked = exchange.chunked
+                        ping = _Ping(exchange, chunked)
+                    data = chunks.first(index)
+                else:
+                    dones[index] = event
+                    data = chunks.last(index, event)
+                if data is not None:
+                    exchange.send(sse.event(data, chunked))
+        data = chunks.counts([dones[index] for index in sorted(dones)])
+        if data is not None:
+            exchange.send(sse.event(data, chunked))
+        exchange.send(sse.done(chunked))
+        exchange.end_stream()
+    except errors.ApiError as error:
+        if ping is None:
+            raise
+        exchange.send(sse.event(error.body(), chunked))
+        exchange.end_stream(close_after=True)
+    finally:
+        if ping is not None:
+            ping.stop()
+
+
+class _Ping:
+    """Sends a comment whenever a stream was silent for PING_S; one timer, not one for each event."""
+
+    def __init__(self, exchange: Exchange, chunked: bool) -> None:
+        self._exchange = exchange
+        self._comment = sse.comment("ping", chunked)
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(PING_S, self._fire)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _fire(self) -> None:
+        silent = self._loop.time() - self._exchange.last_sent
+        if silent >= PING_S:
+            self._exchange.send(self._comment)
+            silent = 0.0
+        self._timer = self._loop.call_later(PING_S - silent, self._fire)

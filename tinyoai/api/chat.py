@@ -1,0 +1,160 @@
+"""POST /v1/chat/completions: messages in, one or more answers out.
+
+Owns what a chat request means and how its answers are worded. It must not know tokens, nor how
+events are merged and sent.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+
+from tinyoai import wire
+from tinyoai.api import answers, schema
+from tinyoai.models.pool import Lease, Pool
+from tinyoai.text import template
+from tinyoai.web.exchange import Exchange
+
+
+class Chat:
+    """The endpoint."""
+
+    def __init__(self, pool: Pool, chat_template: str) -> None:
+        self._pool = pool
+        self._template = chat_template
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answers one request. Raises errors.ApiError for all that can be refused."""
+        request = schema.chat_request(await exchange.read_body())
+        async with self._pool.lease(request.model) as lease:
+            await self._answer(exchange, request, lease)
+
+    async def _answer(self, exchange: Exchange, request: schema.ChatRequest, lease: Lease) -> None:
+        ready, n = lease.ready, request.n or 1
+        source = answers.events(lease, self._makes(request, ready, n))
+        if request.stream:
+            await answers.stream(exchange, source, _Chunks(request, ready))
+            return
+        folded = await answers.fold(source, n)
+        dones = [choice.done for choice in folded if choice.done]
+        body = schema.ChatCompletion(
+            id=answers.new_id("chatcmpl"),
+            created=answers.now(),
+            model=request.model,
+            system_fingerprint=answers.fingerprint(ready),
+            choices=[
+                schema.ChatChoice(
+                    index=index,
+                    message=schema.AnswerMessage(content=choice.text),
+                    logprobs=_logprobs(choice.logprobs) if request.logprobs else None,
+                    finish_reason=choice.finish_reason,
+                )
+                for index, choice in enumerate(folded)
+            ],
+            usage=answers.usage(dones, n),
+            timings=answers.timings(dones),
+        )
+        exchange.respond(200, answers.encode(body))
+
+    def _makes(self, request: schema.ChatRequest, ready: wire.Ready, n: int) -> list[answers.Make]:
+        messages = [
+            template.Message(role=message.role, content=schema.content(message, index))
+            for index, message in enumerate(request.messages)
+        ]
+        name = self._template
+        if name == "auto":
+            name = template.detect(ready.chat_template, ready.special)
+        rendered = template.render(name, messages, special=ready.special)
+        base = answers.sampling(request)
+        limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
+
+        def make(index: int, call_id: int) -> wire.Generate:
+            return wire.Generate(
+                id=call_id,
+                prompt=rendered.segments,
+                sampling=answers.seeded(base, index),
+                max_tokens=min(limits, default=None),
+                min_tokens=request.min_tokens or 0,
+                stop=[*schema.stops(request), *rendered.stop],
+                ignore_eos=bool(request.ignore_eos),
+                exact=answers.repeatable(request),
+                logprobs=(request.top_logprobs or 0) if request.logprobs else -1,
+                strip_space=True,
+                param="messages",
+            )
+
+        return [partial(make, index) for index in range(n)]
+
+
+def _logprobs(entries: Sequence[wire.TokenLogprob]) -> schema.ChatLogprobs:
+    return schema.ChatLogprobs(
+        content=[
+            schema.TokenLogprob(
+                token=answers.text(entry.piece),
+                logprob=entry.logprob or 0.0,
+                bytes=list(entry.piece),
+                top_logprobs=[
+                    schema.TopLogprob(token=answers.text(piece), logprob=logprob, bytes=list(piece))
+                    for piece, logprob in entry.top
+                ],
+            )
+            for entry in entries
+        ]
+    )
+
+
+class _Chunks:
+    """A chat stream's wording. A chunk of text is joined from ready-made bytes around it."""
+
+    def __init__(self, request: schema.ChatRequest, ready: wire.Ready) -> None:
+        self._usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._logprobs = bool(request.logprobs)
+        self._chunk = schema.ChatChunk(
+            id=answers.new_id("chatcmpl"),
+            created=answers.now(),
+            model=request.model,
+            system_fingerprint=answers.fingerprint(ready),
+            choices=[],
+            usage=None if self._usage else msgspec.UNSET,
+        )
+        self._n = request.n or 1
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
+
+    def first(self, index: int) -> bytes:
+        mark = "\N{OBJECT REPLACEMENT CHARACTER}"
+        whole = self._worded(schema.ChunkChoice(index=index, delta=schema.ChoiceDelta(content=mark)))
+        before, _, after = whole.rpartition(answers.encode(mark))
+        self._frames[index] = (before, after)
+        return self._worded(
+            schema.ChunkChoice(index=index, delta=schema.ChoiceDelta(role="assistant", content=""))
+        )
+
+    def delta(self, index: int, event: wire.Delta) -> bytes:
+        if self._logprobs:
+            return self._worded(
+                schema.ChunkChoice(
+                    index=index,
+                    delta=schema.ChoiceDelta(content=event.text),
+                    logprobs=_logprobs(event.logprobs),
+                )
+            )
+        before, after = self._frames[index]
+        return before + answers.encode(event.text) + after
+
+    def last(self, index: int, done: wire.Done) -> bytes:
+        choice = schema.ChunkChoice(index=index, delta=schema.ChoiceDelta(), finish_reason=done.finish_reason)
+        return answers.encode(
+            msgspec.structs.replace(self._chunk, choices=[choice], timings=answers.timings([done]))
+        )
+
+    def counts(self, dones: Sequence[wire.Done]) -> bytes | None:
+        if not self._usage:
+            return None
+        return answers.encode(
+            msgspec.structs.replace(
+                self._chunk, usage=answers.usage(dones, self._n), timings=answers.timings(dones)
+            )
+        )
+
+    def _worded(self, choice: schema.ChunkChoice) -> bytes:
+        return answers.encode(msgspec.structs.replace(self._chunk, choices=[choice]))

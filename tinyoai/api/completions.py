@@ -1,0 +1,171 @@
+"""POST /v1/completions: the legacy endpoint, a prompt in and its continuation out.
+
+Owns what such a request means and how its answers are worded. It must not know tokens, nor how
+events are merged and sent.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+
+from tinyoai import wire
+from tinyoai.api import answers, schema
+from tinyoai.models.pool import Lease, Pool
+from tinyoai.web.exchange import Exchange
+
+DEFAULT_MAX_TOKENS = 16
+
+
+class Completions:
+    """The endpoint."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answers one request. Raises errors.ApiError for all that can be refused."""
+        request = schema.completion_request(await exchange.read_body())
+        async with self._pool.lease(request.model) as lease:
+            await self._answer(exchange, request, lease)
+
+    async def _answer(self, exchange: Exchange, request: schema.CompletionRequest, lease: Lease) -> None:
+        ready, n = lease.ready, request.n or 1
+        best_of = request.best_of or n
+        prompts = schema.prompts(request)
+        if len(prompts) * best_of > schema.MAX_PROMPTS:
+            raise schema.too_many(len(prompts), best_of)
+        makes = self._makes(request, prompts, best_of)
+        source = answers.events(lease, makes)
+        if request.stream:
+            await answers.stream(exchange, source, _Chunks(request, ready, n))
+            return
+        folded = await answers.fold(source, len(makes))
+        dones = [choice.done for choice in folded if choice.done]
+        chosen = [
+            choice
+            for at in range(0, len(folded), best_of)
+            for choice in sorted(folded[at : at + best_of], key=_likelihood, reverse=best_of > n)[:n]
+        ]
+        body = schema.Completion(
+            id=answers.new_id("cmpl"),
+            created=answers.now(),
+            model=request.model,
+            system_fingerprint=answers.fingerprint(ready),
+            choices=[
+                schema.CompletionChoice(
+                    index=index,
+                    text=choice.text,
+                    logprobs=_logprobs(choice.logprobs, 0, request.logprobs)
+                    if request.logprobs is not None
+                    else None,
+                    finish_reason=choice.finish_reason,
+                )
+                for index, choice in enumerate(chosen)
+            ],
+            usage=answers.usage(dones, best_of),
+            timings=answers.timings(dones),
+        )
+        exchange.respond(200, answers.encode(body))
+
+    def _makes(
+        self, request: schema.CompletionRequest, prompts: Sequence[str | list[int]], best_of: int
+    ) -> list[answers.Make]:
+        base = answers.sampling(request)
+        max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+        logprobs = -1 if request.logprobs is None else request.logprobs
+        if best_of > (request.n or 1):
+            logprobs = max(0, logprobs)
+
+        def make(prompt: str | list[int], index: int, call_id: int) -> wire.Generate:
+            segments: list[wire.Segment] = (
+                [wire.Special("bos"), wire.Text(prompt)] if isinstance(prompt, str) else [wire.Ids(prompt)]
+            )
+            return wire.Generate(
+                id=call_id,
+                prompt=segments,
+                sampling=answers.seeded(base, index),
+                max_tokens=max_tokens,
+                min_tokens=request.min_tokens or 0,
+                stop=schema.stops(request),
+                ignore_eos=bool(request.ignore_eos),
+                exact=answers.repeatable(request),
+                logprobs=logprobs,
+                echo=bool(request.echo),
+                param="prompt",
+            )
+
+        return [partial(make, prompt, index) for prompt in prompts for index in range(best_of)]
+
+
+def _likelihood(choice: answers.Folded) -> float:
+    """The mean log-probability of its tokens: what best_of ranks by."""
+    known = [entry.logprob for entry in choice.logprobs if entry.logprob is not None]
+    return sum(known) / len(known) if known else 0.0
+
+
+def _logprobs(
+    entries: Sequence[wire.TokenLogprob], offset: int, n_top: int | None
+) -> schema.CompletionLogprobs:
+    """The legacy form; `offset` is where the first token begins, in characters of the whole text."""
+    tokens = [answers.text(entry.piece) for entry in entries]
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token)
+    return schema.CompletionLogprobs(
+        tokens=tokens,
+        token_logprobs=[entry.logprob for entry in entries],
+        top_logprobs=[
+            None if entry.logprob is None else {answers.text(piece): logprob for piece, logprob in entry.top}
+            for entry in entries
+        ]
+        if n_top
+        else None,
+        text_offset=offsets,
+    )
+
+
+class _Chunks:
+    """The legacy stream's wording: every event is a whole completion object with a piece of text."""
+
+    def __init__(self, request: schema.CompletionRequest, ready: wire.Ready, n: int) -> None:
+        self._usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._n_top = request.logprobs
+        self._n = n
+        self._offsets: dict[int, int] = {}
+        self._chunk = schema.Completion(
+            id=answers.new_id("cmpl"),
+            created=answers.now(),
+            model=request.model,
+            system_fingerprint=answers.fingerprint(ready),
+            choices=[],
+            usage=None if self._usage else msgspec.UNSET,
+        )
+
+    def first(self, index: int) -> None:
+        return None
+
+    def delta(self, index: int, event: wire.Delta) -> bytes:
+        logprobs = None
+        if self._n_top is not None:
+            offset = self._offsets.get(index, 0)
+            logprobs = _logprobs(event.logprobs, offset, self._n_top)
+            self._offsets[index] = offset + sum(len(token) for token in logprobs.tokens)
+        choice = schema.CompletionChoice(index=index, text=event.text, logprobs=logprobs)
+        return answers.encode(msgspec.structs.replace(self._chunk, choices=[choice]))
+
+    def last(self, index: int, done: wire.Done) -> bytes:
+        choice = schema.CompletionChoice(index=index, text="", finish_reason=done.finish_reason)
+        return answers.encode(
+            msgspec.structs.replace(self._chunk, choices=[choice], timings=answers.timings([done]))
+        )
+
+    def counts(self, dones: Sequence[wire.Done]) -> bytes | None:
+        if not self._usage:
+            return None
+        return answers.encode(
+            msgspec.structs.replace(
+                self._chunk, usage=answers.usage(dones, self._n), timings=answers.timings(dones)
+            )
+        )

@@ -1,0 +1,469 @@
+"""The shapes of requests and answers: every bound and enum lives in a type here.
+
+Owns decoding and its error messages. `null` for an optional field means absent; unknown fields are
+ignored, known ones are checked. It must not know models, workers or sockets.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from tinyoai import errors
+
+MAX_MESSAGES = 2048
+MAX_PROMPTS = 128
+MAX_STOPS = 64
+MAX_STOP_BYTES = 1024
+MAX_LOGIT_BIAS = 1024
+
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+RepeatPenalty = Annotated[float, Meta(gt=0, le=10)]
+TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Natural = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Choices = Annotated[int, Meta(ge=1, le=16)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+class StreamOptions(Struct, kw_only=True):
+    """What a stream carries besides its text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ContentPart(Struct, kw_only=True):
+    """A part of a message's content; only text can be read here."""
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(Struct, kw_only=True):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class ResponseFormat(Struct, kw_only=True):
+    """The form of the answer; only plain text so far."""
+
+    type: str
+
+
+class Generation(Struct, kw_only=True):
+    """The fields that both completion endpoints share."""
+
+    model: ModelName
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: Fraction | None = None
+    top_k: TopK | None = None
+    min_p: Fraction | None = None
+    n: Choices | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    min_tokens: Count | None = None
+    ignore_eos: bool | None = None
+    user: str | None = None
+
+
+class ChatRequest(Generation, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Natural | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[str] | None = None
+
+
+class CompletionRequest(Generation, kw_only=True):
+    """The body of POST /v1/completions."""
+
+    prompt: str | list[str | TokenId | list[TokenId]]
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    best_of: Choices | None = None
+
+
+T = TypeVar("T")
+
+_PATH = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`$")
+_chat = msgspec.json.Decoder(ChatRequest)
+_completion = msgspec.json.Decoder(CompletionRequest)
+
+
+def _decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
+    if not body.strip():
+        raise errors.InvalidJson("the request has no body; send a JSON object")
+    try:
+        body.decode()  # msgspec skips unknown fields unread, and would let broken text through there
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise errors.InvalidJson(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise errors.InvalidJson("the body is nested too deeply") from None
+
+
+def _explain(message: str) -> errors.BadRequest:
+    """msgspec tells where only in its message: `... - at `$.messages[0].role``."""
+    found = _PATH.match(message)
+    what, path = (found["what"], found["path"]) if found else (message, "$")
+    param = path.removeprefix("$").removeprefix(".").replace("[...]", "")
+    missing = _MISSING.match(what)
+    if missing:
+        param = f"{param}.{missing['field']}" if param else missing["field"]
+        return errors.BadRequest(f"the field {param!r} is required", param=param)
+    if not param:
+        return errors.BadRequest(f"the body must be a JSON object: {_lower(what)}")
+    return errors.BadRequest(f"{param}: {_lower(what)}", param=param)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def chat_request(body: bytes) -> ChatRequest:
+    """The typed request. Raises errors.BadRequest with the field's name in `param`."""
+    request = _decode(_chat, body)
+    _check(request)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise errors.BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    if request.max_tokens == 0:
+        raise errors.BadRequest("max_tokens: expected at least 1", param="max_tokens")
+    for field in ("tools", "functions"):
+        if getattr(request, field):
+            raise errors.BadRequest(f"{field}: this server does not call tools; leave it out", param=field)
+    if request.response_format is not None and request.response_format.type != "text":
+        raise errors.BadRequest(
+            "response_format: only the type 'text' is supported; leave it out", param="response_format"
+        )
+    if request.modalities is not None and request.modalities != ["text"]:
+        raise errors.BadRequest("modalities: only ['text'] is supported", param="modalities")
+    return request
+
+
+def completion_request(body: bytes) -> CompletionRequest:
+    """The typed request. Raises errors.BadRequest with the field's name in `param`."""
+    request = _decode(_completion, body)
+    _check(request)
+    if request.suffix:
+        raise errors.BadRequest(
+            "suffix: this model has no infill tokens, so it cannot fill a gap; leave it out", param="suffix"
+        )
+    if request.best_of is not None:
+        if request.best_of < (request.n or 1):
+            raise errors.BadRequest("best_of must be at least n", param="best_of")
+        if request.stream and request.best_of > (request.n or 1):
+            raise errors.BadRequest(
+                "best_of cannot be streamed: the best answer is known only at the end", param="best_of"
+            )
+    return request
+
+
+def _check(request: Generation) -> None:
+    for field, text in _texts(request):
+        if "\0" in text:
+            raise errors.BadRequest(f"{field}: the text holds a NUL character; take it out", param=field)
+    for stop in stops(request):
+        if not stop:
+            raise errors.BadRequest("stop: an empty string would stop every answer at once", param="stop")
+        if len(stop.encode()) > MAX_STOP_BYTES:
+            raise errors.BadRequest(f"stop: a sequence is over {MAX_STOP_BYTES} bytes long", param="stop")
+    if len(stops(request)) > MAX_STOPS:
+        raise errors.BadRequest(f"stop: at most {MAX_STOPS} sequences are possible", param="stop")
+    if len(request.logit_bias or {}) > MAX_LOGIT_BIAS:
+        raise errors.BadRequest(f"logit_bias: at most {MAX_LOGIT_BIAS} tokens", param="logit_bias")
+
+
+def _texts(request: Generation) -> list[tuple[str, str]]:
+    if isinstance(request, ChatRequest):
+        return [
+            (f"messages[{i}].content", text)
+            for i, message in enumerate(request.messages)
+            for text in _content_texts(message)
+        ]
+    if isinstance(request, CompletionRequest):
+        prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+        return [("prompt", prompt) for prompt in prompts if isinstance(prompt, str)]
+    return []
+
+
+def _content_texts(message: ChatMessage) -> list[str]:
+    if isinstance(message.content, str):
+        return [message.content]
+    return [part.text or "" for part in message.content or ()]
+
+
+def stops(request: Generation) -> list[str]:
+    """The stop sequences as a list."""
+    if request.stop is None:
+        return []
+    return [request.stop] if isinstance(request.stop, str) else request.stop
+
+
+def logit_bias(request: Generation) -> dict[int, float]:
+    """Token id to bias. Raises errors.BadRequest for a key that is no token id."""
+    found = {}
+    for key, bias in (request.logit_bias or {}).items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 9):
+            raise errors.BadRequest(f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
+        found[int(key)] = bias
+    return found
+
+
+def content(message: ChatMessage, index: int) -> str:
+    """A message's text, its parts joined. Raises errors.BadRequest for what is not text."""
+    if message.content is None:
+        if message.role == "assistant":
+            return ""
+        field = f"messages[{index}].content"
+        raise errors.BadRequest(f"{field}: a {message.role} message needs a content", param=field)
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for i, part in enumerate(message.content):
+        field = f"messages[{index}].content[{i}]"
+        if part.type not in ("text", "refusal"):
+            raise errors.BadRequest(
+                f"{field}: this model reads text only, not {part.type[:40]!r}; send parts of type 'text'",
+                param=field,
+            )
+        if part.text is None:
+            raise errors.BadRequest(f"{field}: a text part needs a 'text'", param=field)
+        texts.append(part.text)
+    return "".join(texts)
+
+
+def prompts(request: CompletionRequest) -> list[str | list[int]]:
+    """The prompts in order: each a text or token ids. Raises errors.BadRequest for a mixture."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise errors.BadRequest("prompt: the list is empty", param="prompt")
+    if all(isinstance(item, int) for item in prompt):
+        return [[item for item in prompt if isinstance(item, int)]]
+    if len(prompt) > MAX_PROMPTS:
+        raise errors.BadRequest(f"prompt: at most {MAX_PROMPTS} prompts in one request", param="prompt")
+    if all(isinstance(item, str) for item in prompt):
+        return [item for item in prompt if isinstance(item, str)]
+    if all(isinstance(item, list) for item in prompt):
+        return [item for item in prompt if isinstance(item, list)]
+    raise errors.BadRequest("prompt: texts, token ids and lists of token ids cannot be mixed", param="prompt")
+
+
+def too_many(n_prompts: int, per_prompt: int) -> errors.BadRequest:
+    """The refusal of a request for more answers than one request may have."""
+    return errors.BadRequest(
+        f"{n_prompts} prompts with {per_prompt} answers each are over the {MAX_PROMPTS} that one request "
+        "may ask for; send several requests",
+        param="prompt",
+    )
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+class PromptTokensDetails(Struct, kw_only=True):
+    """How the prompt was come by."""
+
+    cached_tokens: int
+    audio_tokens: int = 0
+
+
+class Usage(Struct, kw_only=True):
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Timings(Struct, kw_only=True):
+    """How long it took. `_n` counts tokens evaluated, cached ones not among them."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_token_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_token_ms: float
+    predicted_per_second: float
+
+
+class TopLogprob(Struct, kw_only=True):
+    """A token that could have stood there."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(Struct, kw_only=True):
+    """A token of the answer, and the likeliest in its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct, kw_only=True):
+    """Log-probabilities of a chat answer."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class CompletionLogprobs(Struct, kw_only=True):
+    """Log-probabilities in the legacy form: parallel lists."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class AnswerMessage(Struct, kw_only=True):
+    """What the model said."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Struct, kw_only=True):
+    """One of `n` answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+
+
+class ChatCompletion(Struct, kw_only=True):
+    """The answer of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    timings: Timings
+
+
+class ChoiceDelta(Struct, kw_only=True, omit_defaults=True):
+    """What a chunk adds to a choice."""
+
+    role: str | None = None
+    content: str | None = None
+
+
+class ChunkChoice(Struct, kw_only=True):
+    """One choice in a chunk."""
+
+    index: int
+    delta: ChoiceDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class ChatChunk(Struct, kw_only=True):
+    """One event of a chat stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    timings: Timings | msgspec.UnsetType = msgspec.UNSET
+
+
+class CompletionChoice(Struct, kw_only=True):
+    """One of the answers of the legacy endpoint, whole or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class Completion(Struct, kw_only=True):
+    """The answer of POST /v1/completions, and each event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    timings: Timings | msgspec.UnsetType = msgspec.UNSET
+
+
+class Model(Struct, kw_only=True):
+    """A model's card."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "tinyoai"
+
+
+class ModelList(Struct, kw_only=True):
+    """The answer of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ModelHealth(Struct, kw_only=True):
+    """How one model is; `reason` says why it is not ready."""
+
+    id: str
+    state: str
+    reason: str
+
+
+class Health(Struct, kw_only=True):
+    """The answer of GET /health."""
+
+    status: Literal["ok", "loading", "failed", "draining"]
+    models: list[ModelHealth]

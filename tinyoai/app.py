@@ -1,0 +1,227 @@
+"""The roof: builds everything from a Config, runs it, and takes it down in order.
+
+Owns the event loop, the signals, what is printed at start, and the order of an end: stop accepting,
+let answers finish within the grace time, end the rest, then the workers. It must not know how any
+room does its work.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from tinyoai import __version__, errors, log, wire
+from tinyoai.api.chat import Chat
+from tinyoai.api.completions import Completions
+from tinyoai.api.models import Models
+from tinyoai.config import Config
+from tinyoai.models.pool import Pool
+from tinyoai.web.guard import Guard
+from tinyoai.web.protocol import Limits, Server
+from tinyoai.web.router import Router
+
+logger = logging.getLogger("tinyoai.app")
+
+BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
+PROGRESS_S = 1.0
+"""Loading longer than this is told about."""
+
+
+def run(config: Config) -> int:
+    """Serves until told to stop; returns the exit code. Raises errors.UsageError if it cannot start."""
+    log.setup(config.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_App(config).serve())
+
+
+def _load(config: Config) -> tuple[wire.Load, int]:
+    """What the worker is told, and when the model's file was made."""
+    if config.engine == "fake":
+        return _wire_load(config, "", config.model_name or "fake"), 0
+    path = Path(config.model) if config.model else BUILTIN
+    try:
+        made = int(path.stat().st_mtime)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise errors.UsageError(f"the model file {path} cannot be read: {reason}", exit_code=1) from None
+    return _wire_load(config, str(path.absolute()), config.model_name or path.stem), made
+
+
+def _wire_load(config: Config, path: str, name: str) -> wire.Load:
+    return wire.Load(
+        path=path,
+        name=name,
+        engine=config.engine,
+        model_type=config.model_type or None,
+        n_ctx=config.ctx_size,
+        n_slots=config.parallel,
+        n_batch=config.batch_size,
+        n_threads=config.threads,
+        n_queue=config.max_queue,
+        n_gpu_layers=config.gpu_layers,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises errors.UsageError naming the address and what to do."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise errors.UsageError(f"--host: {host!r} is no address of this machine: {error}") from None
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        advice = "; choose another with --port, or 0 for any free one" if error.errno == 98 else ""
+        raise errors.UsageError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}{advice}", exit_code=1
+        ) from None
+    sock.setblocking(False)
+    return sock
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _App:
+    """One server's life."""
+
+    def __init__(self, config: Config) -> None:
+        # as set
+        self._config = config
+        self._load, made = _load(config)
+        # what it is built of
+        self._pool = Pool()
+        self._pool.add(self._load, created=made, timeout=config.load_timeout)
+        self._models = Models(self._pool)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def serve(self) -> int:
+        """From the first socket to the last worker."""
+        config = self._config
+        sock = _listen(config.host, config.port)
+        port = sock.getsockname()[1]
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        web = Server(self._router(), self._guard(), Limits(body_bytes=config.max_body))
+        listener = await loop.create_server(web.protocol_factory, sock=sock)
+        try:
+            ready = await self._first_load()
+            if ready is not None:
+                self._greet(ready, f"http://{shown}:{port}/v1")
+                await self._stop.wait()
+            listener.close()
+            return await self._drain(web)
+        finally:
+            listener.close()
+            web.abort()
+            await self._pool.stop()
+
+    # -- building --------------------------------------------------------------------------------
+
+    def _router(self) -> Router:
+        router = Router()
+        router.add("POST", "/v1/chat/completions", Chat(self._pool, self._config.chat_template))
+        router.add("POST", "/v1/completions", Completions(self._pool))
+        router.add("GET", "/v1/models", self._models.list)
+        router.add("GET", "/v1/models/{id:path}", self._models.one)
+        router.add("GET", "/health", self._models.health)
+        return router
+
+    def _guard(self) -> Guard:
+        names = tuple(name.strip() for name in self._config.allowed_host.split(",") if name.strip())
+        return Guard(loopback=_is_loopback(self._config.host), allowed_hosts=names)
+
+    # -- starting --------------------------------------------------------------------------------
+
+    async def _first_load(self) -> wire.Ready | None:
+        """Loads the model, or None if told to stop meanwhile. Raises errors.UsageError if it is refused."""
+        loading = asyncio.ensure_future(self._pool.first_load(self._load.name))
+        stopping = asyncio.ensure_future(self._stop.wait())
+        progress = asyncio.ensure_future(self._progress())
+        try:
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                return None
+            return loading.result()
+        except errors.TinyoaiError as error:
+            raise errors.UsageError(str(error), exit_code=1) from None
+        finally:
+            for task in (loading, stopping, progress):
+                task.cancel()
+
+    async def _progress(self) -> None:
+        await asyncio.sleep(PROGRESS_S)
+        while True:
+            print(f"loading {self._load.path or self._load.name} ...", file=sys.stderr, flush=True)
+            await asyncio.sleep(10 * PROGRESS_S)
+
+    def _greet(self, ready: wire.Ready, url: str) -> None:
+        size = f", {ready.file_size / 1e6:.1f} MB" if ready.file_size else ""
+        parameters = f", {_short(ready.n_params)} parameters" if ready.n_params else ""
+        body = (
+            f'{{"model": "{ready.name}", "stream": true, '
+            '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+        )
+        lines = [
+            f"tinyoai {__version__} is ready",
+            f"  base URL  {url}",
+            f"  model     {ready.name} ({ready.architecture}, {ready.quantization}{parameters}{size})",
+            f"  context   {ready.n_ctx} tokens, {ready.n_slots} requests at a time",
+            f"  engine    {ready.engine}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
+            "try it:",
+            f"  curl -N {url}/chat/completions -H 'Content-Type: application/json' \\",
+            f"    -d '{body}'",
+        ]
+        if self._config.engine != "fake" and not self._config.model:
+            lines.append("this model is a tiny demonstration; --model FILE serves one of yours")
+        print("\n".join(lines), flush=True)
+        if not _is_loopback(self._config.host):
+            logger.warning(
+                "anyone who can reach %s can use this server: it asks for no key", self._config.host
+            )
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def _drain(self, web: Server) -> int:
+        """Lets running answers finish. 0 if all did; 1 if the time was up or a second signal came."""
+        self._models.draining = True
+        web.begin_drain()
+        idle = asyncio.ensure_future(web.wait_idle(self._config.grace))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({idle, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        finished = idle.done() and idle.result()
+        for task in (idle, hurry):
+            task.cancel()
+        if not finished:
+            logger.warning("ending with answers unfinished")
+        return 0 if finished else 1
+
+
+def _short(count: int) -> str:
+    """12345678 as 12.3 M."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)

@@ -1,0 +1,74 @@
+"""The command line: flags in, a Config out, and what is said when that fails.
+
+Owns the help text and the exit codes: 0 good, 1 it could not be done, 2 the command is wrong. It
+must not know how serving works; `app` does.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from tinyoai import __version__
+from tinyoai.config import OPTIONS, resolve
+from tinyoai.errors import UsageError
+
+_ABOUT = "A small local LLM server that speaks OpenAI's HTTP API."
+
+_EXAMPLES = """\
+examples:
+  tinyoai                                        the built-in model on http://127.0.0.1:8000/v1
+  tinyoai --port 0                               on any free port, which is printed
+  tinyoai --model llama-2-7b-chat.Q4_K_M.gguf    a model of yours
+  tinyoai --model m.gguf --ctx-size 2048 --parallel 2
+  tinyoai --model ggml-gpt2.bin --model-type gpt2
+  TINYOAI_PORT=9000 tinyoai --host 0.0.0.0       for other machines, by the environment too
+
+Every option can also be set by a variable: --ctx-size is TINYOAI_CTX_SIZE. A flag wins over it.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> "None":  # type: ignore[override] # it never returns, by raising
+        raise UsageError(f"{message} (see tinyoai --help)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="tinyoai",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", nargs="?", choices=["serve"], default="serve", help="serve (the default)")
+    parser.add_argument("--version", action="version", version=f"tinyoai {__version__}")
+    for option in OPTIONS:
+        shown = f" (default: {option.default})" if option.default not in ("", 0) else ""
+        if option.name == "port":
+            shown = f" (default: {option.default})"
+        names = "{" + ",".join(c for c in option.choices if c) + "}"
+        parser.add_argument(
+            option.flag,
+            dest=option.name,
+            metavar=names if option.choices else option.metavar,
+            default=argparse.SUPPRESS,
+            help=option.help.replace("%", "%%") + shown,
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        flags = vars(_parser().parse_args(argv))
+        flags.pop("command")
+        config = resolve(flags, os.environ)
+        from tinyoai import app  # late: --help and a wrong flag need no event loop
+
+        return app.run(config)
+    except UsageError as error:
+        print(f"tinyoai: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,214 @@
+"""What can be set, once: name, type, bounds, default and help of every option.
+
+Owns the order flags > environment (TINYOAI_*) > defaults and the checks. `cli` makes flags of
+OPTIONS, so an option added here is a flag, a variable and a line of help. It must not know what
+the values are used for.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from tinyoai.errors import UsageError
+
+ENGINES = ("ctransformers", "fake")
+MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", "replit", "starcoder")
+TEMPLATES = ("auto", "chatml", "llama2", "mistral", "zephyr", "vicuna", "alpaca", "plain")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set. Empty strings and zeros mean: tinyoai chooses."""
+
+    host: str
+    port: int
+    model: str
+    model_type: str
+    model_name: str
+    ctx_size: int
+    threads: int
+    parallel: int
+    batch_size: int
+    gpu_layers: int
+    chat_template: str
+    engine: str
+    max_body: int
+    max_queue: int
+    allowed_host: str
+    grace: float
+    load_timeout: float
+    log_level: str
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One option; `name` is its name in Config, with dashes its flag."""
+
+    name: str
+    default: str | int | float
+    help: str
+    metavar: str = ""
+    low: float = 0
+    high: float = 0
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """The command line's spelling."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment's spelling."""
+        return "TINYOAI_" + self.name.upper()
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        name="host",
+        default="127.0.0.1",
+        metavar="ADDR",
+        help="address to listen on; 0.0.0.0 lets other machines in",
+    ),
+    Option(
+        name="port",
+        default=8000,
+        metavar="N",
+        low=0,
+        high=65535,
+        help="port to listen on; 0 picks a free one and prints it",
+    ),
+    Option(
+        name="model",
+        default="",
+        metavar="FILE",
+        help="a GGUF file, or a legacy GGML file with --model-type; without it the built-in model is served",
+    ),
+    Option(
+        name="model_type",
+        default="",
+        choices=("", *MODEL_TYPES),
+        help="architecture of a legacy GGML file, which does not say it itself",
+    ),
+    Option(
+        name="model_name",
+        default="",
+        metavar="NAME",
+        help="the id that clients use for the model; without it the file's name",
+    ),
+    Option(
+        name="ctx_size",
+        default=0,
+        metavar="N",
+        low=0,
+        high=1 << 20,
+        help="context window in tokens; 0 takes the model's own, at most 4096",
+    ),
+    Option(
+        name="threads",
+        default=0,
+        metavar="N",
+        low=0,
+        high=256,
+        help="threads for one evaluation; 0 measures what is fastest",
+    ),
+    Option(
+        name="parallel",
+        default=4,
+        metavar="N",
+        low=1,
+        high=30,
+        help="requests decoded at the same time; each keeps a KV cache of its own",
+    ),
+    Option(
+        name="batch_size",
+        default=32,
+        metavar="N",
+        low=1,
+        high=512,
+        help="prompt tokens evaluated at once; a cancel waits for at most so many",
+    ),
+    Option(
+        name="gpu_layers",
+        default=0,
+        metavar="N",
+        low=0,
+        high=1000,
+        help="layers to put on a GPU, where the engine's library has one",
+    ),
+    Option(
+        name="chat_template",
+        default="auto",
+        choices=TEMPLATES,
+        help="how messages become a prompt; auto reads it from the model",
+    ),
+    Option(
+        name="engine",
+        default="ctransformers",
+        choices=ENGINES,
+        help="what evaluates the model; fake needs none and repeats what it is told",
+    ),
+    Option(
+        name="max_body", default=4 << 20, metavar="BYTES", low=1024, high=1 << 30, help="largest request body"
+    ),
+    Option(
+        name="max_queue",
+        default=32,
+        metavar="N",
+        low=0,
+        high=100_000,
+        help="requests that may wait for a slot; more are told to try again",
+    ),
+    Option(
+        name="allowed_host",
+        default="",
+        metavar="NAME[,NAME]",
+        help="further names by which a server on a loopback address may be called",
+    ),
+    Option(
+        name="grace",
+        default=20.0,
+        metavar="SECONDS",
+        low=0,
+        high=86_400,
+        help="how long running answers may take to finish when told to stop",
+    ),
+    Option(
+        name="load_timeout",
+        default=300.0,
+        metavar="SECONDS",
+        low=1,
+        high=86_400,
+        help="how long loading the model may take",
+    ),
+    Option(name="log_level", default="info", choices=LOG_LEVELS, help="how much is logged to stderr"),
+)
+
+
+def resolve(flags: Mapping[str, str], environment: Mapping[str, str]) -> Config:
+    """Flags over environment over defaults, checked. Raises UsageError naming where a value came from."""
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        if option.name in flags:
+            values[option.name] = _parse(option, flags[option.name], option.flag)
+        elif environment.get(option.variable):
+            values[option.name] = _parse(option, environment[option.variable], option.variable)
+        else:
+            values[option.name] = option.default
+    return Config(**values)
+
+
+def _parse(option: Option, text: str, source: str) -> str | int | float:
+    if isinstance(option.default, str):
+        if option.choices and text not in option.choices:
+            raise UsageError(f"{source}: {text!r} is not one of {', '.join(c for c in option.choices if c)}")
+        return text
+    kind: Callable[[str], int | float] = int if isinstance(option.default, int) else float
+    try:
+        value = kind(text)
+    except ValueError:
+        noun = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{source}: {text!r} is not {noun}") from None
+    if not option.low <= value <= option.high:
+        raise UsageError(f"{source}: {text} is not between {option.low} and {option.high}")
+    return value
