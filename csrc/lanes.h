@@ -77,11 +77,13 @@ static LANES_TARGET uint64_t LANES(at_least)(const float *x, float low)
 
 /* e[i] = exp((x[i] - top) / T) where x[i] >= low, else 0; returns their sum. x <= top.
  *
- * 1/T comes as a rounded float and what the rounding lost, because an error in it would tilt every weight the
- * same way and move the cut of top_p. exp(z) = 2^k * exp(r), k the whole number nearest z / ln 2, so that
- * |r| <= ln(2)/2; k * ln 2 is taken off in two parts, the first of few enough bits to be exact. The series for
+ * exp(z) = 2^k * exp(r), k the whole number nearest z / ln 2, so that |r| <= ln(2)/2. Two factors come in two
+ * parts, because an error in either would tilt all weights the same way and so move the cut of top_p: ln 2, whose
+ * first part has few enough bits for k times it to be exact, and 1/T, whose second part is what its rounding to a
+ * float lost. The second parts are added to the small r, since the large z would round them away. The series for
  * exp(r) stops after r^7/7!: what is left out is under 6e-9 of it, a tenth of a float's rounding. Below z = -87
- * the weight is 0 (2^k would leave the range of normal floats), which is also what -inf must give. */
+ * the weight is 0 (2^k would leave the range of normal floats), which is also what -inf must give; z stops at -88
+ * to keep k in range. */
 static LANES_TARGET float LANES(weigh)(const float *x, float top, float rate, float rate_rest, float low, float *e)
 {
     const v8f bound = LANES(all)(low), tops = LANES(all)(top);
@@ -91,11 +93,10 @@ static LANES_TARGET float LANES(weigh)(const float *x, float top, float rate, fl
     for (int i = 0; i < BLOCK; i += 8) {
         v8f v = LANES(load)(x + i);
         v8f d = v - tops;
-        v8f z = LANES(max)(d * hi + d * lo, LANES(all)(-88.0f)); /* takes -88 for the NaN of -inf - -inf, too */
+        v8f z = LANES(max)(d * hi, LANES(all)(-88.0f));
         v8f shifted = z * 1.44269504f + round;
         v8f k = shifted - round;
-        v8f r = z - k * 0.693359375f;
-        r = r + k * 2.12194440e-4f;
+        v8f r = (z - k * 0.693359375f) + (d * lo + k * 2.12194440e-4f);
         v8f p = r * (1.0f / 5040) + 1.0f / 720;
         p = p * r + 1.0f / 120;
         p = p * r + 1.0f / 24;

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "order.h"
 
 #if (defined(__x86_64__) || defined(__i386__)) && !defined(TOAI_PORTABLE)
 #define HAVE_AVX2_COPY 1
@@ -61,12 +62,6 @@ struct entry {
     int32_t n_generated; /* times generated */
     float bias;
     int32_t suppress;
-};
-
-/* The candidates: every token with x > this x, and those with x equal and id <= this id. */
-struct cut {
-    float x;
-    int32_t id;
 };
 
 /* Logits as a reader sees them, block after block: raw, or with the adjusted values in place. */
@@ -312,72 +307,6 @@ static void scan_adjusted(toai_sampler *s, struct view view)
             s->lanes.scan(read_block(s, &view, block, patched), 1, s->block_max + block);
         last = block;
     }
-}
-
-/* ---- order -------------------------------------------------------------------------------------------- */
-
-/* A float's place in the order of all floats, as an unsigned whole number (-0 counts as 0). */
-static uint32_t key_of(float x)
-{
-    uint32_t bits;
-    x += 0.0f;
-    memcpy(&bits, &x, sizeof bits);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-static float float_of(uint32_t key)
-{
-    uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* The least float above x; x is finite. */
-static float above(float x)
-{
-    return float_of(key_of(x) + 1);
-}
-
-/* One number per token, greater for the better: by logit, then by lower id. */
-static uint64_t rank(float x, int32_t id)
-{
-    return (uint64_t)key_of(x) << 32 | (uint32_t)~id;
-}
-
-static struct cut cut_of(uint64_t ranked)
-{
-    return (struct cut){float_of((uint32_t)(ranked >> 32)), (int32_t)~(uint32_t)ranked};
-}
-
-/* Moves a[at] down until no child is greater. */
-static void sift(uint64_t *a, int32_t n, int32_t at)
-{
-    uint64_t value = a[at];
-    for (int32_t child; (child = 2 * at + 1) < n; at = child) {
-        child += child + 1 < n && a[child + 1] > a[child];
-        if (a[child] <= value)
-            break;
-        a[at] = a[child];
-    }
-    a[at] = value;
-}
-
-/* Makes a heap, greatest first. O(n). */
-static void make_heap(uint64_t *a, int32_t n)
-{
-    for (int32_t i = n / 2 - 1; i >= 0; i--)
-        sift(a, n, i);
-}
-
-/* Moves the greatest of the n to a[n - 1] and returns it; the rest is a heap of n - 1. O(log n). */
-static uint64_t pop(uint64_t *a, int32_t n)
-{
-    uint64_t best = a[0];
-    a[0] = a[n - 1];
-    a[n - 1] = best;
-    sift(a, n - 1, 0);
-    return best;
 }
 
 /* ---- filters ------------------------------------------------------------------------------------------ */
@@ -775,7 +704,6 @@ int32_t toai_sampler_init(toai_sampler *s, size_t size, const toai_sampler_param
     s->frequency_penalty = p->frequency_penalty;
     s->counts_generated = counts_generated(p);
     s->random = p->seed;
-    s->random = next_random(&s->random); /* so that neighbouring seeds start far apart */
     s->n_entries = s->n_accepted = s->window_at = 0;
     s->result = (toai_sampler_result){0};
     for (int32_t i = 0; i < p->n_bias; i++) {

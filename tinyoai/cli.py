@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = vars(_parser().parse_args(argv))
         flags.pop("command")
         config = resolve(flags, os.environ)
-        from tinyoai import app  # late: --help and a wrong flag need no event loop
+        from tinyoai.app import run  # late: --help and a wrong flag need no event loop
 
-        return app.run(config)
+        return run(config)
     except UsageError as error:
         print(f"tinyoai: {error}", file=sys.stderr)
         return error.exit_code

@@ -58,7 +58,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     int32_t ids[40];
     float bias[40];
 
-    p.n_vocab = 1 + (int32_t)(take(&in, 2) % (n % 4 == 0 ? 12000 : 300));
+    p.n_vocab = 1 + (int32_t)(take(&in, 2) % (n % 16 == 0 ? 12000 : 300));
     p.n_ctx = 40;
     p.temperature = take(&in, 1) % 8 == 0 ? 0 : take(&in, 2) / 6553.6;
     p.top_k = (int32_t)(take(&in, 2) % 3 == 0 ? 0 : take(&in, 2) % 2000);

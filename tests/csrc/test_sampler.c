@@ -109,6 +109,64 @@ static void test_large_vocabulary(void)
     }
 }
 
+/* Errors must not lean to one side: the sum of many weights would show it, and move the cut of top_p. */
+static void test_weights(void)
+{
+    static const double temperatures[] = {0.1, 0.7, 1, 3};
+    static const double depths[] = {0.1, 0.33, 3, 11, 17};
+    uint64_t random = 5;
+    for (int a = 0; a < 4; a++)
+        for (int b = 0; b < 5; b++) {
+            toai_sampler_params p = defaults(BLOCK);
+            p.temperature = temperatures[a];
+            toai_sampler *s = new_sampler(&p, TOAI_OK);
+            double lean = 0, worst = 0;
+            for (int turn = 0; turn < 2000; turn++) {
+                float x[BLOCK], e[BLOCK];
+                for (int i = 0; i < BLOCK; i++) { /* whole multiples of 2^-18, so that x - 20 is exact */
+                    double depth = (depths[b] - 0.02 * roll_unit(&random)) * p.temperature;
+                    x[i] = 20 - (float)(int)(depth * 0x1p18) * 0x1p-18f;
+                }
+                s->lanes.weigh(x, 20, s->rate, s->rate_rest, -FLT_MAX, e);
+                for (int i = 0; i < BLOCK; i++) {
+                    double error = (double)e[i] / exp(((double)x[i] - 20) / p.temperature) - 1;
+                    lean += error / (2000 * BLOCK);
+                    worst = fabs(error) > worst ? fabs(error) : worst;
+                }
+            }
+            CHECK(worst < 2e-7 + depths[b] * 1.3e-7, "an error of %g at depth %g", worst, depths[b]);
+            CHECK(fabs(lean) < 2e-8 + depths[b] * 1e-8, "errors lean by %g at depth %g / %g", lean, depths[b],
+                  p.temperature);
+            free(s);
+        }
+    float x[BLOCK] = {0}, e[BLOCK];
+    toai_sampler_params p = defaults(BLOCK);
+    toai_sampler *s = new_sampler(&p, TOAI_OK);
+    x[1] = -INFINITY;
+    x[2] = -FLT_MAX;
+    x[3] = -86.9f;
+    CHECK(s->lanes.weigh(x, 0, 1, 0, -FLT_MAX, e) == 62 - 1 + e[3], "the sum");
+    CHECK(e[0] == 1 && e[1] == 0 && e[2] == 0 && e[3] > 0, "%g %g %g %g", (double)e[0], (double)e[1],
+          (double)e[2], (double)e[3]);
+    free(s);
+}
+
+static void test_rare_tokens_come(void)
+{
+    toai_sampler_params p = defaults(2 * BLOCK);
+    float x[2 * BLOCK];
+    for (int i = 0; i < 2 * BLOCK; i++)
+        x[i] = -INFINITY;
+    x[0] = 0;
+    x[BLOCK] = -10.5f;
+    toai_sampler *s = new_sampler(&p, TOAI_OK);
+    int n = 0;
+    for (int i = 0; i < 600000; i++)
+        n += toai_sampler_sample(s, x, 0) == BLOCK;
+    CHECK(n > 2 && n < 40, "%d times, where 16 were expected", n);
+    free(s);
+}
+
 static void test_ties_enter_by_id(void)
 {
     uint64_t random = 1;
@@ -125,6 +183,26 @@ static void test_ties_enter_by_id(void)
     CHECK(toai_sampler_sample(s, x, 0) < 7777, "top_k of equal logits");
     CHECK(s->result.cut_id == 7776, "cut at %d", s->result.cut_id);
     free(s);
+    free(x);
+}
+
+/* -0 and 0 are equal but neighbours as keys. Here a part of a split range ends exactly at the key of -0, with many
+ * zeros just above it that do not belong there. */
+static void test_a_range_that_ends_at_minus_zero(void)
+{
+    enum { N = 20000 };
+    float *x = malloc(N * sizeof *x);
+    for (int32_t i = 0; i < N; i++)
+        x[i] = i % 4 == 0 ? 0.0f : i % 4 == 1 ? -0.0f : -0x1p-149f * (float)(1 + i % 8000);
+    x[777] = 0x1p-149f * 0x1fffff;
+    x[778] = -x[777];
+    for (int32_t k = 5000; k < N; k += 2500) {
+        toai_sampler_params p = defaults(N);
+        p.top_k = k;
+        struct model m = new_model(&p, 1);
+        check_step(&m, x, 0);
+        free_model(&m);
+    }
     free(x);
 }
 
@@ -278,7 +356,10 @@ int main(void)
 {
     test_shapes_and_parameters();
     test_large_vocabulary();
+    test_weights();
+    test_rare_tokens_come();
     test_ties_enter_by_id();
+    test_a_range_that_ends_at_minus_zero();
     test_unsound_logits_anywhere();
     test_bounds();
     test_history_is_bounded();

@@ -1,0 +1,74 @@
+/* The order in which tokens stand: by falling logit, and by rising id among equals. A token's place is one whole
+ * number, its rank; a run of the best is given by its last member, a cut; and a heap gives the best first.
+ *
+ * Pure functions of their arguments. Include after <stdint.h> and <string.h>. */
+
+/* The candidates: every token with x > this x, and those with x equal and id <= this id. */
+struct cut {
+    float x;
+    int32_t id;
+};
+
+/* A float's place in the order of all floats, as an unsigned whole number (-0 counts as 0). */
+static uint32_t key_of(float x)
+{
+    uint32_t bits;
+    x += 0.0f;
+    memcpy(&bits, &x, sizeof bits);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+static float float_of(uint32_t key)
+{
+    uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* The least float above x; x is finite. */
+static float above(float x)
+{
+    return float_of(key_of(x) + 1);
+}
+
+/* One number per token, greater for the better: by logit, then by lower id. */
+static uint64_t rank(float x, int32_t id)
+{
+    return (uint64_t)key_of(x) << 32 | (uint32_t)~id;
+}
+
+static struct cut cut_of(uint64_t ranked)
+{
+    return (struct cut){float_of((uint32_t)(ranked >> 32)), (int32_t)~(uint32_t)ranked};
+}
+
+/* Moves a[at] down until no child is greater. */
+static void sift(uint64_t *a, int32_t n, int32_t at)
+{
+    uint64_t value = a[at];
+    for (int32_t child; (child = 2 * at + 1) < n; at = child) {
+        child += child + 1 < n && a[child + 1] > a[child];
+        if (a[child] <= value)
+            break;
+        a[at] = a[child];
+    }
+    a[at] = value;
+}
+
+/* Makes a heap, greatest first. O(n). */
+static void make_heap(uint64_t *a, int32_t n)
+{
+    for (int32_t i = n / 2 - 1; i >= 0; i--)
+        sift(a, n, i);
+}
+
+/* Moves the greatest of the n to a[n - 1] and returns it; the rest is a heap of n - 1. O(log n). */
+static uint64_t pop(uint64_t *a, int32_t n)
+{
+    uint64_t best = a[0];
+    a[0] = a[n - 1];
+    a[n - 1] = best;
+    sift(a, n - 1, 0);
+    return best;
+}

@@ -1,0 +1,144 @@
+"""Training: windows of packed dialogues, and the optimizer's schedule.
+
+Owns batches, losses, optimizers and steps. Matrices inside the blocks are updated by Muon (momentum
+orthogonalised by Newton-Schulz steps; Jordan et al. 2024), the rest by AdamW. Everything is drawn from fixed seeds.
+"""
+
+import time
+from collections.abc import Iterator
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training import corpus
+from training.model import Llama
+from training.tokenizer import BOS, EOS, IM_END, IM_START, Tokenizer
+
+READ_WEIGHT = 0.05
+"""The loss's weight on what the model reads rather than says."""
+
+
+def encode_dialogue(tokenizer: Tokenizer, turns: list[corpus.Turn]) -> tuple[list[int], list[float]]:
+    """Ids as the server renders them, and each id's weight as a target."""
+    ids, weights = [BOS], [0.0]
+    for turn in turns:
+        ids.append(IM_START)
+        weights.append(READ_WEIGHT)
+        head = tokenizer.encode(turn.role + "\n")
+        body = tokenizer.encode(turn.role + "\n" + turn.content)
+        said = 1.0 if turn.role == "assistant" and turn.learn else READ_WEIGHT if turn.role != "assistant" else 0.0
+        ids += body
+        weights += [READ_WEIGHT] * len(head) + [said] * (len(body) - len(head))
+        ids.append(IM_END)
+        weights.append(said)
+        newline = tokenizer.encode("\n")
+        ids += newline
+        weights += [0.0] * len(newline)
+    return ids, weights
+
+
+def encode_document(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[float]]:
+    """Ids of a plain text. Of lines of sums only what follows "=" counts in full: the rest is chance."""
+    ids, weights = [BOS], [0.0]
+    body = tokenizer.encode(text)
+    equals, newline = tokenizer.encode("=")[-1], tokenizer.encode("\n")[-1]
+    weight = 1.0 if " = " not in text else READ_WEIGHT
+    for token in body:
+        ids.append(token)
+        weights.append(weight)
+        if " = " in text:
+            weight = 1.0 if token == equals else READ_WEIGHT if token == newline else weight
+    ids.append(EOS)
+    weights.append(1.0)
+    return ids, weights
+
+
+def windows(tokenizer: Tokenizer, rng: Random, length: int) -> Iterator[tuple[list[int], list[float]]]:
+    """Windows of length + 1 ids with their weights, packed full; what does not fit begins the next one."""
+    ids: list[int] = []
+    weights: list[float] = []
+    while True:
+        while len(ids) <= length:
+            if rng.random() < 0.16:
+                more, by = encode_document(tokenizer, corpus.document(rng))
+            else:
+                more, by = encode_dialogue(tokenizer, corpus.dialogue(rng))
+            ids += more
+            weights += by
+        yield ids[: length + 1], weights[: length + 1]
+        # a window begins with a whole dialogue, never in the middle of one
+        rest = next((i for i in range(length + 1, len(ids)) if ids[i] == BOS), len(ids))
+        ids, weights = ids[rest:], weights[rest:]
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, each update made near-orthogonal by a quintic Newton-Schulz iteration."""
+
+    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override] # no closure
+        """One update."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                x = p.grad.lerp(buffer, group["momentum"])
+                x = x / (x.norm() + 1e-7)
+                tall = x.shape[0] > x.shape[1]
+                x = x.T if tall else x
+                for _ in range(5):
+                    gram = x @ x.T
+                    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+                x = x.T if tall else x
+                p.mul_(1 - group["lr"] * 0.02)
+                p.add_(x, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def rate(step: int, n_steps: int) -> float:
+    """The learning rate's factor: up over 3 %, full until half, then down to nothing along a line."""
+    warm, decay = 0.03 * n_steps, 0.5 * n_steps
+    return min(1.0, (step + 1) / warm, max(0.0, (n_steps - step) / decay))
+
+
+def train(
+    model: Llama, tokenizer: Tokenizer, *, n_steps: int, n_batch: int, length: int, seed: int, bf16: bool
+) -> Iterator[int]:
+    """Trains in place, a step for each item, which is the number of steps made.
+
+    The last tenth of the steps reads windows four times as long, a quarter as many.
+    """
+    torch.manual_seed(seed)
+    short = windows(tokenizer, Random(seed), length)
+    long_ = windows(tokenizer, Random(seed + 1), 4 * length - 1)
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
+    outer = [p for name, p in model.named_parameters() if not (p.ndim == 2 and name.startswith("blocks."))]
+    muon, adam = Muon(inner, lr=0.02), torch.optim.AdamW(outer, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    started, shown = time.monotonic(), 0.0
+    for step in range(n_steps):
+        late = step >= 0.9 * n_steps
+        source, n = (long_, max(1, n_batch // 4)) if late else (short, n_batch)
+        pairs = [next(source) for _ in range(n)]
+        ids = torch.tensor([ids for ids, _ in pairs])
+        weights = torch.tensor([by for _, by in pairs])[:, 1:].reshape(-1)
+        factor = rate(step, n_steps)
+        muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = 0.02 * factor, 4e-3 * factor
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(ids[:, :-1])
+        each = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].reshape(-1), reduction="none")
+        loss = (each * weights).sum() / weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(outer, 1.0)
+        muon.step()
+        adam.step()
+        muon.zero_grad()
+        adam.zero_grad()
+        shown = loss.item() if step == 0 else 0.95 * shown + 0.05 * loss.item()
+        if step % 50 == 0 or step == n_steps - 1:
+            said = each.detach()[weights == 1.0].mean().item()
+            passed = time.monotonic() - started
+            print(f"step {step:5d} of {n_steps}  loss {shown:.4f}  said {said:.4f}  {passed:.0f} s", flush=True)
+        yield step + 1
