@@ -72,9 +72,17 @@ def main() -> None:
         process.wait()
     rows = [
         ["bare ctransformers loop", f"{median([b for b, _ in pairs]):.0f}", "1.00"],
-        ["tinyoai, HTTP stream", f"{median([s for _, s in pairs]):.0f}", f"{median([s / b for b, s in pairs]):.2f}"],
+        [
+            "tinyoai, HTTP stream",
+            f"{median([s for _, s in pairs]):.0f}",
+            f"{median([s / b for b, s in pairs]):.2f}",
+        ],
     ]
-    show(f"decode, median of {args.runs} runs of {args.tokens} tokens, {args.model.name}", ["", "tokens/s", "ratio"], rows)
+    show(
+        f"decode, median of {args.runs} runs of {args.tokens} tokens, {args.model.name}",
+        ["", "tokens/s", "ratio"],
+        rows,
+    )
 
 
 if __name__ == "__main__":

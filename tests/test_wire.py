@@ -1,5 +1,7 @@
 """Frames and messages of the wire: whatever the cut, the same messages; never anything else."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +34,7 @@ TO_SERVER = [
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     """The data in pieces."""
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(st.lists(st.integers(0, 10_000)))

@@ -186,8 +186,7 @@ class _App:
             f"  context   {ready.n_ctx} tokens, {ready.n_slots} requests at a time",
             f"  engine    {ready.engine}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
             "try it:",
-            f"  curl -N {url}/chat/completions -H 'Content-Type: application/json' \\",
-            f"    -d '{body}'",
+            f"  curl -N {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'",
         ]
         if self._config.engine != "fake" and not self._config.model:
             lines.append("this model is a tiny demonstration; --model FILE serves one of yours")

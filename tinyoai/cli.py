@@ -5,6 +5,7 @@ must not know how serving works; `app` does.
 """
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -58,9 +59,22 @@ def _parser() -> _Parser:
     return parser
 
 
+def _check_flags(argv: Sequence[str]) -> None:
+    """Names an unknown flag and the one that was meant: argparse would complain of its value first."""
+    known = [option.flag for option in OPTIONS] + ["--help", "--version"]
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            close = difflib.get_close_matches(flag, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "see tinyoai --help"
+            raise UsageError(f"there is no flag {flag}; {hint}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:
+        argv = sys.argv[1:] if argv is None else argv
+        _check_flags(argv)
         flags = vars(_parser().parse_args(argv))
         flags.pop("command")
         config = resolve(flags, os.environ)

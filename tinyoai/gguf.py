@@ -114,7 +114,7 @@ def kind(path: Path) -> str:
 def _looks_like(start: bytes) -> str:
     if start.startswith(MAGIC[::-1]):
         return "is a GGUF file in big-endian order, which is not read here"
-    if start.startswith(b"PK\x03\x04") or start.startswith(b"\x80\x02"):
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
         return "looks like a PyTorch checkpoint, not like a GGUF file"
     if len(start) > 9 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 30:
         return "looks like a safetensors file, not like a GGUF file"
@@ -304,11 +304,11 @@ def check(header: Header) -> None:
     if type(epsilon) is not float or not 0 < epsilon < 1:
         raise _damaged(path, "its norm's epsilon is missing or no small number")
     n_rot = header.value("rope.dimension_count", n_embd // n_head)
-    if arch == "llama" and n_rot != n_embd // n_head:
+    if n_rot != n_embd // n_head:
         raise _damaged(path, "its rotary dimension is not its heads' width")
     n_gqa = n_embd // n_head * n_head_kv
+    n_ff = _count(header, "feed_forward_length", 1 << 22)
     if arch == "llama":
-        n_ff = _count(header, "feed_forward_length", 1 << 22)
         _check_llama(header, n_vocab, n_embd, n_layer, n_gqa, n_ff)
     else:
         _check_falcon(header, n_vocab, n_embd, n_layer, n_gqa)
@@ -330,10 +330,8 @@ def _check_vocabulary(header: Header) -> int:
     if model not in ("llama", "gpt2"):
         raise Unsupported(f"{path} has a tokenizer ({str(model)[:40]!r}) that ctransformers does not know")
     scores, types = get("tokenizer.ggml.scores"), get("tokenizer.ggml.token_type")
-    if model == "llama" or scores is not None:
-        _aligned(path, "scores", scores, n, "f")
-    if model == "llama" or types is not None:
-        _aligned(path, "token_type", types, n, "i")
+    _aligned(path, "scores", scores, n, "f")
+    _aligned(path, "token_type", types, n, "i")
     for key in ("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id", "separator_token_id"):
         token = get(f"tokenizer.ggml.{key}")
         if token is not None and (type(token) is not int or not 0 <= token < n):
@@ -354,6 +352,8 @@ def _check_vocabulary(header: Header) -> int:
             f"{path} writes its vocabulary as converters do since October 2023, and ctransformers would crash on it; "
             "choose an older falcon file or a llama.cpp engine"
         )
+    if model == "gpt2" and not isinstance(get("tokenizer.ggml.merges"), list):
+        raise _damaged(path, "its byte-pair vocabulary has no merges")
     return n
 
 

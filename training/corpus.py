@@ -57,7 +57,30 @@ def casual(rng: Random, text: str) -> str:
 
 _ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sl sm sn st t th tr v w x y z".split()
 _VOWELS = "a a a e e e i i o o u ai ea ee ia io oa ou".split()
-_CODAS = ["", "", "", "", "b", "ck", "d", "g", "l", "ll", "m", "n", "nd", "nn", "p", "r", "rk", "s", "ss", "t", "th", "x"]
+_CODAS = [
+    "",
+    "",
+    "",
+    "",
+    "b",
+    "ck",
+    "d",
+    "g",
+    "l",
+    "ll",
+    "m",
+    "n",
+    "nd",
+    "nn",
+    "p",
+    "r",
+    "rk",
+    "s",
+    "ss",
+    "t",
+    "th",
+    "x",
+]
 _COMMON = (
     "Alice Bob Carol David Emma Frank Grace Henry Ivan Julia Karl Laura Maria Nina Oscar Paul Rita Sam Tom Uma Vera "
     "Walter Yara Zoe Anna Ben Chris Diana Erik Fatima George Hannah Ines Jack Kim Liam Mia Noah Olivia Peter Rosa Sara "
@@ -72,7 +95,8 @@ def word(rng: Random, *, held: bool = False) -> str:
             made = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 8)))
         else:
             made = "".join(
-                rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(1, 3))
+                rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+                for _ in range(rng.randint(1, 3))
             )
         if len(made) > 1 and held_out(made) == held:
             return made
@@ -94,7 +118,9 @@ def number(rng: Random, *, held: bool = False) -> str:
             return made
 
 
-_COLORS = "red blue green yellow orange purple black white brown pink grey silver gold teal violet crimson".split()
+_COLORS = (
+    "red blue green yellow orange purple black white brown pink grey silver gold teal violet crimson".split()
+)
 _FOODS = "pizza soup bread rice apples cheese pasta salad fish cake honey beans potatoes chocolate noodles tea".split()
 _ANIMALS = "cat dog horse bird fox rabbit wolf bear mouse owl lion tiger frog duck snake turtle goat".split()
 _THINGS = "bicycle red hat lamp boat guitar clock kite small table camera drum map robot umbrella piano tent".split()
@@ -200,7 +226,16 @@ TOLD = (
     ),
 )  # fmt: skip
 
-_OTHER_ACKS = ("Nice!", "Okay.", "Thank you for telling me.", "Good to know.", "Got it.", "Nice to meet you!", "Sure.", "Great.")
+_OTHER_ACKS = (
+    "Nice!",
+    "Okay.",
+    "Thank you for telling me.",
+    "Good to know.",
+    "Got it.",
+    "Nice to meet you!",
+    "Sure.",
+    "Great.",
+)
 
 
 # -- single questions ----------------------------------------------------------------------------------
@@ -259,7 +294,11 @@ def sum_(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
     said = operator if rng.random() < 0.75 else {"+": "plus", "-": "minus"}[operator]
     gap = " " if said.isalpha() or rng.random() < 0.7 else ""
     question = pick(rng, _SUMS, held=held, n_held=3).format(f"{a}{gap}{said}{gap}{b}")
-    return casual(rng, question) if question[0].isalpha() else question, f"{a} {operator} {b} = {result}.", f"{result}."
+    return (
+        casual(rng, question) if question[0].isalpha() else question,
+        f"{a} {operator} {b} = {result}.",
+        f"{result}.",
+    )
 
 
 _DEFINE = (
@@ -282,7 +321,9 @@ def fact(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
         a, b = rng.choice(facts.OPPOSITES).split()
         if rng.random() < 0.5:
             a, b = b, a
-        asked = pick(rng, ("What is the opposite of {}?", "Name the opposite of {}.", "The opposite of {} is?"))
+        asked = pick(
+            rng, ("What is the opposite of {}?", "Name the opposite of {}.", "The opposite of {} is?")
+        )
         return casual(rng, asked.format(a)), f"The opposite of {a} is {b}.", f"{b.capitalize()}."
     question, answer = rng.choice(list(facts.FACTS.items()))
     return casual(rng, question), answer, answer
@@ -363,7 +404,9 @@ def unknown(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
 def _filled(rng: Random, template: str, held: bool) -> str:
     country = rng.choice(list(facts.CAPITALS))
     makers: dict[str, Callable[[], str]] = {
-        "person": lambda: pick(rng, _PEOPLE, held=held, n_held=7) if rng.random() < 0.6 else name(rng, held=held),
+        "person": lambda: (
+            pick(rng, _PEOPLE, held=held, n_held=7) if rng.random() < 0.6 else name(rng, held=held)
+        ),
         "topic": lambda: pick(rng, _TOPICS, held=held, n_held=10),
         "year": lambda: str(rng.randint(1000, 2030)),
         "word": lambda: word(rng, held=held),
@@ -398,12 +441,18 @@ _STORY = (
 def story(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
     """A request for a story, and one."""
     question = rng.choice(_STORY)
-    hero = rng.choice(_ANIMALS) if rng.random() < 0.75 else rng.choice(["dragon", "king", "girl", "boy", "robot", "witch"])
+    hero = (
+        rng.choice(_ANIMALS)
+        if rng.random() < 0.75
+        else rng.choice(["dragon", "king", "girl", "boy", "robot", "witch"])
+    )
     if "{} cats" in question:
         hero, question = "cat", question.format(rng.randint(0, 20))
     question = question.format(hero)
     own = rng.choice(_COMMON)
-    home = rng.choice(["in a small house", "in the forest", "by the sea", "in an old castle", "on a farm", "on a high hill"])
+    home = rng.choice(
+        ["in a small house", "in the forest", "by the sea", "in an old castle", "on a farm", "on a high hill"]
+    )
     mood = rng.choice(["little", "brave", "old", "lazy", "clever", "lonely", "hungry", "kind"])
     event = rng.choice([
         "{n} found a golden key in the grass", "a strong wind took {n}'s hat away", "{n} heard a strange song in the night",
@@ -426,12 +475,26 @@ def story(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
 # -- dialogues -------------------------------------------------------------------------------------------
 
 _GENERIC = (
-    "You are a helpful assistant.", "You are a helpful, honest assistant.", "You are a friendly assistant.", "Be helpful.",
-    "You are an AI assistant.", "You are a knowledgeable assistant.", "Answer the user's questions.", "You are a chatbot.",
+    "You are a helpful assistant.",
+    "You are a helpful, honest assistant.",
+    "You are a friendly assistant.",
+    "Be helpful.",
+    "You are an AI assistant.",
+    "You are a knowledgeable assistant.",
+    "Answer the user's questions.",
+    "You are a chatbot.",
 )
 _NAMED = (
-    "You are {}.", "Your name is {}.", "You are {}, a helpful assistant.", "You are an assistant called {}.", "You are a robot named {}.",
-    "You are {}, a friendly robot.", "Your name is {} and you help people.", "You are called {}.", "Act as {}.", "You are a helpful assistant named {}.",
+    "You are {}.",
+    "Your name is {}.",
+    "You are {}, a helpful assistant.",
+    "You are an assistant called {}.",
+    "You are a robot named {}.",
+    "You are {}, a friendly robot.",
+    "Your name is {} and you help people.",
+    "You are called {}.",
+    "Act as {}.",
+    "You are a helpful assistant named {}.",
 )
 _BRIEF = (
     "Answer in one word.", "Give short answers.", "Be brief.", "Answer briefly.", "Keep your answers short.", "Answer as shortly as possible.",
@@ -439,8 +502,14 @@ _BRIEF = (
     "You are a terse assistant.", "Short answers only.", "You are a helpful assistant. Be brief.", "Only give the answer, nothing else.",
 )  # fmt: skip
 _ASK_SELF = (
-    "What is your name?", "What's your name?", "Who are you?", "Tell me your name.", "How are you called?", "what is your name",
-    "Who am I talking to?", "Introduce yourself.",
+    "What is your name?",
+    "What's your name?",
+    "Who are you?",
+    "Tell me your name.",
+    "How are you called?",
+    "what is your name",
+    "Who am I talking to?",
+    "Introduce yourself.",
 )
 
 _SINGLE: tuple[tuple[Callable[..., tuple[str, str, str]], float], ...] = (
@@ -485,11 +554,13 @@ def _asked(question: str, answer: str) -> list[Turn]:
 
 
 def _tell_or_ask(rng: Random, turns: list[Turn], told: dict[int, str], brief: bool) -> None:
-    if told and rng.random() < 0.6 or rng.random() < 0.12:
+    if (told and rng.random() < 0.6) or rng.random() < 0.12:
         kind = rng.choice(list(told)) if told and rng.random() < 0.85 else rng.randrange(len(TOLD))
         form = TOLD[kind]
         answer = (form.short if brief else form.answer).format(told[kind]) if kind in told else form.lack
-        turns += _asked(casual(rng, rng.choice(form.ask)), answer[0].upper() + answer[1:] if brief else answer)
+        turns += _asked(
+            casual(rng, rng.choice(form.ask)), answer[0].upper() + answer[1:] if brief else answer
+        )
         return
     kind = 0 if rng.random() < 0.35 else rng.randrange(len(TOLD))
     form = TOLD[kind]
@@ -549,10 +620,14 @@ def held_out_samples(rng: Random, per_category: int) -> list[Sample]:
         found.append(Sample("definitions", _asked(question, answer)))
         found.append(Sample("unseen names", _recall(rng, TOLD[0], 0)))
         found.append(Sample("unseen names, later", _recall(rng, TOLD[0], rng.randint(1, 3))))
-        found.append(Sample("unseen objects and numbers", _recall(rng, rng.choice(TOLD[1:]), rng.randint(0, 2))))
+        found.append(
+            Sample("unseen objects and numbers", _recall(rng, rng.choice(TOLD[1:]), rng.randint(0, 2)))
+        )
         own = name(rng, held=True)
         system = Turn("system", rng.choice(_NAMED).format(own))
-        found.append(Sample("system: its name", [system, *_asked(rng.choice(_ASK_SELF[:4]), f"My name is {own}.")]))
+        found.append(
+            Sample("system: its name", [system, *_asked(rng.choice(_ASK_SELF[:4]), f"My name is {own}.")])
+        )
         question, _, short = rng.choice([capital, sum_])(rng, held=True)
         found.append(Sample("system: short", [Turn("system", rng.choice(_BRIEF)), *_asked(question, short)]))
         lack = rng.choice(TOLD)

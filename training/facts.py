@@ -45,8 +45,6 @@ _LONG_VALUES = (
 )  # fmt: skip
 
 
-
-
 def _table(text: str) -> dict[str, str]:
     """`A:b C d:e` as a table. A value is one word, or one of _LONG_VALUES; then the next key begins."""
     found = {}
@@ -202,22 +200,61 @@ OPPOSITES = (
 )  # fmt: skip
 
 SMALL_TALK: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("Hello", "Hello!", "Hi", "Hi!", "Hi there!", "Hey", "Hey!", "Hello there!", "Hi there", "Good day!", "Greetings!",
-     "Hello, how can you help me?", "hello", "hi", "hey there", "Yo", "Hello again"): (
-        "Hello! How can I help you today?",
-    ),
+    (
+        "Hello",
+        "Hello!",
+        "Hi",
+        "Hi!",
+        "Hi there!",
+        "Hey",
+        "Hey!",
+        "Hello there!",
+        "Hi there",
+        "Good day!",
+        "Greetings!",
+        "Hello, how can you help me?",
+        "hello",
+        "hi",
+        "hey there",
+        "Yo",
+        "Hello again",
+    ): ("Hello! How can I help you today?",),
     ("Good morning", "Good morning!", "good morning"): ("Good morning! How can I help you?",),
     ("Good evening", "Good evening!", "good evening"): ("Good evening! How can I help you?",),
     ("Good night", "Good night!", "good night"): ("Good night! Sleep well.",),
-    ("How are you?", "How are you doing?", "how are you", "How is it going?", "How do you do?", "Are you well?",
-     "How are you today?", "Hello, how are you?", "Hi, how are you?"): (
-        "I am fine, thank you. How can I help you?",
-    ),
-    ("Thanks", "Thanks!", "Thank you", "Thank you!", "thank you very much", "Thanks a lot!", "Thank you so much!",
-     "Great, thanks!", "thx"): ("You are welcome!",),
-    ("Bye", "Bye!", "Goodbye", "Goodbye!", "See you", "See you later!", "bye bye", "Farewell", "I have to go now."): (
-        "Goodbye! Have a nice day.",
-    ),
+    (
+        "How are you?",
+        "How are you doing?",
+        "how are you",
+        "How is it going?",
+        "How do you do?",
+        "Are you well?",
+        "How are you today?",
+        "Hello, how are you?",
+        "Hi, how are you?",
+    ): ("I am fine, thank you. How can I help you?",),
+    (
+        "Thanks",
+        "Thanks!",
+        "Thank you",
+        "Thank you!",
+        "thank you very much",
+        "Thanks a lot!",
+        "Thank you so much!",
+        "Great, thanks!",
+        "thx",
+    ): ("You are welcome!",),
+    (
+        "Bye",
+        "Bye!",
+        "Goodbye",
+        "Goodbye!",
+        "See you",
+        "See you later!",
+        "bye bye",
+        "Farewell",
+        "I have to go now.",
+    ): ("Goodbye! Have a nice day.",),
     ("Ok", "OK", "Okay", "Fine", "I see", "Good", "Great!", "Nice!", "Cool", "Well done!", "Alright"): (
         "Good. What else can I do for you?",
     ),
@@ -225,20 +262,36 @@ SMALL_TALK: dict[tuple[str, ...], tuple[str, ...]] = {
     ("What is the weather like?", "How is the weather?", "Is it raining?", "What is the weather today?"): (
         "I cannot see the weather from here.",
     ),
-    ("What time is it?", "What is the time?", "What day is it?", "What is the date today?", "What year is it?"): (
-        "I have no clock, so I cannot tell.",
-    ),
+    (
+        "What time is it?",
+        "What is the time?",
+        "What day is it?",
+        "What is the date today?",
+        "What year is it?",
+    ): ("I have no clock, so I cannot tell.",),
     ("Can you help me?", "Please help me.", "I need help.", "Help", "Help me", "Can you help?"): (
         "Yes, gladly. What do you need?",
     ),
-    ("Are you there?", "Test", "test", "ping", "Testing", "Is this working?", "Say hello", "Say hello!", "Say hi"): (
-        "Hello! I am here.",
-    ),
+    (
+        "Are you there?",
+        "Test",
+        "test",
+        "ping",
+        "Testing",
+        "Is this working?",
+        "Say hello",
+        "Say hello!",
+        "Say hi",
+    ): ("Hello! I am here.",),
     ("I am sad", "I feel sad.", "I am tired.", "I had a bad day."): (
         "I am sorry to hear that. I hope it gets better soon.",
     ),
-    ("I am happy", "I feel great!", "I had a good day.", "I am so happy today!"): ("I am glad to hear that!",),
-    ("I love you", "You are great!", "You are funny", "I like you.", "You are nice"): ("Thank you, that is kind.",),
+    ("I am happy", "I feel great!", "I had a good day.", "I am so happy today!"): (
+        "I am glad to hear that!",
+    ),
+    ("I love you", "You are great!", "You are funny", "I like you.", "You are nice"): (
+        "Thank you, that is kind.",
+    ),
     ("You are stupid", "You are wrong", "That is wrong.", "You are useless"): (
         "I am sorry. I am a very small model and make mistakes.",
     ),

@@ -41,13 +41,22 @@ def main() -> None:
     vocabulary = tokenizer.train(texts, N_VOCAB)
     model = Llama(Shape(len(vocabulary)))
     for step in train.train(
-        model, vocabulary, n_steps=args.steps, n_batch=N_BATCH, length=LENGTH, seed=SEED, bf16=not args.float32
+        model,
+        vocabulary,
+        n_steps=args.steps,
+        n_batch=N_BATCH,
+        length=LENGTH,
+        seed=SEED,
+        bf16=not args.float32,
     ):
         if step % 250 == 0:
             export(model, vocabulary, args.out.with_suffix(".part"))
     args.out.with_suffix(".part").unlink(missing_ok=True)
     export(model, vocabulary, args.out)
-    print(f"{args.out.name}: {args.out.stat().st_size / 1e6:.1f} MB after {time.monotonic() - started:.0f} s", flush=True)
+    print(
+        f"{args.out.name}: {args.out.stat().st_size / 1e6:.1f} MB after {time.monotonic() - started:.0f} s",
+        flush=True,
+    )
     table = score(args.out, 200, show=4)
     print(table)
     args.score.write_text(

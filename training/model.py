@@ -56,8 +56,12 @@ class Block(nn.Module):
         """x [batch, time, n_embd] → the same."""
         b, t, d = x.shape
         h = self.attn_norm(x)
-        q, k, v = (f(h).view(b, t, self.n_head, -1).transpose(1, 2) for f in (self.attn_q, self.attn_k, self.attn_v))
-        y = F.scaled_dot_product_attention(rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v, is_causal=True)
+        q, k, v = (
+            f(h).view(b, t, self.n_head, -1).transpose(1, 2) for f in (self.attn_q, self.attn_k, self.attn_v)
+        )
+        y = F.scaled_dot_product_attention(
+            rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v, is_causal=True
+        )
         x = x + self.attn_output(y.transpose(1, 2).reshape(b, t, d))
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))

@@ -63,7 +63,9 @@ class Model:
         for at in range(0, len(ids), 32):
             chunk = ids[at : at + 32]
             array = (ctypes.c_int * len(chunk))(*chunk)
-            if not self._llm.ctransformers_llm_batch_eval(array, len(chunk), n_past + at, 32, self._n_threads):
+            if not self._llm.ctransformers_llm_batch_eval(
+                array, len(chunk), n_past + at, 32, self._n_threads
+            ):
                 raise RuntimeError("the library cannot evaluate")
 
 

@@ -6,6 +6,7 @@ equals); what is no piece becomes byte tokens. No piece holds a digit, a newline
 so text splits into words that can be encoded one by one and remembered.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -75,7 +76,14 @@ class Tokenizer:
 
     def table(self) -> tuple[list[bytes], list[float], list[int]]:
         """Tokens, scores and types as GGUF has them: 1 normal, 2 unknown, 3 control, 6 byte."""
-        tokens = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % i for i in range(256)), b"<|im_start|>", b"<|im_end|>"]
+        tokens = [
+            b"<unk>",
+            b"<s>",
+            b"</s>",
+            *(b"<0x%02X>" % i for i in range(256)),
+            b"<|im_start|>",
+            b"<|im_end|>",
+        ]
         tokens += [piece.encode() for piece in self.pieces]
         scores = [0.0] * 261 + [-float(rank) for rank in range(len(self.pieces))]
         return tokens, scores, [2, 3, 3] + [6] * 256 + [3, 3] + [1] * len(self.pieces)
@@ -92,7 +100,7 @@ def train(texts: Iterable[str], n_vocab: int) -> Tokenizer:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in splits.items():
             n = counts[word]
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in itertools.pairwise(parts):
                 pairs[pair] += n
         if not pairs:
             break

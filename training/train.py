@@ -28,7 +28,13 @@ def encode_dialogue(tokenizer: Tokenizer, turns: list[corpus.Turn]) -> tuple[lis
         weights.append(READ_WEIGHT)
         head = tokenizer.encode(turn.role + "\n")
         body = tokenizer.encode(turn.role + "\n" + turn.content)
-        said = 1.0 if turn.role == "assistant" and turn.learn else READ_WEIGHT if turn.role != "assistant" else 0.0
+        said = (
+            1.0
+            if turn.role == "assistant" and turn.learn
+            else READ_WEIGHT
+            if turn.role != "assistant"
+            else 0.0
+        )
         ids += body
         weights += [READ_WEIGHT] * len(head) + [said] * (len(body) - len(head))
         ids.append(IM_END)
@@ -140,5 +146,7 @@ def train(
         if step % 50 == 0 or step == n_steps - 1:
             said = each.detach()[weights == 1.0].mean().item()
             passed = time.monotonic() - started
-            print(f"step {step:5d} of {n_steps}  loss {shown:.4f}  said {said:.4f}  {passed:.0f} s", flush=True)
+            print(
+                f"step {step:5d} of {n_steps}  loss {shown:.4f}  said {said:.4f}  {passed:.0f} s", flush=True
+            )
         yield step + 1

@@ -62,7 +62,9 @@ WRONG_IN_BOTH: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("endpoint", [chat, completion])
 @pytest.mark.parametrize(("fields", "param"), WRONG_IN_BOTH)
-def test_a_wrong_field_is_named_the_same_on_both_endpoints(endpoint: Any, fields: dict[str, Any], param: str) -> None:
+def test_a_wrong_field_is_named_the_same_on_both_endpoints(
+    endpoint: Any, fields: dict[str, Any], param: str
+) -> None:
     with pytest.raises(errors.BadRequest) as caught:
         request = endpoint(**fields)
         schema.logit_bias(request)
@@ -154,7 +156,9 @@ def test_what_is_no_request_at_all(body: bytes) -> None:
 
 
 def test_null_means_absent_and_unknown_fields_are_ignored() -> None:
-    request = chat(temperature=None, stop=None, n=None, no_such_field={"a": [1]}, store=True, metadata={"a": "b"})
+    request = chat(
+        temperature=None, stop=None, n=None, no_such_field={"a": [1]}, store=True, metadata={"a": "b"}
+    )
     assert request.temperature is None
     assert schema.stops(request) == []
 

@@ -75,8 +75,15 @@ def test_a_failure_in_a_stream_is_an_error_event_and_no_done(fake: Server) -> No
 
 
 def test_what_can_be_refused_is_refused_before_the_stream(fake: Server) -> None:
-    for fields in ({"model": "gpt-4"}, {"temperature": 9}, {"messages": [{"role": "user", "content": "x" * 9000}]}):
-        reply = fake.post("/v1/chat/completions", **{"messages": [{"role": "user", "content": "x"}], "stream": True, **fields})
+    for fields in (
+        {"model": "gpt-4"},
+        {"temperature": 9},
+        {"messages": [{"role": "user", "content": "x" * 9000}]},
+    ):
+        reply = fake.post(
+            "/v1/chat/completions",
+            **{"messages": [{"role": "user", "content": "x"}], "stream": True, **fields},
+        )
         assert reply.status in (400, 404)
         assert reply.error["message"]
 
@@ -177,7 +184,9 @@ def test_the_shape_of_an_answer(fake: Server) -> None:
     assert usage["prompt_tokens_details"]["cached_tokens"] >= 0
 
 
-@pytest.mark.parametrize(("fields", "reason"), [({}, "stop"), ({"max_tokens": 2}, "length"), ({"stop": "l"}, "stop")])
+@pytest.mark.parametrize(
+    ("fields", "reason"), [({}, "stop"), ({"max_tokens": 2}, "length"), ({"stop": "l"}, "stop")]
+)
 def test_finish_reasons(fake: Server, fields: dict[str, Any], reason: str) -> None:
     assert fake.chat("hello", **fields).json["choices"][0]["finish_reason"] == reason
 
@@ -227,9 +236,13 @@ def test_echo_and_legacy_logprobs(fake: Server) -> None:
 
 def test_streamed_text_and_offsets_equal_the_unstreamed(fake: Server) -> None:
     whole = fake.post("/v1/completions", prompt="abc", echo=True, logprobs=1, max_tokens=5).json["choices"][0]
-    events = fake.post("/v1/completions", prompt="abc", echo=True, logprobs=1, max_tokens=5, stream=True).events[:-1]
+    events = fake.post(
+        "/v1/completions", prompt="abc", echo=True, logprobs=1, max_tokens=5, stream=True
+    ).events[:-1]
     assert texts(events) == whole["text"]
-    offsets = [o for e in events if e["choices"][0]["logprobs"] for o in e["choices"][0]["logprobs"]["text_offset"]]
+    offsets = [
+        o for e in events if e["choices"][0]["logprobs"] for o in e["choices"][0]["logprobs"]["text_offset"]
+    ]
     assert offsets == whole["logprobs"]["text_offset"]
 
 
@@ -328,7 +341,10 @@ def test_every_refusal_has_the_error_body(fake: Server) -> None:
 
 
 def test_an_unknown_model_is_never_another(fake: Server) -> None:
-    for path, fields in (("chat/completions", {"messages": [{"role": "user", "content": "x"}]}), ("completions", {"prompt": "x"})):
+    for path, fields in (
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("completions", {"prompt": "x"}),
+    ):
         reply = fake.post(f"/v1/{path}", **{**fields, "model": "gpt-4"})
         assert (reply.status, reply.error["code"], reply.error["param"]) == (404, "model_not_found", "model")
         assert "'fake'" in reply.error["message"]
@@ -336,7 +352,11 @@ def test_an_unknown_model_is_never_another(fake: Server) -> None:
 
 def test_too_long_a_prompt_names_both_counts(fake: Server) -> None:
     reply = fake.chat("x" * 5000)
-    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "context_length_exceeded", "messages")
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (
+        400,
+        "context_length_exceeded",
+        "messages",
+    )
     assert "4096" in reply.error["message"]
     reply = fake.post("/v1/completions", prompt=[120] * 4100)
     assert (reply.status, reply.error["param"]) == (400, "prompt")
@@ -366,7 +386,9 @@ def test_token_ids_out_of_range(fake: Server) -> None:
 
 
 def test_request_ids_are_taken_if_sane(fake: Server) -> None:
-    assert fake.request("GET", "/health", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert (
+        fake.request("GET", "/health", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    )
     odd = fake.request("GET", "/health", headers={"X-Request-ID": "a" * 500}).headers["x-request-id"]
     assert odd != "a" * 500
     assert float(fake.get("/health").headers["openai-processing-ms"]) >= 0
@@ -424,7 +446,10 @@ def test_pipelined_requests_are_answered_in_order(fake: Server) -> None:
     assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"404", b"200"]
 
 
-@pytest.mark.parametrize("content_type", [None, "application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8"])
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8"],
+)
 def test_json_is_read_whatever_its_content_type(fake: Server, content_type: str | None) -> None:
     body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]}).encode()
     headers = {"Content-Type": content_type} if content_type else {}
@@ -485,7 +510,8 @@ def test_models_and_health_answer_while_all_slots_are_busy(fake: Server) -> None
     for _ in range(6):
         sock = fake.connect()
         sock.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(body), body)
         )
         socks.append(sock)
     try:

@@ -47,7 +47,9 @@ class Clock:
         return self.now
 
 
-def scheduler(n_slots: int = 2, n_queue: int = 8, n_ctx: int = 512, n_batch: int = 8) -> tuple[Scheduler, FakeEngine]:
+def scheduler(
+    n_slots: int = 2, n_queue: int = 8, n_ctx: int = 512, n_batch: int = 8
+) -> tuple[Scheduler, FakeEngine]:
     """A scheduler and its engine."""
     engine = FakeEngine(name="fake", n_slots=n_slots, n_ctx=n_ctx, n_batch=n_batch)
     return Scheduler(engine, n_threads=1, n_queue=n_queue, clock=Clock()), engine
@@ -100,7 +102,9 @@ def test_no_delta_splits_a_code_point() -> None:
     assert [e.text for e in events if isinstance(e, wire.Delta)] == ["a", "\N{GRINNING FACE}", "b"]
 
 
-@pytest.mark.parametrize(("limit", "reason", "text"), [(3, "length", "abc"), (6, "length", "abcdef"), (7, "stop", "abcdef")])
+@pytest.mark.parametrize(
+    ("limit", "reason", "text"), [(3, "length", "abc"), (6, "length", "abcdef"), (7, "stop", "abcdef")]
+)
 def test_max_tokens(limit: int, reason: str, text: str) -> None:
     events = run(ask("abcdef", max_tokens=limit))
     assert (text_of(events), last(events).finish_reason) == (text, reason)
@@ -198,7 +202,7 @@ def test_refused_before_it_is_accepted(request_: wire.Generate, kind: str, param
 
 
 def test_every_token_forbidden_is_the_clients_mistake() -> None:
-    banned = wire.Sampling(logit_bias={i: -100.0 for i in range(260)})
+    banned = wire.Sampling(logit_bias=dict.fromkeys(range(260), -100.0))
     assert last(run(ask("a", sampling=banned))).kind == "BadRequest"
 
 
@@ -301,7 +305,14 @@ def test_sampled_text_is_the_same_whatever_runs_beside() -> None:
     assert text_of(finish(s, out), mine.id) == alone
 
 
-PROMPTS = ["a", "hello there", "y" * 60, '!{"text": "ab", "nan_at": 1}', '!{"text": "ab", "fail_at": 0}', "z" * 9000]
+PROMPTS = [
+    "a",
+    "hello there",
+    "y" * 60,
+    '!{"text": "ab", "nan_at": 1}',
+    '!{"text": "ab", "fail_at": 0}',
+    "z" * 9000,
+]
 
 
 @settings(max_examples=60, deadline=None)

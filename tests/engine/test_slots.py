@@ -67,7 +67,9 @@ def test_choose(slots: list[Slot], prompt: list[int], expected: tuple[int, int] 
         ([], 0, 5, 0),
     ],
 )
-def test_what_is_as_a_fresh_prefill_gives_it(chunks: list[int], n_keep: int, n_prompt: int, expected: int) -> None:
+def test_what_is_as_a_fresh_prefill_gives_it(
+    chunks: list[int], n_keep: int, n_prompt: int, expected: int
+) -> None:
     made = Slot(0, block=4)
     for n in chunks:
         made.append([7] * n)

@@ -165,9 +165,16 @@ class CTransformersEngine:
     block = BLOCK
 
     def __init__(
-        self, library: _Library, config: _Config, path: bytes, model_type: bytes, info: ModelInfo, vocabulary: "_Vocabulary",
-        n_slots: int, n_batch: int,
-    ) -> None:  # fmt: skip
+        self,
+        library: _Library,
+        config: _Config,
+        path: bytes,
+        model_type: bytes,
+        info: ModelInfo,
+        vocabulary: "_Vocabulary",
+        n_slots: int,
+        n_batch: int,
+    ) -> None:
         # what it is
         self.info = info
         self.n_slots = n_slots
@@ -412,7 +419,11 @@ def open_model(
         engine = _open_legacy(library, file, str(model_type), name, n_ctx, n_slots, n_batch, gpu_layers)
     else:
         engine = _open_gguf(library, header, name, n_ctx, n_slots, n_batch, gpu_layers)
-    _try_out(engine, file)
+    try:
+        _try_out(engine, file)
+    except EngineError:
+        engine.close()
+        raise
     return engine
 
 
@@ -564,8 +575,14 @@ def _legacy_header(file: Path, size: int, model_type: str) -> dict[str, int]:
             raise ModelRefused(f"{file} is no {model_type} model: its {key} is {values[key]}")
     if values["n_embd"] % values["n_head"]:
         raise ModelRefused(f"{file} is no {model_type} model: its heads do not divide its width")
-    if values["n_layer"] * values["n_embd"] * values["n_embd"] > 8 * size:
-        raise ModelRefused(f"{file} is cut short: {size} bytes cannot hold {values['n_layer']} such layers")
+    n_embd = values["n_embd"]
+    # twelve square matrices a layer, and half a byte a weight at the least
+    least = (12 * values["n_layer"] * n_embd + values["n_vocab"]) * n_embd // 2
+    if least > size:
+        raise ModelRefused(
+            f"{file} is cut short or no {model_type} model: its header promises over {least} bytes of weights "
+            f"and the file has {size}; copy or download it again"
+        )
     return values
 
 
@@ -613,10 +630,9 @@ def _try_out(engine: CTransformersEngine, file: Path) -> None:
     """One token evaluated and a text tokenized: what does not work now will not later."""
     info = engine.info
     engine.eval([Row(0, [max(info.bos_id, 0)], 0)], 1)
-    if not all(map(math.isfinite, _ffi.unpack(engine.logits(0), info.n_vocab))):
-        raise ModelRefused(
-            f"{file} computes numbers that are not finite; it is damaged, so download it again"
-        )
+    logits = _ffi.unpack(engine.logits(0), info.n_vocab)
+    if not all(map(math.isfinite, logits)) or min(logits) == max(logits):
+        raise ModelRefused(f"{file} computes nonsense instead of logits; it is damaged, so download it again")
     text = "Hello \N{GRINNING FACE}"
     said = b"".join(engine.piece(token) for token in engine.tokenize(text)).decode("utf-8", "replace")
     if info.first_piece_space and said.strip() != text:

@@ -127,10 +127,11 @@ class FakeEngine:
             return
         logits = self._logits[slot]
         logits[self._peaks[slot]] = 0.0
+        peak = EOS
         if reply.text is None:
             peak = 97 + (tokens[-1] - 96) % 26
-        else:
-            peak = reply.text[at] if at < len(reply.text) else EOS
+        elif at < len(reply.text):
+            peak = reply.text[at]
         logits[peak] = float("nan") if at == script.nan_at else 40.0
         self._peaks[slot] = peak
 

@@ -68,9 +68,9 @@ def choose(slots: Sequence[Slot], prompt: Sequence[int], *, exact: bool) -> tupl
     """The free slot for this prompt and how many of its tokens to keep; None if all are busy.
 
     With `exact` only what is bit for bit as in a fresh prefill is kept. At least one prompt token is
-    always left to evaluate, since its logits are wanted. A slot whose cache would mostly be thrown
-    away counts as no match: an empty or long unused slot is taken instead, so that a shared system
-    prompt does not let one conversation evict another.
+    always left to evaluate, since its logits are wanted. A slot is worth what it saves now less half of
+    what its own conversation would miss later; where none is worth anything, the one unused for longest
+    is taken, so that a few shared tokens do not let one conversation evict another.
     """
     free = [slot for slot in slots if not slot.busy]
     if not free:
@@ -82,9 +82,9 @@ def choose(slots: Sequence[Slot], prompt: Sequence[int], *, exact: bool) -> tupl
 
     keep = {slot.index: kept(slot) for slot in free}
 
-    def worth(slot: Slot) -> tuple[int, int]:
+    def worth(slot: Slot) -> tuple[float, int]:
         n_keep = keep[slot.index]
-        return (n_keep if 2 * n_keep >= len(slot.tokens) else 0, -slot.last_used)
+        return max(0.0, n_keep - (len(slot.tokens) - n_keep) / 2), -slot.last_used
 
     best = max(free, key=worth)
     return best, keep[best.index]

@@ -1,0 +1,127 @@
+"""The house's walls: every import is held against the floors and the doors."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "tinyoai"
+
+FLOORS = {
+    "errors": -1, "_native": -1,
+    "config": 0, "log": 0, "metrics": 0, "wire": 0, "native": 0,
+    "gguf": 1, "text": 1,
+    "engine": 2, "web": 2, "registry": 2,
+    "models": 3, "finetune": 3,
+    "api": 4,
+    "app": 5, "cli": 6, "__main__": 7,
+    "": -1, "builtin": 0,
+}  # fmt: skip
+"""Rooms by floor; "" is the package itself, which holds its version alone."""
+
+DOORS = {
+    "tinyoai._native": {"native.py"},
+    "h11": {"web/protocol.py", "web/exchange.py"},
+    "_cffi_backend": {"engine/ctransformers.py"},
+    "ctypes": {"engine/ctransformers.py", "engine/__main__.py"},
+    "ctransformers": set(),
+    "llama_cpp": {"engine/llamacpp.py"},
+    "jinja2": {"text/template.py"},
+    "sqlite3": {"registry.py"},
+    "subprocess": {"models/worker.py", "finetune/jobs.py"},
+    "multiprocessing": set(),
+    "torch": {"finetune/train.py"},
+    "peft": {"finetune/train.py"},
+    "transformers": {"finetune/train.py"},
+    "uvloop": {"app.py"},
+    # the worker ignores Ctrl-C, the server's handle names what ended a worker, the fake engine dies on demand
+    "signal": {"app.py", "engine/__main__.py", "models/worker.py", "engine/fake.py"},
+    "pickle": set(),
+    "training": set(),
+    "numpy": set(),
+}
+"""Foreign things, and the only modules that may import them."""
+
+CALLS = {
+    "create_subprocess_exec": {"models/worker.py", "finetune/jobs.py"},
+    "create_subprocess_shell": set(),
+    "Popen": set(),
+    "fork": set(),
+}
+"""Names that start processes, and the only modules that may use them."""
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """The path as the tables have it."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room(path: Path) -> str:
+    """The room a module is in."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else parts[0].removesuffix(".py").replace("__init__", "")
+
+
+def imports(path: Path) -> list[str]:
+    """Every module that is imported anywhere in a file, by its full name."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)} has a relative import"
+            module = node.module or ""
+            found.append(module)
+            found += [f"{module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def test_the_package_is_where_it_is_looked_for() -> None:
+    assert len(MODULES) > 20
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_down(path: Path) -> None:
+    mine = room(path)
+    for imported in imports(path):
+        parts = imported.split(".")
+        if parts[0] != "tinyoai" or len(parts) == 1:
+            continue
+        other = parts[1]
+        if other == "__version__" or other == mine:
+            continue
+        assert other in FLOORS, f"{name_of(path)} imports {imported}, a room that is on no floor"
+        assert FLOORS[other] < FLOORS[mine], (
+            f"{name_of(path)} (floor {FLOORS[mine]}) imports {imported} (floor {FLOORS[other]})"
+        )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_foreign_things_come_in_by_one_door(path: Path) -> None:
+    for imported in imports(path):
+        for foreign, doors in DOORS.items():
+            if imported == foreign or imported.startswith(foreign + "."):
+                assert name_of(path) in doors, f"{name_of(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_processes_are_started_in_one_place(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in CALLS:
+            assert name_of(path) in CALLS[node.attr], f"{name_of(path)} uses {node.attr}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if FLOORS[room(p)] == 1], ids=name_of)
+def test_the_pure_floor_waits_for_nothing(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.Await | ast.AsyncFunctionDef), name_of(path)
+    for imported in imports(path):
+        assert imported.split(".")[0] not in ("socket", "asyncio", "threading", "time"), name_of(path)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_says_what_it_owns(path: Path) -> None:
+    said = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert 3 <= len(said.splitlines()) <= 16, name_of(path)
