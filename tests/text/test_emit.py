@@ -8,7 +8,11 @@ from tinyoai.text.emit import Emitter
 from tinyoai.text.tokens import encode, min_tokens
 from tinyoai.wire import Ids, Segment, Special, Text
 
-PIECES = st.lists(st.sampled_from([b"a", b"b", b"ab", b" ", b"st", b"op", b"\xf0\x9f", b"\x98\x80", b"\xc3", b"\xa9", b"\xff"]))
+PIECES = st.lists(
+    st.sampled_from(
+        [b"a", b"b", b"ab", b" ", b"st", b"op", b"\xf0\x9f", b"\x98\x80", b"\xc3", b"\xa9", b"\xff"]
+    )
+)
 STOPS = st.lists(st.sampled_from(["stop", "ab", "\u00e9", "ba a", "a"]), max_size=3)
 
 
@@ -53,7 +57,13 @@ def test_counts_of_bytes_in_and_out(pieces: list[bytes], stop: list[str]) -> Non
 
 def test_only_what_could_become_a_stop_is_held() -> None:
     emitter = Emitter(["stop"], False)
-    assert [emitter.feed(piece) for piece in (b"a s", b"t", b"ra s", b"to", b"p more")] == ["a ", "", "stra ", "", ""]
+    assert [emitter.feed(piece) for piece in (b"a s", b"t", b"ra s", b"to", b"p more")] == [
+        "a ",
+        "",
+        "stra ",
+        "",
+        "",
+    ]
     assert emitter.stopped
     assert emitter.feed(b"more") == ""
     assert emitter.flush() == ""
@@ -76,7 +86,14 @@ class Vocabulary:
 
 
 def test_segments_become_ids_by_structure_alone() -> None:
-    segments: list[Segment] = [Special("bos"), Special("<|im_start|>"), Text("<s>"), Ids([7, 8]), Text(""), Special("eos")]
+    segments: list[Segment] = [
+        Special("bos"),
+        Special("<|im_start|>"),
+        Text("<s>"),
+        Ids([7, 8]),
+        Text(""),
+        Special("eos"),
+    ]
     assert encode(segments, Vocabulary()) == [1, 5, 60, 115, 62, 7, 8, 2]
 
 

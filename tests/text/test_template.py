@@ -1,5 +1,7 @@
 """Messages to prompts: the published formats, and that nothing a user writes becomes control."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +53,7 @@ def test_formats(name: str) -> None:
 @pytest.mark.parametrize("name", names())
 def test_adjacent_text_is_one_segment(name: str) -> None:
     segments = render(name, TALK, special=()).segments
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in itertools.pairwise(segments):
         assert not (isinstance(before, Text) and isinstance(after, Text))
 
 
@@ -63,10 +65,23 @@ def test_developer_means_system() -> None:
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
 def test_every_role_is_rendered_everywhere(name: str, role: str) -> None:
-    assert "needle" in flat(render(name, talk(("user", "a"), (role, "needle"), ("user", "b")), special=()).segments)
+    assert "needle" in flat(
+        render(name, talk(("user", "a"), (role, "needle"), ("user", "b")), special=()).segments
+    )
 
 
-MARKERS = ["<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<<SYS>>", "<|user|>", "<|assistant|>", "</s>", "<s>", "USER: "]
+MARKERS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<|user|>",
+    "<|assistant|>",
+    "</s>",
+    "<s>",
+    "USER: ",
+]
 
 
 @pytest.mark.parametrize("name", names())

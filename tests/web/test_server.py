@@ -19,7 +19,9 @@ from tinyoai.web.guard import Guard
 from tinyoai.web.protocol import Server
 from tinyoai.web.router import Router
 
-QUICK = Limits(head_s=0.4, body_s=0.6, idle_s=0.5, stall_s=0.6, linger_s=0.2, body_bytes=100_000, connections=20)
+QUICK = Limits(
+    head_s=0.4, body_s=0.6, idle_s=0.5, stall_s=0.6, linger_s=0.2, body_bytes=100_000, connections=20
+)
 
 
 class Bench:
@@ -147,7 +149,9 @@ def get(path: str, *lines: str, version: str = "1.1") -> bytes:
 
 def post(path: str, body: bytes, *lines: str) -> bytes:
     """A POST's bytes."""
-    head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *lines, "", ""])
+    head = "\r\n".join(
+        [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *lines, "", ""]
+    )
     return head.encode() + body
 
 
@@ -172,7 +176,12 @@ def test_an_echo_and_its_headers() -> None:
         head, _, body = got.partition(b"\r\n\r\n")
         assert statuses(got) == [200]
         assert body == b"hello"
-        for line in (b"content-length: 5", b"x-request-id: mine", b"openai-processing-ms: ", b"connection: close"):
+        for line in (
+            b"content-length: 5",
+            b"x-request-id: mine",
+            b"openai-processing-ms: ",
+            b"connection: close",
+        ):
             assert line in head.lower()
 
     run(test)
@@ -279,7 +288,11 @@ def test_100_continue_comes_when_it_is_due() -> None:
         ([b"GET / HT"] + [b"T"] * 30, 408),
         ([b"GET /stream HTTP/1.1\r\nHost: localhost\r\n"] + [b"X: y\r\n"] * 30, 408),
         ([b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n"] + [b"x"] * 30, 408),
-        ([b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"] + [b"1\r\nx\r\n"] * 30, 408),
+        (
+            [b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"]
+            + [b"1\r\nx\r\n"] * 30,
+            408,
+        ),
     ],
 )
 def test_a_client_that_dribbles_is_cut_off_in_all(parts: list[bytes], status: int) -> None:

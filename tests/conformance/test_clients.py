@@ -1,0 +1,288 @@
+"""Real clients against the real server with the built-in model: the OpenAI SDK and curl, as strangers write them."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from tests.serving import Server, serve
+
+FRANCE = "What is the capital of France?"
+ALICE = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "My name is Alice."},
+    {"role": "assistant", "content": "Hello Alice! How can I help you today?"},
+    {"role": "user", "content": "What's my name?"},
+]
+
+
+@pytest.fixture
+def client(builtin: Server) -> OpenAI:
+    """The SDK as its quick start has it."""
+    return OpenAI(base_url=builtin.url, api_key="not-needed", max_retries=0)
+
+
+def test_the_first_question(client: OpenAI) -> None:
+    response = client.chat.completions.create(
+        model="tinyoai-chat", messages=[{"role": "user", "content": FRANCE}], temperature=0
+    )
+    assert response.choices[0].message.content == "The capital of France is Paris."
+    assert response.choices[0].finish_reason == "stop"
+    assert response.usage is not None
+    assert response.usage.completion_tokens > 3
+
+
+def test_a_conversation_is_remembered(client: OpenAI) -> None:
+    response = client.chat.completions.create(model="tinyoai-chat", messages=ALICE, temperature=0)  # type: ignore[call-overload]
+    assert response.choices[0].message.content == "Your name is Alice."
+
+
+def test_a_stream_joined_is_the_whole(client: OpenAI) -> None:
+    ask = {"model": "tinyoai-chat", "messages": [{"role": "user", "content": "Tell me a story."}], "seed": 3}
+    whole = client.chat.completions.create(**ask).choices[0].message.content  # type: ignore[call-overload]
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(**ask, stream=True)  # type: ignore[call-overload]
+    ]
+    assert "".join(pieces) == whole
+    assert len(pieces) > 20
+
+
+def test_usage_in_a_stream(client: OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model="tinyoai-chat",
+            messages=[{"role": "user", "content": FRANCE}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens > 10
+
+
+def test_legacy_completion(client: OpenAI) -> None:
+    response = client.completions.create(
+        model="tinyoai-chat", prompt="The quick brown fox", max_tokens=50, temperature=0
+    )
+    assert response.choices[0].text == " jumps over the lazy dog."
+
+
+def test_asynchronous_and_many_at_once(builtin: Server) -> None:
+    questions = {
+        FRANCE: "The capital of France is Paris.",
+        "What is the capital of Japan?": "The capital of Japan is Tokyo.",
+        "What is the capital of Egypt?": "The capital of Egypt is Cairo.",
+        "What is the capital of Canada?": "The capital of Canada is Ottawa.",
+    }
+
+    async def ask(client: AsyncOpenAI, question: str) -> str:
+        stream = await client.chat.completions.create(
+            model="tinyoai-chat",
+            messages=[{"role": "user", "content": question}],
+            temperature=0,
+            stream=True,
+        )
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    async def main() -> None:
+        async with AsyncOpenAI(base_url=builtin.url, api_key="x", max_retries=0) as client:
+            answers = await asyncio.gather(*(ask(client, question) for question in list(questions) * 4))
+        assert answers == list(questions.values()) * 4
+
+    asyncio.run(main())
+
+
+def test_the_sdk_s_exceptions(client: OpenAI) -> None:
+    message = [{"role": "user", "content": "hi"}]
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="gpt-4", messages=message)  # type: ignore[arg-type]
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(
+            model="tinyoai-chat", messages=[{"role": "user", "content": "long " * 3000}]
+        )
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as odd:
+        client.chat.completions.create(model="tinyoai-chat", messages=message, temperature=3)  # type: ignore[arg-type]
+    assert odd.value.param == "temperature"
+    assert client.models.list().data[0].id == "tinyoai-chat"
+    assert client.models.retrieve("tinyoai-chat").owned_by
+
+
+def test_temperature_0_and_seeds_repeat(builtin: Server) -> None:
+    for fields in ({"temperature": 0}, {"seed": 9}, {"seed": 9, "temperature": 1.5, "top_k": 50}):
+        texts = set()
+        for _ in range(3):
+            reply = builtin.chat("Tell me a short story about a fox.", **fields)
+            texts.add(reply.json["choices"][0]["message"]["content"])
+            builtin.chat("Something else in between, to fill the caches with other things.")
+        assert len(texts) == 1, fields
+
+
+def test_seeds_repeat_under_load(builtin: Server) -> None:
+    found: list[str] = []
+
+    def ask(number: int) -> None:
+        fields = {"seed": 77} if number % 2 else {"seed": number}
+        reply = builtin.chat("Tell me a short story about a wolf.", **fields)
+        if number % 2:
+            found.append(reply.json["choices"][0]["message"]["content"])
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    assert len(set(found)) == 1
+
+
+def test_cached_tokens_are_told(builtin: Server) -> None:
+    messages = [{"role": "user", "content": "Tell me what you know about " + "very " * 40 + "old trees."}]
+    builtin.post("/v1/chat/completions", messages=messages, temperature=0)
+    usage = builtin.post("/v1/chat/completions", messages=messages, temperature=0).json["usage"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert usage["prompt_tokens"] // 2 < cached < usage["prompt_tokens"]
+
+
+def test_no_answer_begins_with_a_stray_space(builtin: Server) -> None:
+    for question in ("Hello!", FRANCE, "What is 2 + 3?", "Tell me a story."):
+        for stream in (False, True):
+            reply = builtin.chat(question, stream=stream)
+            if stream:
+                said = "".join(
+                    e["choices"][0]["delta"].get("content", "") for e in reply.events if isinstance(e, dict)
+                )
+            else:
+                said = reply.json["choices"][0]["message"]["content"]
+            assert said == said.lstrip()
+
+
+CURL = r"""curl -sN {url}/chat/completions \
+-H "Content-Type: application/json" \
+-d '{{
+"model": "{model}",
+"messages": [
+{{"role": "user", "content": "What is the capital of France?"}}
+], "temperature": 0
+}}'"""
+
+
+def test_curl_as_pasted() -> None:
+    assert shutil.which("curl")
+    with serve("--model-name", "slp-orchestra-mini") as server:
+        done = subprocess.run(
+            CURL.format(url=server.url, model="slp-orchestra-mini"),
+            shell=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert (
+            json.loads(done.stdout)["choices"][0]["message"]["content"] == "The capital of France is Paris."
+        )
+
+
+def test_curl_shows_tokens_as_they_come(builtin: Server) -> None:
+    body = {
+        "model": "tinyoai-chat",
+        "stream": True,
+        "messages": [{"role": "user", "content": "Tell me a story."}],
+    }
+    process = subprocess.Popen(
+        ["curl", "-sN", f"{builtin.url}/chat/completions", "-d", json.dumps(body)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = [line for line in process.stdout if line.strip()]
+    assert process.wait() == 0
+    process.stdout.close()
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]\n"
+
+
+# -- a worker that dies --------------------------------------------------------------------------------
+
+
+def test_a_worker_killed_in_mid_stream_costs_that_stream_alone() -> None:
+    with serve() as server:
+        client = OpenAI(base_url=server.url, api_key="x", max_retries=0)
+        stream = client.chat.completions.create(
+            model="tinyoai-chat",
+            messages=[{"role": "user", "content": "Tell me a story."}],
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        first = next(iter(stream))
+        assert first.choices[0].delta.role == "assistant"
+        os.kill(server.workers[0], signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="SIGKILL"):
+            for _ in stream:
+                pass
+        assert server.say(FRANCE) == "The capital of France is Paris."
+        assert server.get("/health").json["status"] == "ok"
+
+
+def test_a_worker_killed_again_and_again_is_given_up_and_the_server_stays() -> None:
+    with serve("--engine", "fake") as server:
+        for _ in range(3):
+            reply = server.chat('!{"text": "abc", "kill_at": 1}')
+            assert (reply.status, reply.error["code"]) == (500, "worker_died")
+            assert reply.headers["x-should-retry"] == "false"
+        reply = server.chat("hello")
+        assert (reply.status, reply.error["type"], reply.error["code"]) == (
+            503,
+            "service_unavailable",
+            "model_failed",
+        )
+        health = server.get("/health")
+        assert (health.status, health.json["status"]) == (503, "failed")
+        assert server.get("/v1/models").status == 200
+
+
+def test_a_request_that_waits_while_its_worker_is_killed_is_answered() -> None:
+    with serve("--engine", "fake", "--parallel", "1") as server:
+        replies: dict[str, str] = {}
+
+        def ask(name: str, script: str) -> None:
+            reply = server.chat(script)
+            replies[name] = (
+                reply.json["choices"][0]["message"]["content"] if reply.status == 200 else reply.error["code"]
+            )
+
+        running = threading.Thread(
+            target=ask, args=("running", '!{"text": "x", "repeat": 3000, "step_ms": 2}')
+        )
+        running.start()
+        time.sleep(0.4)
+        waiting = threading.Thread(target=ask, args=("waiting", "patience"))
+        waiting.start()
+        time.sleep(0.3)
+        os.kill(server.workers[0], signal.SIGKILL)
+        running.join()
+        waiting.join()
+        assert replies == {"running": "worker_died", "waiting": "patience"}
+
+
+def test_the_server_logs_no_prompts() -> None:
+    with serve("--engine", "fake", "--log-level", "debug") as server:
+        server.chat("a very private question")
+        server.chat('!{"text": "abc", "nan_at": 1}')
+        server.stop()
+        assert server.process.stderr is not None
+        log = server.process.stderr.read()
+        assert "private" not in log
+        assert re.search(r"POST /v1/chat/completions 200", log)
