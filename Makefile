@@ -36,11 +36,19 @@ format: $(VENV)/.installed-dev
 san: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/csrc
 
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.csrc.programs --seconds $(FUZZ_SECONDS)
+
 bench: $(VENV)/.installed-dev
-	for file in bench/*.py; do $(BIN)/python $$file || exit 1; done
+	for name in decode sampler startup concurrent_streams; do $(BIN)/python bench/$$name.py || exit 1; done
+
+model: $(VENV)/.made
+	$(VENV)/bin/python -m venv .venv-train
+	.venv-train/bin/python -m pip install -q -r training/requirements.txt
+	.venv-train/bin/python -m training.make
 
 dist: $(VENV)/.installed-dev
-	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+	$(BIN)/python -m build
 
 # One sentence and its remedy for what a machine may lack, before anything is built.
 $(VENV)/.made:

@@ -44,7 +44,7 @@ WRONG_IN_BOTH: list[tuple[dict[str, Any], str]] = [
     ({"stop": ["a", 5]}, "stop[1]"),
     ({"stop": ""}, "stop"),
     ({"stop": ["ok", ""]}, "stop"),
-    ({"stop": ["x"] * 65}, "stop"),
+    ({"stop": ["x"] * 61}, "stop"),
     ({"stop": "x" * 1025}, "stop"),
     ({"logit_bias": {"1": 101}}, "logit_bias"),
     ({"logit_bias": {"one": 1}}, "logit_bias"),
