@@ -25,7 +25,9 @@ def run(*command: str, cwd: Path) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a source archive of what is tracked, and the wheel that is built from that archive."""
     source = tmp_path_factory.mktemp("source")
-    archive = subprocess.run(["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+    archive = subprocess.run(
+        ["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
     for name in archive.stdout.decode().split("\0"):
         if name and (ROOT / name).is_file():
             target = source / name
@@ -46,7 +48,11 @@ def test_it_installs_into_an_empty_environment_and_answers(built: Path, pattern:
     bin_ = tmp_path / "env" / "bin"
     run(str(bin_ / "python"), "-m", "pip", "install", "-q", str(package), cwd=tmp_path)
     process = subprocess.Popen(
-        [str(bin_ / "tinyoai"), "--port", "0"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+        [str(bin_ / "tinyoai"), "--port", "0"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
