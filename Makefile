@@ -55,6 +55,8 @@ $(VENV)/.made:
 	@python=$$(.ci/python) && command -v "$${CC:-cc}" >/dev/null || { \
 	  [ -z "$$python" ] || echo "tinyoai builds a small C module and found no C compiler: install one (Debian, Ubuntu: apt install gcc) or name yours in CC." >&2; \
 	  exit 1; }; \
+	"$$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' || { \
+	  echo "$$python comes without its C headers: install them (Debian, Ubuntu: apt install python3-dev)." >&2; exit 1; }; \
 	"$$python" -m venv $(VENV) || { \
 	  echo "$$python cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)." >&2; \
 	  rm -rf $(VENV); exit 1; }

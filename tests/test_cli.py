@@ -1,5 +1,6 @@
 """The command as people run it: help, wrong flags, wrong files, ports in use, signals."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -140,8 +141,10 @@ def test_the_banner_says_what_is_served(builtin: Server) -> None:
 def test_the_banner_s_curl_line_works_as_pasted(builtin: Server) -> None:
     line = next(line for line in builtin.banner.splitlines() if "curl -N" in line)
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=True)
-    assert "Paris" in done.stdout
-    assert done.stdout.rstrip().endswith("data: [DONE]")
+    events = [line.removeprefix("data: ") for line in done.stdout.splitlines() if line]
+    assert events[-1] == "[DONE]"
+    pieces = [json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1]]
+    assert "Paris" in "".join(pieces)
 
 
 def test_environment_variables_configure_a_server() -> None:
@@ -225,6 +228,24 @@ def test_a_warning_where_others_may_come_in() -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         assert "asks for no key" in process.stderr.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_files_in_the_start_folder_do_not_pass_for_modules(tmp_path: Path) -> None:
+    for name in ("queue.py", "signal.py", "resource.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong module')")
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "tinyoai", "--engine", "fake", "--port", "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(PYTHONPATH=str(Path(__file__).parent.parent)),
+    )
+    try:
+        assert process.stdout is not None
+        assert "is ready" in process.stdout.readline()
     finally:
         process.kill()
         process.communicate()

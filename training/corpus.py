@@ -277,19 +277,21 @@ _SUMS = (
 )  # fmt: skip
 
 
-def numbers(rng: Random, *, held: bool = False) -> tuple[int, int, str]:
-    """Two numbers to 99 and an operator, of the held-out pairs or the others."""
+def numbers(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[int, int, str]:
+    """Two numbers to 99 and an operator, of the held-out pairs or the others; `hard`: more of one digit."""
     while True:
         a, b, operator = rng.randint(0, 99), rng.randint(0, 99), rng.choice("+-")
+        if hard and rng.random() < 0.4:
+            a, b = rng.choice([(a % 10, b), (a, b % 10), (a % 10, b % 10)])
         if operator == "-" and a < b and rng.random() < 0.8:
             a, b = b, a
         if held_out(f"{a}{operator}{b}") == held:
             return a, b, operator
 
 
-def sum_(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
+def sum_(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, str, str]:
     """A sum or difference, its answer, and the short one."""
-    a, b, operator = numbers(rng, held=held)
+    a, b, operator = numbers(rng, held=held, hard=hard)
     result = a + b if operator == "+" else a - b
     said = operator if rng.random() < 0.75 else {"+": "plus", "-": "minus"}[operator]
     gap = " " if said.isalpha() or rng.random() < 0.7 else ""
@@ -517,35 +519,42 @@ _SINGLE: tuple[tuple[Callable[..., tuple[str, str, str]], float], ...] = (
 )  # fmt: skip
 
 
-def single(rng: Random) -> tuple[str, str, str]:
+def single(rng: Random, hard: bool = False) -> tuple[str, str, str]:
     """A question of any kind."""
     makers, weights = zip(*_SINGLE, strict=True)
-    return rng.choices(makers, weights)[0](rng)  # type: ignore[no-any-return]
+    made = rng.choices(makers, weights)[0]
+    return sum_(rng, hard=True) if hard and made is sum_ else made(rng)  # type: ignore[no-any-return]
 
 
-def dialogue(rng: Random) -> list[Turn]:
-    """A whole conversation to learn from."""
+def dialogue(rng: Random, hard: bool = False) -> list[Turn]:
+    """A whole conversation to learn from. `hard`: more of what is learned last, for the second stage.
+
+    That is short answers, names given by the system prompt, things told and asked for later, and sums of
+    small numbers.
+    """
     turns: list[Turn] = []
     brief, own = False, ""
+    generic, named, short = (0.16, 0.34, 0.60) if hard else (0.22, 0.34, 0.46)
+    told_share = 0.5 if hard else 0.35
     roll = rng.random()
-    if roll < 0.22:
+    if roll < generic:
         turns.append(Turn("system", rng.choice(_GENERIC)))
-    elif roll < 0.34:
+    elif roll < named:
         own = name(rng)
         turns.append(Turn("system", rng.choice(_NAMED).format(own)))
-    elif roll < 0.46:
+    elif roll < short:
         brief = True
         turns.append(Turn("system", rng.choice(_BRIEF)))
     told: dict[int, str] = {}
     for _ in range(rng.choices((1, 2, 3, 4, 6, 9), (40, 22, 16, 10, 8, 4))[0]):
         roll = rng.random()
-        if own and roll < 0.35:
+        if own and roll < told_share:
             turns += _asked(casual(rng, rng.choice(_ASK_SELF)), f"My name is {own}.")
-        elif roll < 0.35:
+        elif roll < told_share and not (hard and brief and roll < 0.25):
             _tell_or_ask(rng, turns, told, brief)
         else:
-            question, answer, short = single(rng)
-            turns += _asked(question, short if brief else answer)
+            question, answer, brief_answer = single(rng, hard)
+            turns += _asked(question, brief_answer if brief else answer)
     return turns
 
 
@@ -583,11 +592,11 @@ def _tell_or_ask(rng: Random, turns: list[Turn], told: dict[int, str], brief: bo
         turns.append(Turn("assistant", ack[0].upper() + ack[1:]))
 
 
-def document(rng: Random) -> str:
+def document(rng: Random, hard: bool = False) -> str:
     """A plain text to continue: a saying, a fact, a story, or sums one after the other."""
     roll = rng.random()
     if roll < 0.45:
-        return "\n".join(_line(rng) for _ in range(16))
+        return "\n".join(_line(rng, hard) for _ in range(16))
     if roll < 0.75:
         return rng.choice(facts.SAYINGS)
     if roll < 0.85:
@@ -595,8 +604,8 @@ def document(rng: Random) -> str:
     return rng.choice([definition, capital])(rng)[1]
 
 
-def _line(rng: Random) -> str:
-    a, b, operator = numbers(rng)
+def _line(rng: Random, hard: bool) -> str:
+    a, b, operator = numbers(rng, hard=hard)
     return f"{a} {operator} {b} = {a + b if operator == '+' else a - b}."
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
 
 from training.model import Llama
 from training.tokenizer import BOS, IM_END, UNK, Tokenizer
@@ -59,3 +60,12 @@ def export(model: Llama, tokenizer: Tokenizer, path: Path) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def load(model: Llama, path: Path) -> None:
+    """Fills a network with a file's weights, as rounded as they are there."""
+    state = {}
+    for tensor in gguf.GGUFReader(str(path)).tensors:
+        data = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        state[tensor.name.replace("blk.", "blocks.")] = torch.from_numpy(np.array(data, np.float32))
+    model.load_state_dict(state)

@@ -11,24 +11,26 @@ from random import Random
 import torch
 
 from training import corpus, tokenizer, train
-from training.export import export
+from training.export import export, load
 from training.model import Llama, Shape
 from training.score import score
 
 SEED = 7
 N_VOCAB = 1000
-N_STEPS = 2300
 N_BATCH = 24
 LENGTH = 256
+STEPS = (2300, 1600)
+"""Of the first stage, and of the second: the harder corpus, at lower rates."""
+SECOND_PEAK = 0.4
 ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
     """Makes the model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=N_STEPS)
     parser.add_argument("--out", type=Path, default=ROOT / "tinyoai" / "builtin" / "tinyoai-chat.gguf")
     parser.add_argument("--score", type=Path, default=ROOT / "training" / "SCORE.md")
+    parser.add_argument("--first", type=Path, help="what the first stage made, to begin with the second")
     parser.add_argument("--float32", action="store_true", help="for processors without bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -40,19 +42,22 @@ def main() -> None:
     texts += [corpus.document(rng) for _ in range(600)]
     vocabulary = tokenizer.train(texts, N_VOCAB)
     model = Llama(Shape(len(vocabulary)))
-    for step in train.train(
+    first = args.first or args.out.with_suffix(".first")
+    if args.first is None:
+        run(model, vocabulary, first, seed=SEED, n_steps=STEPS[0], bf16=not args.float32)
+    load(model, first)
+    run(
         model,
         vocabulary,
-        n_steps=args.steps,
-        n_batch=N_BATCH,
-        length=LENGTH,
-        seed=SEED,
+        args.out,
+        seed=SEED + 100,
+        n_steps=STEPS[1],
+        peak=SECOND_PEAK,
+        hard=True,
         bf16=not args.float32,
-    ):
-        if step % 250 == 0:
-            export(model, vocabulary, args.out.with_suffix(".part"))
-    args.out.with_suffix(".part").unlink(missing_ok=True)
-    export(model, vocabulary, args.out)
+    )
+    if args.first is None:
+        first.unlink()
     print(
         f"{args.out.name}: {args.out.stat().st_size / 1e6:.1f} MB after {time.monotonic() - started:.0f} s",
         flush=True,
@@ -64,6 +69,37 @@ def main() -> None:
         "that the training never saw;\nan answer counts only if it is right to the letter.\n\n" + table + "\n"
     )
     print(f"{time.monotonic() - started:.0f} s in all")
+
+
+def run(
+    model: Llama,
+    vocabulary: tokenizer.Tokenizer,
+    out: Path,
+    *,
+    n_steps: int,
+    seed: int,
+    bf16: bool,
+    peak: float = 1.0,
+    hard: bool = False,
+) -> None:
+    """One stage, exported at its end and, beside that, now and then before."""
+    part = out.with_suffix(".part")
+    steps = train.train(
+        model,
+        vocabulary,
+        n_steps=n_steps,
+        n_batch=N_BATCH,
+        length=LENGTH,
+        seed=seed,
+        bf16=bf16,
+        peak=peak,
+        hard=hard,
+    )
+    for step in steps:
+        if step % 250 == 0:
+            export(model, vocabulary, part)
+    export(model, vocabulary, out)
+    part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -61,16 +61,18 @@ def encode_document(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[fl
     return ids, weights
 
 
-def windows(tokenizer: Tokenizer, rng: Random, length: int) -> Iterator[tuple[list[int], list[float]]]:
+def windows(
+    tokenizer: Tokenizer, rng: Random, length: int, hard: bool = False
+) -> Iterator[tuple[list[int], list[float]]]:
     """Windows of length + 1 ids with their weights, packed full; what does not fit begins the next one."""
     ids: list[int] = []
     weights: list[float] = []
     while True:
         while len(ids) <= length:
             if rng.random() < 0.16:
-                more, by = encode_document(tokenizer, corpus.document(rng))
+                more, by = encode_document(tokenizer, corpus.document(rng, hard))
             else:
-                more, by = encode_dialogue(tokenizer, corpus.dialogue(rng))
+                more, by = encode_dialogue(tokenizer, corpus.dialogue(rng, hard))
             ids += more
             weights += by
         yield ids[: length + 1], weights[: length + 1]
@@ -111,15 +113,25 @@ def rate(step: int, n_steps: int) -> float:
 
 
 def train(
-    model: Llama, tokenizer: Tokenizer, *, n_steps: int, n_batch: int, length: int, seed: int, bf16: bool
+    model: Llama,
+    tokenizer: Tokenizer,
+    *,
+    n_steps: int,
+    n_batch: int,
+    length: int,
+    seed: int,
+    bf16: bool,
+    peak: float = 1.0,
+    hard: bool = False,
 ) -> Iterator[int]:
     """Trains in place, a step for each item, which is the number of steps made.
 
-    The last tenth of the steps reads windows four times as long, a quarter as many.
+    The last tenth of the steps reads windows four times as long, a quarter as many. `peak` scales the learning
+    rates, `hard` chooses the corpus of the second stage.
     """
     torch.manual_seed(seed)
-    short = windows(tokenizer, Random(seed), length)
-    long_ = windows(tokenizer, Random(seed + 1), 4 * length - 1)
+    short = windows(tokenizer, Random(seed), length, hard)
+    long_ = windows(tokenizer, Random(seed + 1), 4 * length - 1, hard)
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
     outer = [p for name, p in model.named_parameters() if not (p.ndim == 2 and name.startswith("blocks."))]
     muon, adam = Muon(inner, lr=0.02), torch.optim.AdamW(outer, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
@@ -130,7 +142,7 @@ def train(
         pairs = [next(source) for _ in range(n)]
         ids = torch.tensor([ids for ids, _ in pairs])
         weights = torch.tensor([by for _, by in pairs])[:, 1:].reshape(-1)
-        factor = rate(step, n_steps)
+        factor = peak * rate(step, n_steps)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = 0.02 * factor, 4e-3 * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(ids[:, :-1])

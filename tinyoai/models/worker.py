@@ -8,11 +8,13 @@ give one. It knows no HTTP, and of a model only what Ready says.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 from tinyoai import wire
 
@@ -24,6 +26,19 @@ STALL_FACTOR = 20.0
 """A worker that was once silent for t seconds may be silent for this many times t."""
 STOP_S = 2.0
 """Seconds a worker has to leave by itself before it is killed."""
+
+
+_PYTHON = (sys.executable, "-P")
+"""-P: a file in the folder where the server was started must not pass for one of Python's modules."""
+
+
+def _environment() -> dict[str, str]:
+    """The server's own; with the path to this package where only the start folder would lead to it."""
+    root = str(Path(__file__).parent.parent.parent)
+    if root in sys.path[1:]:
+        return dict(os.environ)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class LoadError(Exception):
@@ -184,10 +199,11 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                *_PYTHON,
                 "-m",
                 "tinyoai.engine",
                 str(theirs.fileno()),
+                env=_environment(),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
