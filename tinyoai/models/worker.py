@@ -33,11 +33,11 @@ _PYTHON = (sys.executable, "-P")
 
 
 def _environment() -> dict[str, str]:
-    """The server's own; with the path to this package where only the start folder would lead to it."""
-    root = str(Path(__file__).parent.parent.parent)
-    if root in sys.path[1:]:
+    """The server's own; with the path to this package where it is not installed but run in its source tree."""
+    root = Path(__file__).parent.parent.parent
+    if root.name in ("site-packages", "dist-packages"):
         return dict(os.environ)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
