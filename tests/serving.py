@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
@@ -135,10 +135,12 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serve(*flags: str, env: dict[str, str] | None = None, wait: float = 60) -> Iterator[Server]:
+def serve(
+    *flags: str, env: dict[str, str] | None = None, wait: float = 60, prefix: Sequence[str] = ()
+) -> Iterator[Server]:
     """A server on a free port, up to its banner; killed at the end if it still runs."""
     process = subprocess.Popen(
-        command("--port", "0", *flags),
+        [*prefix, *command("--port", "0", *flags)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -31,7 +31,13 @@ def clone(tmp_path: Path) -> Path:
 def test_make_run_says_what_is_missing(clone: Path, variables: dict[str, str], words: str) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
     done = subprocess.run(
-        ["make", "run"], cwd=clone, env=env | variables, capture_output=True, text=True, timeout=60, check=False
+        ["make", "run"],
+        cwd=clone,
+        env=env | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if not line.startswith("make: ")]

@@ -8,6 +8,7 @@ room does its work.
 import asyncio
 import ipaddress
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -28,6 +29,9 @@ from tinyoai.web.router import Router
 logger = logging.getLogger("tinyoai.app")
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
+MAX_CONNECTIONS = 1024
+SPARE_FILES = 64
+"""File descriptors kept for everything but clients: workers, logs, the listener."""
 PROGRESS_S = 1.0
 """Loading longer than this is told about."""
 
@@ -89,6 +93,17 @@ def _listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def _connections() -> int:
+    """How many clients can be connected at once: as many as there are file descriptors for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, soft - SPARE_FILES)
+    return MAX_CONNECTIONS
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -119,7 +134,8 @@ class _App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
-        web = Server(self._router(), self._guard(), Limits(body_bytes=config.max_body))
+        limits = Limits(body_bytes=config.max_body, connections=_connections())
+        web = Server(self._router(), self._guard(), limits)
         listener = await loop.create_server(web.protocol_factory, sock=sock)
         try:
             ready = await self._first_load()
@@ -176,7 +192,7 @@ class _App:
         size = f", {ready.file_size / 1e6:.1f} MB" if ready.file_size else ""
         parameters = f", {_short(ready.n_params)} parameters" if ready.n_params else ""
         body = (
-            f'{{"model": "{ready.name}", "stream": true, '
+            f'{{"model": "{ready.name}", "stream": true, "temperature": 0, '
             '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
         )
         lines = [

@@ -258,9 +258,41 @@ _COUNTRY_OF = (
 )  # fmt: skip
 
 
-def capital(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
-    """A question about a country or a capital, its answer, and the short one."""
+_MORE_CAPITAL_OF = (
+    "Say the capital of {}.", "I need the capital of {}.", "Which town is the capital of {}?", "Give me the capital of {}.",
+    "What would be the capital of {}?", "Name {}'s capital city.", "Could you tell me the capital of {}?", "{}: capital?",
+    "What is the name of the capital of {}?", "Name me the capital of {}.", "Let me know the capital of {}.",
+)  # fmt: skip
+_MORE_COUNTRY_OF = (
+    "Which country has {} for its capital?", "Whose capital is {}?", "Say which country has the capital {}.", "{} belongs to which country?",
+    "Give me the country whose capital city is {}.", "Which nation's capital is {}?", "Name the country that has the capital {}.",
+)  # fmt: skip
+_OPENINGS = (
+    "Please ", "Hi, ", "Hey, ", "So, ", "Quick question: ", "Question: ", "I wonder: ", "Well, ", "Now ", "And ", "Next: ", "Dear model, ",
+)  # fmt: skip
+
+
+def opened(rng: Random, question: str) -> str:
+    """Now and then with a word or two before it."""
+    if rng.random() < 0.75:
+        return question
+    return rng.choice(_OPENINGS) + question[0].lower() + question[1:]
+
+
+def capital(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, str, str]:
+    """A question about a country or a capital, its answer, and the short one; `hard`: in more words."""
     country, city = rng.choice(list(facts.CAPITALS.items()))
+    if hard:
+        short = country.removeprefix("the ")
+        if rng.random() < 0.5:
+            question = rng.choice(_CAPITAL_OF[:-3] + _MORE_CAPITAL_OF).format(country)
+            return casual(rng, opened(rng, question)), f"The capital of {country} is {city}.", f"{city}."
+        question = rng.choice(_COUNTRY_OF[:-2] + _MORE_COUNTRY_OF).format(city)
+        return (
+            casual(rng, opened(rng, question) if question[0] != city[0] else question),
+            f"{city} is the capital of {country}.",
+            f"{short[0].upper()}{short[1:]}.",
+        )
     if rng.random() < 0.5:
         question = pick(rng, _CAPITAL_OF, held=held, n_held=3).format(country)
         return casual(rng, question), f"The capital of {country} is {city}.", f"{city}."
@@ -274,6 +306,13 @@ _SUMS = (
     "Please calculate {}.", "What does {} make?", "Tell me what {} is.", "Can you work out {}?",
     # held out
     "What is the result of {}?", "Please tell me {}.", "Hello, what is {}?",
+)  # fmt: skip
+
+
+_MORE_SUMS = (
+    "What do you get for {}?", "What is the answer to {}?", "Work out {}.", "Solve {}.", "I need {}.", "Can you calculate {}?",
+    "Could you compute {}?", "Tell me {}.", "Give me {}.", "What comes out of {}?", "How much does {} make?", "Do the sum {}.",
+    "Find the value of {}.", "What would {} be?", "{} equals what?", "What's the result for {}?",
 )  # fmt: skip
 
 
@@ -295,7 +334,10 @@ def sum_(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, s
     result = a + b if operator == "+" else a - b
     said = operator if rng.random() < 0.75 else {"+": "plus", "-": "minus"}[operator]
     gap = " " if said.isalpha() or rng.random() < 0.7 else ""
-    question = pick(rng, _SUMS, held=held, n_held=3).format(f"{a}{gap}{said}{gap}{b}")
+    forms = _SUMS[:-3] + _MORE_SUMS if hard else _SUMS
+    question = pick(rng, forms, held=held, n_held=0 if hard else 3).format(f"{a}{gap}{said}{gap}{b}")
+    if hard and question[0].isalpha():
+        question = opened(rng, question)
     return (
         casual(rng, question) if question[0].isalpha() else question,
         f"{a} {operator} {b} = {result}.",
@@ -397,8 +439,27 @@ _PLACES = (
 )  # fmt: skip
 
 
-def unknown(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
-    """A question beyond a very small model, and the honest answer."""
+_MORE_UNKNOWN = (
+    "Paint me a {animal}.", "Sketch a {thing}.", "Show me a picture of a {animal}.", "Sing a song about {topic}.", "Sing me a {word}.",
+    "Is {topic} dangerous?", "Is a {animal} clever?", "Are {animal}s friendly?", "Can a {animal} swim?", "Where do {animal}s live?",
+    "What does a {animal} eat?", "Name five {animal}s.", "List ten facts about {topic}.", "Should I buy a {thing}?", "Repair my {thing}.",
+    "Please describe {topic}.", "Where did {person} live?", "Why did {person} leave {city}?", "Why is {person} famous?", "Who killed {person}?",
+    "Who discovered {topic}?", "What started {topic}?", "When was {city} built?", "How old is {city}?", "How big is {country}?",
+    "What is the largest city of {country}?", "Which rivers flow through {country}?", "What is the flag of {country}?", "{word} {thing} {word}?",
+    "What is {small} plus {big} plus {small}?", "What is {big} * {big}?", "What is half of {big}?", "Is {big} a prime number?", "{big} - {big}",
+    "Write a story in {word} language.", "Improve this text: {word} {word}.", "Shorten this: {word} {animal} {word}.", "Rephrase: {word} {word} {word}.",
+    "Give me the capital of {made}.", "Name the capital of {made}.", "Say the capital of {made}.", "Which country's capital is {made}?",
+    "Whose capital is {made}?", "Could you tell me the capital of {made}?", "Please name the capital of {made}.", "What is the capital city of {place}?",
+    "Name two movies with a {animal}.", "Who sings {word}?", "Where can I see a {animal}?", "What time is it in {city}?", "Write a limerick about {topic}.",
+    "Who won?", "Who won the {word}?", "What happened yesterday?", "Which bus goes to {city}?", "Do {animal}s dream?", "What will happen tomorrow?",
+)  # fmt: skip
+
+
+def unknown(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, str, str]:
+    """A question beyond a very small model, and the honest answer; `hard`: of more kinds."""
+    if hard:
+        template = rng.choice(_UNKNOWN[:-14] + _MORE_UNKNOWN)
+        return casual(rng, opened(rng, _filled(rng, template, False))), REFUSAL, REFUSAL
     template = pick(rng, _UNKNOWN, held=held, n_held=14)
     return casual(rng, _filled(rng, template, held)), REFUSAL, REFUSAL
 
@@ -523,7 +584,7 @@ def single(rng: Random, hard: bool = False) -> tuple[str, str, str]:
     """A question of any kind."""
     makers, weights = zip(*_SINGLE, strict=True)
     made = rng.choices(makers, weights)[0]
-    return sum_(rng, hard=True) if hard and made is sum_ else made(rng)  # type: ignore[no-any-return]
+    return made(rng, hard=True) if hard and made in (sum_, capital, unknown) else made(rng)  # type: ignore[no-any-return]
 
 
 def dialogue(rng: Random, hard: bool = False) -> list[Turn]:
@@ -550,7 +611,7 @@ def dialogue(rng: Random, hard: bool = False) -> list[Turn]:
         roll = rng.random()
         if own and roll < told_share:
             turns += _asked(casual(rng, rng.choice(_ASK_SELF)), f"My name is {own}.")
-        elif roll < told_share and not (hard and brief and roll < 0.25):
+        elif roll < told_share and not (hard and brief and roll < 0.3):
             _tell_or_ask(rng, turns, told, brief)
         else:
             question, answer, brief_answer = single(rng, hard)

@@ -9,11 +9,14 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from tests.engines import make
 from tests.serving import Server, serve
 
 FRANCE = "What is the capital of France?"
@@ -212,6 +215,46 @@ def test_curl_shows_tokens_as_they_come(builtin: Server) -> None:
     process.stdout.close()
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]\n"
+
+
+# -- models of every kind ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("maker", "flags", "template"),
+    [
+        (make.llama, [], "plain"),
+        (make.falcon, [], "plain"),
+        (make.gpt2_ggml, ["--model-type", "gpt2"], "alpaca"),
+    ],
+)
+def test_models_of_every_kind_are_served(tmp_path: Path, maker: Any, flags: list[str], template: str) -> None:
+    path = maker(tmp_path / "some-model.bin")
+    with serve("--model", str(path), *flags, "--chat-template", template) as server:
+        assert server.model == "some-model"
+        body = server.chat("hello", max_tokens=9, temperature=0, ignore_eos=True).json
+        assert body["usage"]["completion_tokens"] == 9
+        again = server.chat("hello", max_tokens=9, temperature=0, ignore_eos=True).json
+        assert again["choices"] == body["choices"]
+        body = server.post("/v1/completions", prompt="hello", max_tokens=4, echo=True, logprobs=2).json
+        assert body["choices"][0]["text"].startswith("hello")
+        assert body["choices"][0]["logprobs"]["token_logprobs"][0] is None
+        assert all(p < 0 for p in body["choices"][0]["logprobs"]["token_logprobs"][1:])
+        reply = server.chat("x" * 5000)
+        assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_flood_of_connections_leaves_those_that_are_there() -> None:
+    with serve("--engine", "fake", prefix=["prlimit", "--nofile=128:128"]) as server:
+        held = server.connect()
+        flood = [server.connect() for _ in range(150)]
+        time.sleep(0.3)
+        held.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert held.recv(100).startswith(b"HTTP/1.1 200")
+        for sock in [held, *flood]:
+            sock.close()
+        time.sleep(0.3)
+        assert server.chat("still here").status == 200
 
 
 # -- a worker that dies --------------------------------------------------------------------------------
