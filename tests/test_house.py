@@ -47,8 +47,20 @@ CALLS = {
     "create_subprocess_shell": set(),
     "Popen": set(),
     "fork": set(),
+    "forkpty": set(),
+    "posix_spawn": set(),
+    "posix_spawnp": set(),
+    "popen": set(),
+    "system": set(),
+    "kill": {"models/worker.py", "finetune/jobs.py", "engine/fake.py"},
+    "killpg": set(),
+    "import_module": set(),
+    "__import__": set(),
 }
-"""Names that start processes, and the only modules that may use them."""
+"""Names that start or end processes, or import past this test, and the only modules that may use them."""
+
+WAITING = {"socket", "select", "selectors", "asyncio", "threading", "time"}
+"""What the pure floor does without."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -109,8 +121,21 @@ def test_foreign_things_come_in_by_one_door(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_processes_are_started_in_one_place(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and node.attr in CALLS:
-            assert name_of(path) in CALLS[node.attr], f"{name_of(path)} uses {node.attr}"
+        used: list[str] = []
+        if isinstance(node, ast.Attribute):
+            used = [node.attr]
+        elif isinstance(node, ast.Name) and node.id == "__import__":
+            used = [node.id]
+        elif isinstance(node, ast.ImportFrom):
+            used = [alias.name for alias in node.names]
+        for name in used:
+            assert name not in CALLS or name_of(path) in CALLS[name], f"{name_of(path)} uses {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room(p) != "engine"], ids=name_of)
+def test_only_a_worker_imports_the_engine(path: Path) -> None:
+    for imported in imports(path):
+        assert imported.split(".")[:2] != ["tinyoai", "engine"], f"{name_of(path)} imports {imported}"
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if FLOORS[room(p)] == 1], ids=name_of)
@@ -118,7 +143,7 @@ def test_the_pure_floor_waits_for_nothing(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         assert not isinstance(node, ast.Await | ast.AsyncFunctionDef), name_of(path)
     for imported in imports(path):
-        assert imported.split(".")[0] not in ("socket", "asyncio", "threading", "time"), name_of(path)
+        assert imported.split(".")[0] not in WAITING, name_of(path)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

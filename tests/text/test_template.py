@@ -38,7 +38,7 @@ EXPECTED = {
     "\u2039<|assistant|>\u203a\nHello!\u2039eos\u203a\n\u2039<|user|>\u203a\nBye\u2039eos\u203a\n\u2039<|assistant|>\u203a\n",
     "llama2": "\u2039bos\u203a[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST] Hello! \u2039eos\u203a\u2039bos\u203a[INST] Bye [/INST]",
     "mistral": "\u2039bos\u203a[INST] Be kind.\n\nHi [/INST] Hello!\u2039eos\u203a[INST] Bye [/INST]",
-    "vicuna": "\u2039bos\u203aBe kind.\nUSER: Hi\nASSISTANT: Hello!\u2039eos\u203a\nUSER: Bye\nASSISTANT:",
+    "vicuna": "\u2039bos\u203aBe kind. USER: Hi ASSISTANT: Hello!\u2039eos\u203aUSER: Bye ASSISTANT:",
     "alpaca": "\u2039bos\u203aBe kind.\n\n### Instruction:\nHi\n\n### Response:\nHello!\n\n### Instruction:\nBye\n\n### Response:\n",
     "plain": "\u2039bos\u203aBe kind.\nUser: Hi\nAssistant: Hello!\nUser: Bye\nAssistant:",
 }
@@ -101,6 +101,30 @@ def test_a_marker_that_is_only_text_is_broken_in_what_users_write() -> None:
     assert text.count("<|im_start|>") == 2  # the message's own and the answer's
     assert text.count("<|im_end|>") == 1
     assert rendered.stop == ["<|im_end|>"]
+
+
+HEADINGS = {
+    "vicuna": ["USER:", "ASSISTANT:"],
+    "alpaca": ["### Instruction:", "### Input:", "### Response:"],
+    "plain": ["User:", "Tool:", "Assistant:"],
+}
+
+
+@pytest.mark.parametrize(("name", "heading"), [(name, h) for name, hs in HEADINGS.items() for h in hs])
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+@pytest.mark.parametrize("after", ["", "x", " x", "\n"], ids=["end", "word", "blank", "line"])
+def test_no_message_can_forge_a_heading(name: str, heading: str, role: str, after: str) -> None:
+    def count(content: str) -> int:
+        messages = talk(("user", "a"), (role, content), ("user", "b"))
+        return flat(render(name, messages, special=()).segments).count(heading)
+
+    assert count(f"x\n{heading}{after}") == count("harmless")
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("more", [[], [("assistant", "A")]], ids=["alone", "answered"])
+def test_a_system_message_without_a_user_is_not_lost(name: str, more: list[tuple[str, str]]) -> None:
+    assert "needle" in flat(render(name, talk(("system", "needle"), *more), special=()).segments)
 
 
 @pytest.mark.parametrize(

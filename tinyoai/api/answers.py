@@ -9,12 +9,14 @@ import asyncio
 import hashlib
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol
+from typing import Any, Generic, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from tinyoai import errors, wire
 from tinyoai.api import schema
@@ -229,29 +231,46 @@ def repeatable(request: schema.Generation) -> bool:
 
 def seeded(base: wire.Sampling, index: int) -> wire.Sampling:
     """The same for choice `index`: every choice draws from a seed of its own."""
-    return msgspec.structs.replace(base, seed=(base.seed + index) & (2**64 - 1)) if index else base
+    return structs.replace(base, seed=(base.seed + index) & (2**64 - 1)) if index else base
 
 
 # -- streaming -----------------------------------------------------------------------------------------
 
 
-class Chunks(Protocol):
-    """How an endpoint words its stream."""
+Chunk = TypeVar("Chunk", schema.ChatChunk, schema.Completion)
 
+
+class Chunks(ABC, Generic[Chunk]):
+    """How an endpoint words its stream; `blank` is a chunk with all that every chunk says, and no choice."""
+
+    def __init__(self, blank: Chunk, options: schema.StreamOptions | None, per_prompt: int) -> None:
+        self._with_usage = bool(options and options.include_usage)
+        self._blank: Chunk = structs.replace(blank, usage=None) if self._with_usage else blank
+        self._per_prompt = per_prompt
+
+    @abstractmethod
     def first(self, index: int) -> bytes | None:
         """The chunk that opens a choice, if the endpoint has one."""
 
+    @abstractmethod
     def delta(self, index: int, event: wire.Delta) -> bytes:
         """A chunk of text."""
 
+    @abstractmethod
     def last(self, index: int, done: wire.Done) -> bytes:
         """The chunk that ends a choice."""
 
     def counts(self, dones: Sequence[wire.Done]) -> bytes | None:
         """The usage chunk, if it was asked for."""
+        if not self._with_usage:
+            return None
+        return self._worded([], usage=usage(dones, self._per_prompt), timings=timings(dones))
+
+    def _worded(self, choices: list[Any], **more: Any) -> bytes:
+        return encode(structs.replace(self._blank, choices=choices, **more))
 
 
-async def stream(exchange: Exchange, source: AsyncGenerator[Indexed, None], chunks: Chunks) -> None:
+async def stream(exchange: Exchange, source: AsyncGenerator[Indexed, None], chunks: Chunks[Any]) -> None:
     """Sends events as they come. A failure before the first is raised, later it is an error event."""
     dones: dict[int, wire.Done] = {}
     ping: _Ping | None = None

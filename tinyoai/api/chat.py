@@ -7,8 +7,6 @@ events are merged and sent.
 from collections.abc import Sequence
 from functools import partial
 
-import msgspec
-
 from tinyoai import wire
 from tinyoai.api import answers, schema
 from tinyoai.models.pool import Lease, Pool
@@ -103,58 +101,41 @@ def _logprobs(entries: Sequence[wire.TokenLogprob]) -> schema.ChatLogprobs:
     )
 
 
-class _Chunks:
+class _Chunks(answers.Chunks[schema.ChatChunk]):
     """A chat stream's wording. A chunk of text is joined from ready-made bytes around it."""
 
     def __init__(self, request: schema.ChatRequest, ready: wire.Ready) -> None:
-        self._usage = bool(request.stream_options and request.stream_options.include_usage)
-        self._logprobs = bool(request.logprobs)
-        self._chunk = schema.ChatChunk(
+        blank = schema.ChatChunk(
             id=answers.new_id("chatcmpl"),
             created=answers.now(),
             model=request.model,
             system_fingerprint=answers.fingerprint(ready),
             choices=[],
-            usage=None if self._usage else msgspec.UNSET,
         )
-        self._n = request.n or 1
-        self._frames: dict[int, tuple[bytes, bytes]] = {}
+        super().__init__(blank, request.stream_options, request.n or 1)
+        self._logprobs = bool(request.logprobs)
+        self._around: dict[int, tuple[bytes, bytes]] = {}
 
     def first(self, index: int) -> bytes:
         mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-        whole = self._worded(schema.ChunkChoice(index=index, delta=schema.ChoiceDelta(content=mark)))
+        whole = self._one(index, schema.ChoiceDelta(content=mark))
         before, _, after = whole.rpartition(answers.encode(mark))
-        self._frames[index] = (before, after)
-        return self._worded(
-            schema.ChunkChoice(index=index, delta=schema.ChoiceDelta(role="assistant", content=""))
-        )
+        self._around[index] = (before, after)
+        return self._one(index, schema.ChoiceDelta(role="assistant", content=""))
 
     def delta(self, index: int, event: wire.Delta) -> bytes:
         if self._logprobs:
-            return self._worded(
-                schema.ChunkChoice(
-                    index=index,
-                    delta=schema.ChoiceDelta(content=event.text),
-                    logprobs=_logprobs(event.logprobs),
-                )
+            return self._one(
+                index, schema.ChoiceDelta(content=event.text), logprobs=_logprobs(event.logprobs)
             )
-        before, after = self._frames[index]
+        before, after = self._around[index]
         return before + answers.encode(event.text) + after
 
     def last(self, index: int, done: wire.Done) -> bytes:
         choice = schema.ChunkChoice(index=index, delta=schema.ChoiceDelta(), finish_reason=done.finish_reason)
-        return answers.encode(
-            msgspec.structs.replace(self._chunk, choices=[choice], timings=answers.timings([done]))
-        )
+        return self._worded([choice], timings=answers.timings([done]))
 
-    def counts(self, dones: Sequence[wire.Done]) -> bytes | None:
-        if not self._usage:
-            return None
-        return answers.encode(
-            msgspec.structs.replace(
-                self._chunk, usage=answers.usage(dones, self._n), timings=answers.timings(dones)
-            )
-        )
-
-    def _worded(self, choice: schema.ChunkChoice) -> bytes:
-        return answers.encode(msgspec.structs.replace(self._chunk, choices=[choice]))
+    def _one(
+        self, index: int, delta: schema.ChoiceDelta, logprobs: schema.ChatLogprobs | None = None
+    ) -> bytes:
+        return self._worded([schema.ChunkChoice(index=index, delta=delta, logprobs=logprobs)])

@@ -7,8 +7,6 @@ events are merged and sent.
 from collections.abc import Sequence
 from functools import partial
 
-import msgspec
-
 from tinyoai import wire
 from tinyoai.api import answers, schema
 from tinyoai.models.pool import Lease, Pool
@@ -126,22 +124,20 @@ def _logprobs(
     )
 
 
-class _Chunks:
+class _Chunks(answers.Chunks[schema.Completion]):
     """The legacy stream's wording: every event is a whole completion object with a piece of text."""
 
     def __init__(self, request: schema.CompletionRequest, ready: wire.Ready, n: int) -> None:
-        self._usage = bool(request.stream_options and request.stream_options.include_usage)
-        self._n_top = request.logprobs
-        self._n = n
-        self._offsets: dict[int, int] = {}
-        self._chunk = schema.Completion(
+        blank = schema.Completion(
             id=answers.new_id("cmpl"),
             created=answers.now(),
             model=request.model,
             system_fingerprint=answers.fingerprint(ready),
             choices=[],
-            usage=None if self._usage else msgspec.UNSET,
         )
+        super().__init__(blank, request.stream_options, n)
+        self._n_top = request.logprobs
+        self._offsets: dict[int, int] = {}
 
     def first(self, index: int) -> None:
         return None
@@ -152,20 +148,8 @@ class _Chunks:
             offset = self._offsets.get(index, 0)
             logprobs = _logprobs(event.logprobs, offset, self._n_top)
             self._offsets[index] = offset + sum(len(token) for token in logprobs.tokens)
-        choice = schema.CompletionChoice(index=index, text=event.text, logprobs=logprobs)
-        return answers.encode(msgspec.structs.replace(self._chunk, choices=[choice]))
+        return self._worded([schema.CompletionChoice(index=index, text=event.text, logprobs=logprobs)])
 
     def last(self, index: int, done: wire.Done) -> bytes:
         choice = schema.CompletionChoice(index=index, text="", finish_reason=done.finish_reason)
-        return answers.encode(
-            msgspec.structs.replace(self._chunk, choices=[choice], timings=answers.timings([done]))
-        )
-
-    def counts(self, dones: Sequence[wire.Done]) -> bytes | None:
-        if not self._usage:
-            return None
-        return answers.encode(
-            msgspec.structs.replace(
-                self._chunk, usage=answers.usage(dones, self._n), timings=answers.timings(dones)
-            )
-        )
+        return self._worded([choice], timings=answers.timings([done]))

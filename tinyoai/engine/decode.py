@@ -9,6 +9,8 @@ Every request ends in exactly one Done or Failed.
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from tinyoai import native, wire
 from tinyoai.engine.base import Engine, EngineError, Row
 from tinyoai.engine.slots import Slot, choose
@@ -203,26 +205,13 @@ class Scheduler:
 
     def _start(self, job: Job, slot: Slot, n_keep: int, out: list[wire.ToServer]) -> None:
         request, info = job.request, self._engine.info
-        s = request.sampling
         try:
-            sampler = native.Sampler(
-                info.n_vocab,
-                native.SamplerParams(
-                    temperature=s.temperature,
-                    top_k=s.top_k,
-                    top_p=s.top_p,
-                    min_p=s.min_p,
-                    repeat_penalty=s.repeat_penalty,
-                    repeat_last_n=min(s.repeat_last_n, info.n_ctx),
-                    presence_penalty=s.presence_penalty,
-                    frequency_penalty=s.frequency_penalty,
-                    logit_bias=s.logit_bias,
-                    suppress=tuple(info.eog_ids),
-                    top_logprobs=min(request.logprobs, info.n_vocab),
-                    seed=s.seed,
-                ),
-                info.n_ctx,
+            params = native.SamplerParams(
+                **msgspec.structs.asdict(request.sampling),
+                suppress=info.eog_ids,
+                top_logprobs=min(request.logprobs, info.n_vocab),
             )
+            sampler = native.Sampler(info.n_vocab, params, info.n_ctx)
             sampler.accept_prompt(job.ids)
             emitter = Emitter(request.stop, info.first_piece_space and request.strip_space)
         except ValueError as error:

@@ -88,7 +88,7 @@ def _zephyr(w: _Writer, messages: Sequence[Message]) -> None:
 
 
 def _llama2(w: _Writer, messages: Sequence[Message]) -> None:
-    system, rest = _split_system(messages)
+    system, rest = _split_turns(messages)
     first = True
     for message in rest:
         if message.role == "assistant":
@@ -114,7 +114,7 @@ def _llama2(w: _Writer, messages: Sequence[Message]) -> None:
 
 
 def _mistral(w: _Writer, messages: Sequence[Message]) -> None:
-    system, rest = _split_system(messages)
+    system, rest = _split_turns(messages)
     first = True
     for message in rest:
         if message.role == "assistant":
@@ -134,22 +134,25 @@ def _mistral(w: _Writer, messages: Sequence[Message]) -> None:
 
 
 def _headed(
-    system_head: str, heads: dict[str, str], between: str, tail: str
+    heads: dict[str, str], between: str, tail: str, *, ends: bool = False
 ) -> Callable[[_Writer, Sequence[Message]], None]:
-    """A format of plain headings: `heads` by role, `between` messages, `tail` for the answer."""
+    """A format of plain headings: `heads` by role, `between` messages, `tail` for the answer.
+
+    With `ends`, what the assistant said is followed by the end token and nothing else.
+    """
 
     def write(w: _Writer, messages: Sequence[Message]) -> None:
         system, rest = _split_system(messages)
         if system:
-            w.text(system_head)
             w.said(system)
             w.text(between)
         for message in rest:
             w.marker(heads[message.role])
             w.said(message.content)
-            if message.role == "assistant" and heads["eos"]:
+            if ends and message.role == "assistant":
                 w.eos()
-            w.text(between)
+            else:
+                w.text(between)
         w.text(tail)
 
     return write
@@ -158,6 +161,7 @@ def _headed(
 class _Format(msgspec.Struct, frozen=True, kw_only=True):
     write: Callable[[_Writer, Sequence[Message]], None]
     markers: tuple[str, ...]
+    """Broken in messages unless control tokens; headings without the blank that follows them."""
     stop: tuple[str, ...] = ()
     signs: tuple[str, ...] = ()
     """Any of these in a model's own template means this format."""
@@ -185,39 +189,33 @@ _FORMATS = {
     "mistral": _Format(write=_mistral, markers=("[INST]", "[/INST]"), stop=("[INST]",), signs=("[INST]",)),
     "vicuna": _Format(
         write=_headed(
-            "",
-            {"user": "USER: ", "tool": "USER: ", "assistant": "ASSISTANT: ", "eos": "yes"},
-            "\n",
-            "ASSISTANT:",
+            {"user": "USER: ", "tool": "USER: ", "assistant": "ASSISTANT: "}, " ", "ASSISTANT:", ends=True
         ),
-        markers=("USER: ", "ASSISTANT: "),
+        markers=("USER:", "ASSISTANT:"),
         stop=("USER:",),
         signs=("USER:", "ASSISTANT:"),
     ),
     "alpaca": _Format(
         write=_headed(
-            "",
             {
                 "user": "### Instruction:\n",
                 "tool": "### Input:\n",
                 "assistant": "### Response:\n",
-                "eos": "",
             },
             "\n\n",
             "### Response:\n",
         ),
-        markers=("### Instruction:\n", "### Input:\n", "### Response:\n"),
+        markers=("### Instruction:", "### Input:", "### Response:"),
         stop=("### Instruction:",),
         signs=("### Instruction:",),
     ),
     "plain": _Format(
         write=_headed(
-            "",
-            {"user": "User: ", "tool": "Tool: ", "assistant": "Assistant: ", "eos": ""},
+            {"user": "User: ", "tool": "Tool: ", "assistant": "Assistant: "},
             "\n",
             "Assistant:",
         ),
-        markers=("User: ", "Tool: ", "Assistant: "),
+        markers=("User:", "Tool:", "Assistant:"),
         stop=("\nUser:",),
     ),
 }
@@ -255,3 +253,11 @@ def _split_system(messages: Sequence[Message]) -> tuple[str, list[Message]]:
     """All system messages as one text, and the others in order."""
     system = "\n".join(m.content for m in messages if m.role == "system")
     return system, [m for m in messages if m.role != "system"]
+
+
+def _split_turns(messages: Sequence[Message]) -> tuple[str, list[Message]]:
+    """As above, with an empty user message where there is none that could carry the system's text."""
+    system, rest = _split_system(messages)
+    if system and all(m.role == "assistant" for m in rest):
+        rest = [Message(role="user", content=""), *rest]
+    return system, rest
