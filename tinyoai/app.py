@@ -130,7 +130,8 @@ class _App:
         config = self._config
         sock = _listen(config.host, config.port)
         port = sock.getsockname()[1]
-        shown = f"[{config.host}]" if ":" in config.host else config.host
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+        shown = f"[{host}]" if ":" in host else host
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
@@ -209,7 +210,8 @@ class _App:
         print("\n".join(lines), flush=True)
         if not _is_loopback(self._config.host):
             logger.warning(
-                "anyone who can reach %s can use this server: it asks for no key", self._config.host
+                "anyone who can reach %s can use this server: it asks for no key",
+                self._config.host or "this machine",
             )
 
     # -- ending ----------------------------------------------------------------------------------

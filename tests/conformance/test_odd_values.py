@@ -1,0 +1,58 @@
+"""Every field of both endpoints with every odd value: an answer or a 400 that names a field, never a 5xx."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.serving import Server
+from tinyoai.api.schema import ChatRequest, CompletionRequest
+
+ODD: list[Any] = [
+    None, True, False, 0, 1, -1, 0.5, 1e308, -1e308, 2**31, 2**63, 2**70, -(2**63), "", "x", "\u0000", "\ud800",
+    [], [0], [[]], [None], ["", "x"], {}, {"a": 1}, {"1": 5}, {"-1": 1}, [{"role": "user"}], [{"type": "text"}],
+    [{"role": "user", "content": [{"type": "image_url"}]}], [{"role": "user", "content": None}], "\N{GRINNING FACE}" * 99,
+]  # fmt: skip
+ENDPOINTS = {
+    "/v1/chat/completions": (ChatRequest, {"messages": [{"role": "user", "content": "hi"}]}),
+    "/v1/completions": (CompletionRequest, {"prompt": "hi\n"}),
+}
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_any_value_in_any_field(fake: Server, path: str) -> None:
+    kind, base = ENDPOINTS[path]
+    n_answered = 0
+    for field in [f.encode_name for f in msgspec.structs.fields(kind)] + ["unknown"]:
+        for value in ODD:
+            body = json.dumps({"model": "fake", "max_tokens": 3, **base, field: value}).encode()
+            reply = fake.request("POST", path, body)
+            assert reply.status in (200, 400, 404), (field, value, reply.body)
+            if reply.status == 200:
+                n_answered += 1
+            elif field != "model" and value != "\ud800":
+                error = reply.error
+                assert error["type"] == "invalid_request_error"
+                assert field.split("_")[0] in (error["param"] or "") + error["message"], (field, value, error)
+    assert n_answered > 100
+    assert fake.chat("still well").status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "fake", "messages": [{"role": "user", "content": "a"}], "temperature": 0.1, "temperature": 0.2}',
+        b'{"model": "fake", "messages": [{"role": "user", "content": "a"}]}   \n',
+    ],
+)
+def test_odd_but_valid_json(fake: Server, body: bytes) -> None:
+    assert fake.request("POST", "/v1/chat/completions", body).status == 200
+
+
+def test_very_many_messages_and_characters(fake: Server) -> None:
+    many = [{"role": "user", "content": "x"}] * 10_000
+    reply = fake.post("/v1/chat/completions", messages=many)
+    assert (reply.status, reply.error["param"]) == (400, "messages")
+    reply = fake.chat("y" * 1_000_000)
+    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
