@@ -19,7 +19,7 @@ SEED = 7
 N_VOCAB = 1000
 N_BATCH = 24
 LENGTH = 256
-STEPS = (2300, 1500)
+STEPS = (2300, 2200)
 """Of the first stage, and of the second: the harder corpus, at lower rates."""
 SECOND_PEAK = 0.5
 ROOT = Path(__file__).parent.parent

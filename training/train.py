@@ -82,28 +82,42 @@ def windows(
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, each update made near-orthogonal by a quintic Newton-Schulz iteration."""
+    """Nesterov momentum, each update made near-orthogonal by a quintic Newton-Schulz iteration.
 
-    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95) -> None:
+    Matrices of one shape are iterated together, in `dtype`: the iteration corrects its own rounding.
+    """
+
+    def __init__(
+        self, params: list[Tensor], lr: float, momentum: float = 0.95, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self._dtype = dtype
+        shapes = sorted({tuple(p.shape) for p in params})
+        self._same = [[p for p in params if tuple(p.shape) == shape] for shape in shapes]
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override] # no closure
         """One update."""
-        for group in self.param_groups:
-            for p in group["params"]:
+        lr, momentum = self.param_groups[0]["lr"], self.param_groups[0]["momentum"]
+        for same in self._same:
+            updates = []
+            for p in same:
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                x = p.grad.lerp(buffer, group["momentum"])
-                x = x / (x.norm() + 1e-7)
-                tall = x.shape[0] > x.shape[1]
-                x = x.T if tall else x
-                for _ in range(5):
-                    gram = x @ x.T
-                    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-                x = x.T if tall else x
-                p.mul_(1 - group["lr"] * 0.02)
-                p.add_(x, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+                buffer.lerp_(p.grad, 1 - momentum)
+                updates.append(p.grad.lerp(buffer, momentum))
+            x = torch.stack(updates)
+            x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(self._dtype)
+            tall = x.shape[1] > x.shape[2]
+            x = x.mT.contiguous() if tall else x
+            for _ in range(5):
+                gram = torch.bmm(x, x.mT)
+                x = torch.baddbmm(
+                    x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445
+                )
+            x = x.mT if tall else x
+            for p, update in zip(same, x.float(), strict=True):
+                p.mul_(1 - lr * 0.02)
+                p.add_(update, alpha=-lr * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
 
 
 def rate(step: int, n_steps: int) -> float:
@@ -134,7 +148,8 @@ def train(
     long_ = windows(tokenizer, Random(seed + 1), 4 * length - 1, hard)
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
     outer = [p for name, p in model.named_parameters() if not (p.ndim == 2 and name.startswith("blocks."))]
-    muon, adam = Muon(inner, lr=0.02), torch.optim.AdamW(outer, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    muon = Muon(inner, lr=0.02, dtype=torch.bfloat16 if bf16 else torch.float32)
+    adam = torch.optim.AdamW(outer, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
     started, shown = time.monotonic(), 0.0
     for step in range(n_steps):
         late = step >= 0.9 * n_steps

@@ -117,7 +117,9 @@ class Exchange:
         content_type: str = "application/json",
         headers: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """The whole response. Only once, and not after start_stream."""
+        """The whole response, not after start_stream. Nothing if one was given already or the client left."""
+        if self.finished:
+            return
         close = self._closes()
         fields = [*headers, ("content-type", content_type), ("content-length", str(len(body)))]
         if status == 204:
@@ -141,6 +143,8 @@ class Exchange:
 
     def start_stream(self) -> None:
         """The head of a stream of events. A client of HTTP/1.0 gets no chunks: the close ends it."""
+        if self.finished:
+            return
         self.chunked = self.head.minor >= 1
         fields = [
             ("content-type", "text/event-stream; charset=utf-8"),
@@ -149,11 +153,14 @@ class Exchange:
         ]
         if self.chunked:
             fields.append(("transfer-encoding", "chunked"))
-        self.streaming = True
-        self.send(self._head(200, fields, self._closes() or not self.chunked))
+        self._link.write(self._head(200, fields, self._closes() or not self.chunked))
+        self.streaming = self.method != "HEAD"
+        self.last_sent = self._loop.time()
 
     def send(self, data: bytes) -> None:
         """Ready-made bytes of a stream, its chunk framing included: one write."""
+        if self.finished or not self.streaming:
+            return
         self._link.write(data)
         self.last_sent = self._loop.time()
 
@@ -168,6 +175,8 @@ class Exchange:
 
     def end_stream(self, *, close_after: bool = False) -> None:
         """The end of a stream."""
+        if self.finished:
+            return
         self._link.write(self._link.speak(h11.EndOfMessage()))
         self._finish(close_after or not self.chunked or self._closes())
 
@@ -177,7 +186,6 @@ class Exchange:
         return self._link.closing or self._link.unread()
 
     def _head(self, status: int, fields: Sequence[tuple[str, str]], close: bool) -> bytes:
-        self.status = status
         headers = [
             ("date", formatdate(usegmt=True)),
             ("x-request-id", self.request_id),
@@ -186,9 +194,11 @@ class Exchange:
         ]
         if close:
             headers.append(("connection", "close"))
-        return self._link.speak(
+        data = self._link.speak(
             h11.Response(status_code=status, headers=headers, reason=_REASONS.get(status, b""))
         )
+        self.status = status
+        return data
 
     def _finish(self, close: bool) -> None:
         self.finished = True

@@ -2,16 +2,19 @@
 
 Owns a socket's life. States: head (a request's head is awaited) → busy (one exchange is under way, its
 body may still be coming) → head again, or closing (whatever comes is thrown away until the peer has
-read the answer). The server's side of the books, who is connected and who is busy, is here too. It must
-not know what handlers answer.
+read the answer). The next head is looked at only once the client has taken most of the answers before
+it. The server's side of the books, who is connected and who is busy, is here too. It must not know
+what handlers answer.
 
 A client that closes its sending half counts as gone: it cannot be told from one that closed both, and
 one that is gone must free its slot at once.
 """
 
 import asyncio
+import fcntl
 import logging
 import socket
+import termios
 from typing import cast
 
 import h11
@@ -95,6 +98,12 @@ class Connection(asyncio.Protocol):
         self._state = "head"
         self._timer: asyncio.TimerHandle | None = None
         self._gone = False
+        self._outstanding = 0
+        """Bytes the client had not taken when the timer was last set."""
+        # as long as a head is awaited
+        self._head_begun = True
+        """Its time runs: from the accept, later from its first byte."""
+        self._blank_seen = False
         self._paused = False
         self._writable: asyncio.Future[None] | None = None
         # as long as the request
@@ -132,15 +141,17 @@ class Connection(asyncio.Protocol):
             return
         self._buffer += data
         if self._state == "head":
-            if len(self._buffer) == len(data):
+            if not self._head_begun:
+                self._head_begun = True
                 self._arm(self._limits.head_s)
             self._read_heads()
         else:
             self._read_body()
+        if len(self._buffer) > READ_AHEAD and self._state != "closing":
+            self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        if self._state == "busy":
-            self._cancel()
+        self._cancel()
         return False  # asyncio closes the transport
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -158,6 +169,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
+        self._read_heads()
 
     # -- the server's calls ------------------------------------------------------------------------
 
@@ -172,7 +184,8 @@ class Connection(asyncio.Protocol):
             self._exchange.fail(
                 errors.Unavailable("the server was told to stop", headers={"retry-after": "5"})
             )
-            self._cancel()
+            if self._task is not None:
+                self._task.cancel()
         else:
             self._close()
 
@@ -204,10 +217,6 @@ class Connection(asyncio.Protocol):
     async def body(self) -> bytes:
         """The request's body. Raises errors.ApiError."""
         exchange = self._exchange
-        if exchange is not None and exchange.head.content_length > self._limits.body_bytes:
-            raise errors.PayloadTooLarge(
-                f"the body has {exchange.head.content_length} bytes; at most {self._limits.body_bytes} are read"
-            )
         if not self._body_done and exchange is not None and exchange.head.expects_continue and not self._body:
             self.write(self.speak(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")))
         while not self._body_done and self._body_error is None:
@@ -223,15 +232,17 @@ class Connection(asyncio.Protocol):
 
     async def uncongested(self) -> None:
         """When the client has caught up. Raises ClientGone after too long without progress."""
-        if not self._paused:
-            return
-        self._writable = self._loop.create_future()
-        stalled = self._loop.call_later(self._limits.stall_s, self._stalled, self._writable)
-        try:
-            await self._writable
-        finally:
-            stalled.cancel()
-            self._writable = None
+        while self._paused:
+            waiter = self._writable = self._loop.create_future()
+            before = self._untaken()
+            stalled = self._loop.call_later(self._limits.stall_s, self._stalled, waiter)
+            try:
+                await waiter
+            finally:
+                stalled.cancel()
+                self._writable = None
+            if self._paused and self._untaken() >= before:
+                raise ClientGone
 
     def finished(self, *, close: bool) -> None:
         """The response is complete: on to the next request, or the end."""
@@ -239,36 +250,46 @@ class Connection(asyncio.Protocol):
             return
         if self._exchange is not None:
             self._account(self._exchange)
-        unread = self.unread()
-        if unread:
+        if (
+            close
+            or self.unread()
+            or self._http.our_state is not h11.DONE
+            or self._http.their_state is not h11.DONE
+        ):
             self._linger()
-        elif close or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
-            self._close()
+            return
+        self._http.start_next_cycle()
+        self._exchange = None
+        self._state = "head"
+        self._blank_seen = False
+        self._head_begun = bool(self._buffer)
+        self._arm(self._limits.head_s if self._buffer else self._limits.idle_s)
+        if self._buffer:
+            # not at once: the stack of a client that pipelines would grow with its requests
+            self._loop.call_soon(self._read_heads)
         else:
-            self._http.start_next_cycle()
-            self._exchange = None
-            self._state = "head"
-            self._arm(self._limits.idle_s)
             self._transport.resume_reading()
-            if self._buffer:
-                # not at once: the stack of a client that pipelines would grow with its requests
-                self._loop.call_soon(self._read_heads)
 
     # -- reading -----------------------------------------------------------------------------------
 
     def _read_heads(self) -> None:
-        if self._state != "head" or self._gone:
+        if self._state != "head" or self._gone or self._paused:
             return
-        while self._buffer.startswith(b"\r\n"):
+        if self._buffer.startswith(b"\r\n") and not self._blank_seen:
+            # some clients end a body with a line that belongs to nothing (RFC 9112, 2.2)
+            self._blank_seen = True
             del self._buffer[:2]
         if not self._buffer:
+            self._transport.resume_reading()
             return
         try:
             head = read_head(self._buffer, self._limits)
         except errors.ApiError as error:
             self._refuse(error)
             return
-        if head is not None:
+        if head is None:
+            self._transport.resume_reading()
+        else:
             self._begin(head)
 
     def _begin(self, head: Head) -> None:
@@ -297,8 +318,14 @@ class Connection(asyncio.Protocol):
         if self._state != "busy":
             return
         try:
+            if self._body_error is not None:
+                raise self._body_error
             self._server.guard.check(head)
             handler = self._route(exchange)
+            if head.content_length > self._limits.body_bytes:
+                raise errors.PayloadTooLarge(
+                    f"the body has {head.content_length} bytes; at most {self._limits.body_bytes} are read"
+                )
         except errors.ApiError as error:
             exchange.fail(error)
             return
@@ -340,8 +367,8 @@ class Connection(asyncio.Protocol):
             self._take_body()
         if not self._body_done and self._body_error is None:
             self._take_body()
-        if len(self._buffer) > READ_AHEAD:
-            self._transport.pause_reading()
+        if not self._body_done:
+            self._transport.resume_reading()
 
     def _take_body(self) -> None:
         try:
@@ -385,14 +412,18 @@ class Connection(asyncio.Protocol):
             exchange.fail(error)
         except ClientGone:
             self._transport.abort()
+        except asyncio.CancelledError:
+            if exchange.finished:
+                raise  # by _cancel: nobody waits for the answer
+            self._fault(exchange)
         except Exception:
-            log.exception("request %s failed", exchange.request_id)
-            if not self._gone:
-                exchange.fail(
-                    errors.InternalError(
-                        f"internal error; the log has more under request id {exchange.request_id}"
-                    )
-                )
+            self._fault(exchange)
+
+    def _fault(self, exchange: Exchange) -> None:
+        log.exception("request %s failed", exchange.request_id)
+        exchange.fail(
+            errors.InternalError(f"internal error; the log has more under request id {exchange.request_id}")
+        )
 
     def _refuse(self, error: errors.ApiError) -> None:
         """Answers what is not even a request: h11 knows nothing of it, so the head is written by hand."""
@@ -422,15 +453,17 @@ class Connection(asyncio.Protocol):
 
     def _cancel(self) -> None:
         """Nobody waits for the answer any more."""
+        exchange = self._exchange
+        if exchange is None or exchange.finished:
+            return
+        exchange.finished = True
+        self._account(exchange)
         if self._task is not None and not self._task.done():
             self._task.cancel()
-        if self._exchange is not None and not self._exchange.finished:
-            self._exchange.finished = True
-            self._account(self._exchange)
 
     def _stalled(self, waiter: "asyncio.Future[None]") -> None:
         if not waiter.done():
-            waiter.set_exception(ClientGone())
+            waiter.set_result(None)
 
     def _close(self) -> None:
         """Closes once all is written, and in any case soon."""
@@ -443,16 +476,16 @@ class Connection(asyncio.Protocol):
         """Closes the sending half and reads on a little: a reset would destroy the answer on its way."""
         self._state = "closing"
         self._buffer.clear()
-        self._disarm()
         self._transport.resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self._timer = self._loop.call_later(self._limits.linger_s, self._close)
+        self._arm(self._limits.linger_s)
 
     # -- time --------------------------------------------------------------------------------------
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
+        self._outstanding = self._untaken()
         self._timer = self._loop.call_later(seconds, self._too_slow)
 
     def _disarm(self) -> None:
@@ -460,9 +493,26 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
+    def _untaken(self) -> int:
+        """Bytes of answers that the client's machine has not acknowledged."""
+        n = self._transport.get_write_buffer_size()
+        sock = self._transport.get_extra_info("socket")
+        try:
+            queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (AttributeError, OSError):
+            return n  # no socket, or one that cannot tell
+        return n + int.from_bytes(queued, "little")
+
     def _too_slow(self) -> None:
         self._timer = None
-        if self._state == "head" and not self._buffer:
+        untaken = self._untaken()
+        if untaken and (self._paused or self._state == "closing"):
+            # the next head is not read, or the end not made, before the answers are taken: while they are, wait
+            if untaken < self._outstanding:
+                self._arm(self._limits.stall_s)
+            else:
+                self._transport.abort()
+        elif self._state == "closing" or (self._state == "head" and not self._buffer):
             self._close()  # it asked for nothing
         elif self._state == "head":
             self._refuse(errors.RequestTimeout("the request's head did not come in time"))
