@@ -82,7 +82,7 @@ def test_the_first_head_s_time_runs_from_the_accept(run: Clerk) -> None:
     async def test(bench: Bench) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", bench.port)
         loop = asyncio.get_running_loop()
-        (connection,) = [c for c in [*bench.server.connections] or await _soon(bench)]
+        (connection,) = bench.server.connections or await _soon(bench)
         due = connection._timer.when()  # type: ignore[union-attr]
         writer.write(b"GET ")
         await asyncio.sleep(0.1)
@@ -136,7 +136,9 @@ async def _big(exchange: Exchange) -> None:
     exchange.respond(200, b"x" * 400_000)
 
 
-def _with(test: Test, path: str, handler: Callable[[Exchange], Awaitable[None]], method: str = "POST") -> Test:
+def _with(
+    test: Test, path: str, handler: Callable[[Exchange], Awaitable[None]], method: str = "POST"
+) -> Test:
     """The test, with one route more."""
 
     async def wrapped(bench: Bench) -> None:
@@ -216,7 +218,9 @@ def test_an_answer_that_closes_is_not_lost_to_what_follows_it(run: Clerk) -> Non
 
 def test_an_upgrade_is_ignored(run: Clerk) -> None:
     async def test(bench: Bench) -> None:
-        asks = post("/echo", b"a", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AA")
+        asks = post(
+            "/echo", b"a", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AA"
+        )
         assert statuses(await talk(bench, asks + post("/echo", b"b", CLOSE))) == [200, 200]
 
     run(test)

@@ -56,7 +56,7 @@ def router() -> Router:
     ],
 )
 def test_routes(router: Router, method: str, target: bytes, handler: object, params: dict[str, str]) -> None:
-    assert router.resolve(method, target) == (handler, params)
+    assert router.resolve(method, target)[:2] == (handler, params)
 
 
 @pytest.mark.parametrize(

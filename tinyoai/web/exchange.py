@@ -65,11 +65,13 @@ class Exchange:
         "_loop",
         "_started",
         "chunked",
+        "extra_headers",
         "finished",
         "head",
         "last_sent",
         "peer",
         "request_id",
+        "route",
         "route_params",
         "status",
         "streaming",
@@ -80,8 +82,12 @@ class Exchange:
         self.head = head
         self.peer = peer
         self.request_id = _request_id(head)
+        self.route = ""
+        """The path as the router knows it, without /v1; empty if nothing answers there."""
         self.route_params: dict[str, str] = {}
         # the response
+        self.extra_headers: list[tuple[str, str]] = []
+        """On the response whatever it says: what a guard has to tell."""
         self.status = 0
         """0 until a response has begun."""
         self.streaming = False
@@ -190,6 +196,7 @@ class Exchange:
             ("date", formatdate(usegmt=True)),
             ("x-request-id", self.request_id),
             ("openai-processing-ms", f"{self.elapsed_ms:.3f}"),
+            *self.extra_headers,
             *fields,
         ]
         if close:

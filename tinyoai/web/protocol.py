@@ -15,6 +15,7 @@ import fcntl
 import logging
 import socket
 import termios
+from collections.abc import Callable
 from typing import cast
 
 import h11
@@ -38,11 +39,19 @@ READ_AHEAD = 64 << 10
 class Server:
     """All connections of one listening socket."""
 
-    def __init__(self, router: Router, guard: Guard, limits: Limits) -> None:
+    def __init__(
+        self,
+        router: Router,
+        guard: Guard,
+        limits: Limits,
+        on_done: Callable[[Exchange], None] | None = None,
+    ) -> None:
         # what decides
         self.router = router
         self.guard = guard
         self.limits = limits
+        self.on_done = on_done
+        """Told of every exchange that ended, answered or left; it must not raise."""
         # the books
         self.connections: set[Connection] = set()
         self.draining = False
@@ -339,7 +348,7 @@ class Connection(asyncio.Protocol):
         try:
             if target == b"*":
                 raise errors.MethodNotAllowed("", headers={"allow": "GET, HEAD, POST, OPTIONS"})
-            handler, exchange.route_params = self._server.router.resolve(method, target)
+            handler, exchange.route_params, exchange.route = self._server.router.resolve(method, target)
         except errors.MethodNotAllowed as error:
             if method != "OPTIONS":
                 raise
@@ -448,6 +457,8 @@ class Connection(asyncio.Protocol):
             exchange.elapsed_ms,
             exchange.request_id,
         )
+        if self._server.on_done is not None:
+            self._server.on_done(exchange)
 
     # -- ending ------------------------------------------------------------------------------------
 

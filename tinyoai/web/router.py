@@ -41,10 +41,16 @@ class Router:
                 return
         self._patterns.append((found["head"], found["name"], {method: handler}))
 
-    def resolve(self, method: str, target: bytes) -> tuple[Handler, dict[str, str]]:
-        """The handler and the path's parameters. Raises NotFound, MethodNotAllowed or BadRequest."""
+    @property
+    def routes(self) -> list[tuple[str, str]]:
+        """Every method and path, as they were added but without /v1."""
+        named = [(f"{head}{{{name}:path}}", methods) for head, name, methods in self._patterns]
+        return [(method, path) for path, methods in [*self._literal.items(), *named] for method in methods]
+
+    def resolve(self, method: str, target: bytes) -> tuple[Handler, dict[str, str], str]:
+        """The handler, the path's parameters and the route. Raises NotFound, MethodNotAllowed or BadRequest."""
         path = _bare(_decoded(target))
-        methods, params = self._find(path)
+        methods, params, route = self._find(path)
         if methods is None:
             raise errors.NotFound(f"there is no {path[:200]} here; see the README for the endpoints")
         handler = methods.get("GET" if method == "HEAD" else method)
@@ -54,17 +60,17 @@ class Router:
                 f"{method[:20]} is not allowed on {path[:200]}; use {' or '.join(sorted(methods))}",
                 headers={"allow": ", ".join(allowed)},
             )
-        return handler, params
+        return handler, params, route
 
-    def _find(self, path: str) -> tuple[dict[str, Handler] | None, dict[str, str]]:
+    def _find(self, path: str) -> tuple[dict[str, Handler] | None, dict[str, str], str]:
         methods = self._literal.get(path)
         if methods is not None:
-            return methods, {}
+            return methods, {}, path
         for head, name, methods in self._patterns:
             rest = path[len(head) :]
             if path.startswith(head) and rest:
-                return methods, {name: rest}
-        return None, {}
+                return methods, {name: rest}, f"{head}{{{name}}}"
+        return None, {}, ""
 
 
 def _decoded(target: bytes) -> str:
