@@ -105,6 +105,14 @@ class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True):
     """An answer after a chat prompt: one leading space that the tokenizer put there is taken off."""
     param: str = "messages"
     """The request's field that a refusal of the prompt is about."""
+    client: str = ""
+    """Who asks: the line before the slots takes turns between clients."""
+    group: str = ""
+    """The HTTP request that this is a part of; empty: it is one by itself."""
+    wait_s: float | None = None
+    """Seconds it may stand in the line; None: as long as it takes."""
+    deadline_s: float | None = None
+    """Seconds from now after which what there is must be the answer (finish_reason "length")."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -160,6 +168,8 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted", kw_only=True):
     id: int
     n_prompt: int
     n_cached: int
+    queue_ms: float = 0.0
+    """Milliseconds it stood in the line."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -6,6 +6,7 @@ prefill chunk or one token for each running slot; what that step has to say is r
 Every request ends in exactly one Done or Failed.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -13,12 +14,17 @@ import msgspec
 
 from tinyoai import native, wire
 from tinyoai.engine.base import Engine, EngineError, Row
+from tinyoai.engine.line import Line
 from tinyoai.engine.slots import Slot, choose
 from tinyoai.text.emit import Emitter
 from tinyoai.text.tokens import encode, min_tokens
 
 MAX_STREAK = 64
 """Decode-only steps between two prefill chunks at most, whatever the clock says."""
+FIRST_GUESS_S = 1.0
+"""How long a request holds a slot, as long as none has ended."""
+MAX_RETRY_S = 120.0
+"""The longest wait that is advised: the SDKs heed no longer one."""
 
 
 class Job:
@@ -26,9 +32,13 @@ class Job:
 
     __slots__ = (
         "accepted",
+        "client",
+        "deadline",
         "echo_logprobs",
         "emitter",
         "first_token_at",
+        "give_up_at",
+        "group",
         "held",
         "ids",
         "limit",
@@ -39,6 +49,7 @@ class Job:
         "next_id",
         "prompt_ms",
         "prompt_text",
+        "queued_at",
         "request",
         "sampler",
         "slot",
@@ -50,6 +61,12 @@ class Job:
         self.request = request
         self.ids = ids
         self.prompt_text = prompt_text
+        # while it waits for one
+        self.client = request.client
+        self.group = request.group or f"call {request.id}"
+        self.queued_at = 0.0
+        self.give_up_at = math.inf
+        self.deadline = math.inf
         # once it has a slot
         self.slot: Slot | None = None
         self.sampler: native.Sampler | None = None
@@ -125,12 +142,13 @@ class Scheduler:
         # what it works with
         self._engine = engine
         self._n_threads = n_threads
-        self._n_queue = n_queue
         self._clock = clock
         # what it works on
         self._slots = [Slot(i, engine.block) for i in range(engine.n_slots)]
-        self._pending: deque[Job] = deque()
+        self._line: Line[Job] = Line(n_queue)
         self._running: list[Job] = []
+        self._held_s = FIRST_GUESS_S
+        """How long requests hold a slot: a mean in which newer ones count more."""
         # fairness between prefill and decode, in seconds of step time
         self._owed = 0.0
         self._streak = 0
@@ -140,28 +158,39 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Nothing to do."""
-        return not (self._running or self._pending)
+        return not (self._running or len(self._line))
 
     def submit(self, job: Job) -> list[wire.ToServer]:
-        """Queues a prepared request, or says that the queue is full."""
-        if len(self._pending) >= self._n_queue:
+        """Queues a prepared request, or says that the queue is full and when there may be room."""
+        now, request = self._clock(), job.request
+        n_free = sum(not slot.busy for slot in self._slots)
+        if not self._line.push(job, n_free):
+            seconds = self.wait_estimate()
             return [
                 wire.Failed(
-                    id=job.request.id,
+                    id=request.id,
                     kind="Overloaded",
-                    message=f"{self._n_queue} requests wait for this model already; try again in a moment",
-                    retry_after=1.0,
+                    message=f"{self._line.n_requests} requests wait for this model already; try again in "
+                    f"about {seconds:.0f} seconds",
+                    retry_after=seconds,
                 )
             ]
-        self._pending.append(job)
+        job.queued_at = now
+        job.give_up_at = now + (math.inf if request.wait_s is None else request.wait_s)
+        job.deadline = now + (math.inf if request.deadline_s is None else request.deadline_s)
         return []
+
+    def wait_estimate(self) -> float:
+        """Seconds until a request that comes now would get a slot: from what the last ones took."""
+        n_ahead = self._line.n_requests + 1
+        return min(MAX_RETRY_S, max(1.0, n_ahead * self._held_s / len(self._slots)))
 
     def cancel(self, request_id: int) -> list[wire.ToServer]:
         """Ends a request at once; its slot is free and keeps its prefix. Unknown ids are no error."""
-        for job in [*self._running, *self._pending]:
+        for job in [*self._running, *self._line]:
             if job.request.id == request_id:
                 if job.slot is None:
-                    self._pending.remove(job)
+                    self._line.remove(job)
                 self._release(job)
                 return [wire.Failed(id=request_id, kind="Cancelled", message="the client left")]
         return []
@@ -195,12 +224,23 @@ class Scheduler:
     # -- who is served ---------------------------------------------------------------------------
 
     def _admit(self, out: list[wire.ToServer]) -> None:
-        while self._pending:
-            job = self._pending[0]
+        for late in self._line.expired(self._clock()):
+            waited = self._clock() - late.queued_at
+            message = f"the request waited {waited:.1f} seconds for its turn, which is as long as it may"
+            out.append(
+                wire.Failed(
+                    id=late.request.id,
+                    kind="RequestTimeout",
+                    message=message,
+                    code="queue_timeout",
+                    retry_after=self.wait_estimate(),
+                )
+            )
+        while (job := self._line.first()) is not None:
             found = choose(self._slots, job.ids, exact=job.request.exact)
             if found is None:
                 return
-            self._pending.popleft()
+            self._line.pop()
             self._start(job, *found, out)
 
     def _start(self, job: Job, slot: Slot, n_keep: int, out: list[wire.ToServer]) -> None:
@@ -228,7 +268,8 @@ class Scheduler:
         job.limit = room if request.max_tokens is None else min(room, request.max_tokens)
         job.started = self._clock()
         self._running.append(job)
-        out.append(wire.Accepted(id=request.id, n_prompt=len(job.ids), n_cached=n_keep))
+        queue_ms = (job.started - job.queued_at) * 1000.0
+        out.append(wire.Accepted(id=request.id, n_prompt=len(job.ids), n_cached=n_keep, queue_ms=queue_ms))
         if request.echo and request.logprobs < 0:
             out.append(wire.Delta(id=request.id, text=job.prompt_text))
 
@@ -272,8 +313,10 @@ class Scheduler:
     def _advance(self, job: Job, n_tokens: int, out: list[wire.ToServer]) -> None:
         try:
             if job.n_generated == 0 and not self._prefilled(job, n_tokens, out):
+                if self._clock() >= job.deadline:
+                    self._finish(job, "length", out)
                 return
-            if job.limit == 0:
+            if job.limit == 0 or self._clock() >= job.deadline:
                 self._finish(job, "length", out)
                 return
             self._sample(job, out)
@@ -372,6 +415,9 @@ class Scheduler:
         if text or logprobs:
             out.append(wire.Delta(id=request.id, text=text, logprobs=logprobs))
         ended = self._clock()
+        if not job.first_token_at:  # its time was up in the middle of the prompt
+            job.first_token_at = ended
+            job.prompt_ms = (ended - job.started) * 1000.0
         out.append(
             wire.Done(
                 id=request.id,
@@ -392,6 +438,7 @@ class Scheduler:
     def _release(self, job: Job) -> None:
         if job in self._running:
             self._running.remove(job)
+            self._held_s += 0.2 * (self._clock() - job.started - self._held_s)
         if job.slot is not None:
             job.slot.busy = False
             job.slot = None
