@@ -14,6 +14,7 @@ import asyncio
 import fcntl
 import logging
 import socket
+import sys
 import termios
 from collections.abc import Callable
 from typing import cast
@@ -491,6 +492,7 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._arm(self._limits.linger_s)
+        self._outstanding = sys.maxsize  # what is still on its way then has the time of a stalled reader
 
     # -- time --------------------------------------------------------------------------------------
 
