@@ -19,6 +19,7 @@ import uvloop
 from tinyoai import __version__, errors, log, wire
 from tinyoai.api.chat import Chat
 from tinyoai.api.completions import Completions
+from tinyoai.api.health import Health
 from tinyoai.api.models import Models
 from tinyoai.config import Config
 from tinyoai.models.pool import Pool
@@ -122,6 +123,7 @@ class _App:
         self._pool = Pool()
         self._pool.add(self._load, created=made, timeout=config.load_timeout)
         self._models = Models(self._pool)
+        self._health = Health(self._pool)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -158,7 +160,9 @@ class _App:
         router.add("POST", "/v1/completions", Completions(self._pool))
         router.add("GET", "/v1/models", self._models.list)
         router.add("GET", "/v1/models/{id:path}", self._models.one)
-        router.add("GET", "/health", self._models.health)
+        router.add("GET", "/health", self._health.ready)
+        router.add("GET", "/health/live", self._health.live)
+        router.add("GET", "/health/ready", self._health.ready)
         return router
 
     def _guard(self) -> Guard:
@@ -223,7 +227,7 @@ class _App:
 
     async def _drain(self, web: Server) -> int:
         """Lets running answers finish. 0 if all did; 1 if the time was up or a second signal came."""
-        self._models.draining = True
+        self._health.draining = True
         web.begin_drain()
         idle = asyncio.ensure_future(web.wait_idle(self._config.grace))
         hurry = asyncio.ensure_future(self._hurry.wait())

@@ -1,10 +1,10 @@
-"""GET /v1/models, /v1/models/{id} and /health: what is served, and how it is.
+"""GET /v1/models and /v1/models/{id}: what is served.
 
 Owns those answers' wording. It must not know how models are loaded or kept up.
 """
 
 from tinyoai.api import answers, schema
-from tinyoai.models.pool import Entry, Pool, State
+from tinyoai.models.pool import Entry, Pool
 from tinyoai.web.exchange import Exchange
 
 
@@ -13,12 +13,10 @@ def _card(entry: Entry) -> schema.Model:
 
 
 class Models:
-    """The endpoints about models and health."""
+    """The endpoints about models."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self.draining = False
-        """Set when the server is told to stop: it says so to whoever watches its health."""
 
     async def list(self, exchange: Exchange) -> None:
         """All models."""
@@ -28,18 +26,3 @@ class Models:
     async def one(self, exchange: Exchange) -> None:
         """One model. Raises errors.ModelNotFound."""
         exchange.respond(200, answers.encode(_card(self._pool.find(exchange.route_params["id"]))))
-
-    async def health(self, exchange: Exchange) -> None:
-        """200 while requests can be answered; 503 while they cannot."""
-        entries = self._pool.entries
-        health = schema.Health(
-            status="ok",
-            models=[schema.ModelHealth(id=e.load.name, state=e.state.value, reason=e.why) for e in entries],
-        )
-        if self.draining:
-            health.status = "draining"
-        elif any(entry.state is State.FAILED for entry in entries):
-            health.status = "failed"
-        elif any(entry.state is not State.READY for entry in entries):
-            health.status = "loading"
-        exchange.respond(200 if health.status == "ok" else 503, answers.encode(health))

@@ -454,6 +454,12 @@ class ModelList(Struct, kw_only=True):
     data: list[Model]
 
 
+class Alive(Struct, kw_only=True):
+    """The answer of GET /health/live."""
+
+    status: Literal["ok"] = "ok"
+
+
 class ModelHealth(Struct, kw_only=True):
     """How one model is; `reason` says why it is not ready."""
 
@@ -463,7 +469,7 @@ class ModelHealth(Struct, kw_only=True):
 
 
 class Health(Struct, kw_only=True):
-    """The answer of GET /health."""
+    """The answer of GET /health and /health/ready."""
 
     status: Literal["ok", "loading", "failed", "draining"]
     models: list[ModelHealth]

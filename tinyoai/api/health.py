@@ -1,0 +1,48 @@
+"""GET /health, /health/live and /health/ready: whether this server lives, and whether it can answer.
+
+Owns what those words mean. Live: the process answers. Ready: a request would be taken, so it is not
+being stopped and some model is loaded or can be loaded when asked for. /health is /health/ready under
+its usual name. It must not know how models are loaded or kept up.
+"""
+
+from collections.abc import Collection
+from typing import Literal
+
+from tinyoai.api import answers, schema
+from tinyoai.models.pool import Pool, State
+from tinyoai.web.exchange import Exchange
+
+Status = Literal["ok", "loading", "failed", "draining"]
+
+
+def status(states: Collection[State], *, draining: bool) -> Status:
+    """The whole server's state from those of its models: one that can answer is enough."""
+    if draining:
+        return "draining"
+    if State.READY in states or State.UNLOADED in states:
+        return "ok"
+    if State.LOADING in states or State.WAITING in states:
+        return "loading"
+    return "failed"
+
+
+class Health:
+    """The endpoints."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.draining = False
+        """Set when the server is told to stop: it says so to whoever watches."""
+
+    async def live(self, exchange: Exchange) -> None:
+        """200 as long as the process answers at all, whatever its models do."""
+        exchange.respond(200, answers.encode(schema.Alive()))
+
+    async def ready(self, exchange: Exchange) -> None:
+        """200 while requests can be answered; 503, with the same body, while they cannot."""
+        entries = self._pool.entries
+        health = schema.Health(
+            status=status({entry.state for entry in entries}, draining=self.draining),
+            models=[schema.ModelHealth(id=e.load.name, state=e.state.value, reason=e.why) for e in entries],
+        )
+        exchange.respond(200 if health.status == "ok" else 503, answers.encode(health))
