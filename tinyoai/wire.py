@@ -5,8 +5,9 @@ messages (all that one side has to say at that moment). It must not know sockets
 OpenAI's words or any engine.
 
 The law: every Generate is answered by at most one Accepted, then any number of Delta, and exactly
-one of Done and Failed; a Delta only follows its Accepted. Where a worker dies, the server's handle
-makes the Failed itself.
+one of Done and Failed; an Embed the same with one Vector in the Deltas' place; a Tokenize by exactly
+one of Tokens and Failed, a Detokenize by one of Plain and Failed. Delta, Vector and Done only follow
+their Accepted. Where a worker dies, the server's handle makes the Failed itself.
 """
 
 import struct
@@ -67,6 +68,8 @@ class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
     """0: measured at load."""
     n_queue: int = 32
     n_gpu_layers: int = 0
+    pooling: str = ""
+    """How token states become an embedding, "mean" or "last"; empty: what the file says, else the engine's choice."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,8 +118,39 @@ class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True):
     """Seconds from now after which what there is must be the answer (finish_reason "length")."""
 
 
+class Embed(msgspec.Struct, frozen=True, tag="embed", kw_only=True):
+    """The embedding of one text wanted: a prefill of which only a vector comes back."""
+
+    id: int
+    prompt: list[Segment]
+    dimensions: int = 0
+    """Keep so many numbers, at a length of 1 again; 0: all."""
+    param: str = "input"
+    """The request's field that a refusal of the prompt is about."""
+    client: str = ""
+    group: str = ""
+    wait_s: float | None = None
+    """These three as in Generate."""
+
+
+class Tokenize(msgspec.Struct, frozen=True, tag="tokenize", kw_only=True):
+    """The ids of a prompt wanted; needs no slot and never waits in the line."""
+
+    id: int
+    prompt: list[Segment]
+    param: str = "content"
+
+
+class Detokenize(msgspec.Struct, frozen=True, tag="detokenize", kw_only=True):
+    """The text of ids wanted; needs no slot and never waits in the line."""
+
+    id: int
+    ids: list[int]
+    param: str = "tokens"
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Answered by the Generate's own Failed or Done, whichever comes first."""
+    """Answered by the call's own Failed or Done, whichever comes first."""
 
     id: int
 
@@ -125,7 +159,10 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Leave now; a closed socket says the same."""
 
 
-ToWorker = Load | Generate | Cancel | Shutdown
+Ask = Generate | Embed | Tokenize | Detokenize
+"""What has an id and is answered."""
+
+ToWorker = Load | Generate | Embed | Tokenize | Detokenize | Cancel | Shutdown
 
 
 FinishReason = Literal["stop", "length"]
@@ -154,6 +191,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     chat_template: str
     version: str
     """Engine and sampler version: what the fingerprint of an answer is made of."""
+    n_embd_out: int = 0
+    """Numbers in an embedding; 0: this model has none to give."""
+    pooling: str = ""
+    """How token states become an embedding: "mean" or "last"."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed", kw_only=True):
@@ -188,6 +229,29 @@ class Delta(msgspec.Struct, frozen=True, tag="delta", kw_only=True, omit_default
     logprobs: list[TokenLogprob] = []
 
 
+class Vector(msgspec.Struct, frozen=True, tag="vector", kw_only=True):
+    """An embedding of length 1: little-endian float32, one after the other."""
+
+    id: int
+    values: bytes
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens", kw_only=True):
+    """The whole answer to a Tokenize; `pieces` are the ids' bytes, `text` the prompt written out."""
+
+    id: int
+    ids: list[int]
+    pieces: list[bytes]
+    text: str
+
+
+class Plain(msgspec.Struct, frozen=True, tag="plain", kw_only=True):
+    """The whole answer to a Detokenize."""
+
+    id: int
+    text: str
+
+
 class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
     """The end of a good answer. Times are in milliseconds; prompt_ms is of the prefill alone."""
 
@@ -215,8 +279,12 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """The worker's loop goes round; sent when nothing else was for a while."""
 
 
-Event = Accepted | Delta | Done | Failed
-ToServer = Ready | LoadFailed | Accepted | Delta | Done | Failed | Beat
+Good = Accepted | Delta | Vector | Tokens | Plain | Done
+Event = Good | Failed
+Last = Tokens | Plain | Done | Failed
+"""What ends a call."""
+
+ToServer = Ready | LoadFailed | Good | Failed | Beat
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -118,7 +118,7 @@ def test_a_worker_answers_and_leaves() -> None:
     async def drive() -> None:
         worker = await Worker.start(FAKE, timeout=30)
         assert worker.ready.engine == "fake"
-        said, event = await text(worker.generate(generate("hello")))
+        said, event = await text(worker.call(generate("hello")))
         assert said == "hello"
         assert isinstance(event, wire.Done)
         await worker.stop()
@@ -132,14 +132,14 @@ def test_a_worker_answers_and_leaves() -> None:
 def test_a_worker_that_is_killed_fails_its_calls_and_says_why(number: signal.Signals) -> None:
     async def drive() -> None:
         worker = await Worker.start(FAKE, timeout=30)
-        call = worker.generate(generate('!{"text": "x", "repeat": 3000, "step_ms": 1}'))
+        call = worker.call(generate('!{"text": "x", "repeat": 3000, "step_ms": 1}'))
         await anext(call)
         os.kill(worker.pid, number)
         _, event = await text(call)
         assert isinstance(event, wire.Failed)
         assert event.kind == "WorkerDied"
         assert number.name in await worker.ended
-        late = worker.generate(generate("late"))
+        late = worker.call(generate("late"))
         assert isinstance((await text(late))[1], wire.Failed)
         await worker.stop()
 
@@ -150,7 +150,7 @@ def test_a_worker_that_hangs_is_ended() -> None:
     async def drive() -> None:
         worker = await Worker.start(FAKE, timeout=30, stall_s=1.0)
         worker._longest = 0.0  # a slow machine's start must not lengthen the patience tested here
-        _, event = await text(worker.generate(generate('!{"text": "abc", "hang_at": 1}')))
+        _, event = await text(worker.call(generate('!{"text": "abc", "hang_at": 1}')))
         assert isinstance(event, wire.Failed)
         assert "no sign of life" in await worker.ended
         await worker.stop()
@@ -171,11 +171,11 @@ def test_a_stopped_worker_does_not_hold_up_the_end() -> None:
 def test_cancel_reaches_a_running_call_and_harms_no_other() -> None:
     async def drive() -> None:
         worker = await Worker.start(FAKE, timeout=30)
-        long = worker.generate(generate('!{"text": "x", "repeat": 3000, "step_ms": 1}'))
+        long = worker.call(generate('!{"text": "x", "repeat": 3000, "step_ms": 1}'))
         await anext(long)
         long.cancel()
         assert isinstance((await text(long))[1], wire.Failed)
-        assert (await text(worker.generate(generate("after"))))[0] == "after"
+        assert (await text(worker.call(generate("after"))))[0] == "after"
         assert worker.n_open == 0
         await worker.stop()
 
@@ -222,7 +222,7 @@ async def said(pool: Pool, request: str) -> str:
     """One request through the pool."""
     async with pool.lease("fake") as lease:
         parts = []
-        async for event in lease.generate(generate(request)):
+        async for event in lease.call(generate(request)):
             if isinstance(event, wire.Delta):
                 parts.append(event.text)
             elif isinstance(event, wire.Failed):

@@ -28,7 +28,7 @@ PING_S = 15.0
 """Seconds of silence in a stream after which a comment keeps proxies awake."""
 
 Make = Callable[[int], wire.Generate]
-Indexed = tuple[int, wire.Accepted | wire.Delta | wire.Done]
+Indexed = tuple[int, wire.Good]
 
 encode = msgspec.json.Encoder().encode
 
@@ -42,15 +42,15 @@ async def events(lease: Lease, makes: Sequence[Make]) -> AsyncGenerator[Indexed,
     Raises the errors.ApiError that a Failed stands for. Closing the generator cancels what runs.
     """
     if len(makes) == 1:
-        async with aclosing(lease.generate(makes[0])) as stream:
+        async with aclosing(lease.call(makes[0])) as stream:
             async for event in stream:
-                yield 0, _good(event)
+                yield 0, good(event)
         return
     queue: asyncio.Queue[tuple[int, wire.Event | BaseException | None]] = asyncio.Queue()
 
     async def pump(index: int) -> None:
         try:
-            async with aclosing(lease.generate(makes[index])) as stream:
+            async with aclosing(lease.call(makes[index])) as stream:
                 async for event in stream:
                     queue.put_nowait((index, event))
         except errors.ApiError as error:
@@ -72,12 +72,12 @@ async def events(lease: Lease, makes: Sequence[Make]) -> AsyncGenerator[Indexed,
             if index > n_seen:
                 early.setdefault(index, deque()).append(said)
                 continue
-            yield index, _good(said)
+            yield index, good(said)
             if index == n_seen:
                 n_seen += 1
                 while n_seen in early:
                     for held in early.pop(n_seen):
-                        yield n_seen, _good(held)
+                        yield n_seen, good(held)
                     n_seen += 1
     finally:
         for task in tasks:
@@ -85,7 +85,8 @@ async def events(lease: Lease, makes: Sequence[Make]) -> AsyncGenerator[Indexed,
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _good(event: wire.Event) -> wire.Accepted | wire.Delta | wire.Done:
+def good(event: wire.Event) -> wire.Good:
+    """The event, unless it is a failure. Raises the errors.ApiError that a Failed stands for."""
     if isinstance(event, wire.Failed):
         raise errors.by_name(
             event.kind, event.message, param=event.param, code=event.code, retry_after=event.retry_after
@@ -116,7 +117,7 @@ class Folded:
         """Why it ended."""
         return self.done.finish_reason if self.done else "stop"
 
-    def add(self, event: wire.Accepted | wire.Delta | wire.Done) -> None:
+    def add(self, event: wire.Good) -> None:
         """One more event."""
         if isinstance(event, wire.Delta):
             self.texts.append(event.text)
@@ -289,9 +290,11 @@ async def stream(exchange: Exchange, source: AsyncGenerator[Indexed, None], chun
                         chunked = exchange.chunked
                         ping = _Ping(exchange, chunked)
                     data = chunks.first(index)
-                else:
+                elif isinstance(event, wire.Done):
                     dones[index] = event
                     data = chunks.last(index, event)
+                else:
+                    continue
                 if data is not None:
                     exchange.send(sse.event(data, chunked))
         data = chunks.counts([dones[index] for index in sorted(dones)])

@@ -12,11 +12,11 @@ import asyncio
 import enum
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from tinyoai import errors, wire
-from tinyoai.models.worker import Call, LoadError, Worker
+from tinyoai.models.worker import Call, LoadError, Make, Worker
 
 log = logging.getLogger("tinyoai.pool")
 
@@ -205,14 +205,14 @@ class Lease:
             )
         return self._entry.worker.ready
 
-    async def generate(self, make: Callable[[int], wire.Generate]) -> AsyncGenerator[wire.Event, None]:
+    async def call(self, make: Make) -> AsyncGenerator[wire.Event, None]:
         """One answer's events, by the law of the wire; closing the iterator cancels it.
 
         A request that its worker had not accepted when it died is sent once more, to the next one.
         """
         for attempt in (1, 2):
             worker = await self._pool.load(self._entry.load.name)
-            call: Call = worker.generate(make)
+            call: Call = worker.call(make)
             try:
                 async for event in call:
                     if isinstance(event, wire.Failed) and event.kind == "WorkerDied" and not call.accepted:
@@ -224,6 +224,34 @@ class Lease:
                     return
             finally:
                 call.cancel()
+
+    async def calls(self, makes: Sequence[Make]) -> AsyncGenerator[tuple[int, wire.Event], None]:
+        """Many answers' events, one answer after the other, though all run at once; closing cancels all.
+
+        They are sent once more if their worker died before it had accepted any of them.
+        """
+        for attempt in (1, 2):
+            worker = await self._pool.load(self._entry.load.name)
+            calls, again = worker.calls(makes), False
+            try:
+                for index, call in enumerate(calls):
+                    async for event in call:
+                        if (
+                            isinstance(event, wire.Failed)
+                            and event.kind == "WorkerDied"
+                            and not any(call.accepted for call in calls)
+                        ):
+                            again = attempt == 1
+                            if again:
+                                break
+                            event = _busy_dying(event)
+                        yield index, event
+                    if again:
+                        break
+                else:
+                    return
+            finally:
+                worker.cancel(calls)
 
 
 def _busy_dying(event: wire.Failed) -> wire.Failed:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinyoai import wire
@@ -41,12 +41,16 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+Make = Callable[[int], wire.Ask]
+"""Builds a question for the id that it is given."""
+
+
 class LoadError(Exception):
     """The model was refused, or its process ended or hung while loading: one sentence why."""
 
 
 class Call:
-    """One Generate on its way: its events in order. Iterate over it; `cancel` when nobody listens."""
+    """One question on its way: its events in order. Iterate over it; `cancel` when nobody listens."""
 
     __slots__ = ("_cancel", "_events", "_waiter", "accepted", "ended", "id")
 
@@ -82,7 +86,7 @@ class Call:
         """One more event, from the books alone."""
         if isinstance(event, wire.Accepted):
             self.accepted = True
-        elif not isinstance(event, wire.Delta):
+        elif isinstance(event, wire.Last):
             self.ended = True
         self._events.append(event)
         if self._waiter is not None and not self._waiter.done():
@@ -113,7 +117,7 @@ class Books:
             return
         if isinstance(event, wire.Accepted) and call.accepted:
             raise wire.WireError(f"call {event.id} was accepted twice")
-        if isinstance(event, wire.Delta | wire.Done) and not call.accepted:
+        if isinstance(event, wire.Delta | wire.Vector | wire.Done) and not call.accepted:
             raise wire.WireError(f"call {event.id} is answered before it was accepted")
         call.put(event)
         if call.ended:
@@ -229,19 +233,34 @@ class Worker:
         self.ready = first
         return self
 
-    def generate(self, make: Callable[[int], wire.Generate]) -> Call:
-        """Sends the Generate that `make` builds for a call id, and returns the call."""
-        call = self._books.begin(self._cancel)
+    def call(self, make: Make) -> Call:
+        """Sends what `make` builds for a call id, and returns the call."""
+        return self.calls([make])[0]
+
+    def calls(self, makes: Sequence[Make]) -> list[Call]:
+        """The same for many: they leave in one frame."""
+        if not self.n_open:
+            self._heard = asyncio.get_running_loop().time()
+        calls = [self._books.begin(self._cancel) for _ in makes]
         if not self.alive:
             self._books.fail_all("the model's process has ended")
-            return call
-        if self.n_open == 1:
-            self._heard = asyncio.get_running_loop().time()
+            return calls
         try:
-            self._transport.write(wire.frame([make(call.id)]))
+            self._transport.write(
+                wire.frame([make(call.id) for make, call in zip(makes, calls, strict=True)])
+            )
         except wire.WireError as error:
-            self._books.receive(wire.Failed(id=call.id, kind="PayloadTooLarge", message=str(error)))
-        return call
+            for call in calls:
+                self._books.receive(wire.Failed(id=call.id, kind="PayloadTooLarge", message=str(error)))
+        return calls
+
+    def cancel(self, calls: Sequence[Call]) -> None:
+        """Nobody listens to these any more. Harmless for calls that have ended."""
+        left = [call for call in calls if not call.ended]
+        if left and not self._transport.is_closing():
+            self._transport.write(wire.frame([wire.Cancel(call.id) for call in left]))
+        for call in left:
+            self._books.drop(call, "the client left")
 
     async def stop(self) -> None:
         """Ends the process, gently first, and waits until it is gone."""
@@ -276,9 +295,7 @@ class Worker:
                 self._books.receive(message)
 
     def _cancel(self, call: Call) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(wire.frame([wire.Cancel(call.id)]))
-        self._books.drop(call, "the client left")
+        self.cancel([call])
 
     def _broke_the_law(self, why: str) -> None:
         log.error("%s: its process %s", self.load.name, why)
