@@ -67,6 +67,9 @@ class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
     n_threads: int = 0
     """0: measured at load."""
     n_queue: int = 32
+    """Requests that may stand in the line before the slots."""
+    wait_s: float = 300.0
+    """Seconds that they may stand there, unless they say it themselves."""
     n_gpu_layers: int = 0
     pooling: str = ""
     """How token states become an embedding, "mean" or "last"; empty: what the file says, else the engine's choice."""
@@ -113,7 +116,7 @@ class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True):
     group: str = ""
     """The HTTP request that this is a part of; empty: it is one by itself."""
     wait_s: float | None = None
-    """Seconds it may stand in the line; None: as long as it takes."""
+    """Seconds it may stand in the line; None: as Load says."""
     deadline_s: float | None = None
     """Seconds from now after which what there is must be the answer (finish_reason "length")."""
 
@@ -138,6 +141,10 @@ class Tokenize(msgspec.Struct, frozen=True, tag="tokenize", kw_only=True):
 
     id: int
     prompt: list[Segment]
+    pieces: bool = False
+    """Each token's bytes are wanted too."""
+    text: bool = False
+    """The prompt written out is wanted too."""
     param: str = "content"
 
 
@@ -237,12 +244,12 @@ class Vector(msgspec.Struct, frozen=True, tag="vector", kw_only=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens", kw_only=True):
-    """The whole answer to a Tokenize; `pieces` are the ids' bytes, `text` the prompt written out."""
+    """The whole answer to a Tokenize. Control tokens have their texts in `pieces` and `text`."""
 
     id: int
     ids: list[int]
-    pieces: list[bytes]
-    text: str
+    pieces: list[bytes] = []
+    text: str = ""
 
 
 class Plain(msgspec.Struct, frozen=True, tag="plain", kw_only=True):

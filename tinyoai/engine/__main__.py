@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable
 
 from tinyoai import native, wire
-from tinyoai.engine import threads
+from tinyoai.engine import reading, threads
 from tinyoai.engine.base import Engine, EngineError
 from tinyoai.engine.decode import Job, Scheduler, prepare
 
@@ -62,6 +62,7 @@ def _open(load: wire.Load) -> Engine:
         n_slots=load.n_slots,
         n_batch=load.n_batch,
         gpu_layers=load.n_gpu_layers,
+        pooling=load.pooling,
     )
 
 
@@ -84,23 +85,27 @@ def _ready(engine: Engine, n_threads: int) -> wire.Ready:
         special=sorted(info.special),
         chat_template=info.chat_template,
         version=f"{info.engine}/{native.VERSION}",
+        n_embd_out=info.n_embd_out,
+        pooling=info.pooling,
     )
 
 
 class Worker:
-    """The two threads' meeting place: an inbox of prepared jobs and cancels."""
+    """The two threads' meeting place: an inbox of prepared jobs, ready answers and cancels."""
 
-    def __init__(self, sock: socket.socket, engine: Engine, n_threads: int, n_queue: int) -> None:
+    def __init__(self, sock: socket.socket, engine: Engine, n_threads: int, load: wire.Load) -> None:
         self._sock = sock
         self._engine = engine
-        self._inbox: queue.SimpleQueue[Job | wire.Failed | wire.Cancel] = queue.SimpleQueue()
-        self._scheduler = Scheduler(engine, n_threads=n_threads, n_queue=n_queue, clock=time.monotonic)
+        self._inbox: queue.SimpleQueue[Job | wire.Last | wire.Cancel] = queue.SimpleQueue()
+        self._scheduler = Scheduler(
+            engine, n_threads=n_threads, n_queue=load.n_queue, clock=time.monotonic, wait_s=load.wait_s
+        )
 
     def read(self, reader: wire.WorkerReader, messages: Iterable[wire.ToWorker]) -> None:
         """The reader thread: never returns, the process ends with the socket."""
         while True:
             for message in messages:
-                if isinstance(message, wire.Generate):
+                if isinstance(message, wire.Ask):
                     self._inbox.put(self._prepare(message))
                 elif isinstance(message, wire.Cancel):
                     self._inbox.put(message)
@@ -108,8 +113,12 @@ class Worker:
                     os._exit(0)
             messages = _receive(self._sock, reader)
 
-    def _prepare(self, request: wire.Generate) -> Job | wire.Failed:
+    def _prepare(self, request: wire.Ask) -> Job | wire.Last:
         try:
+            if isinstance(request, wire.Tokenize):
+                return reading.tokenize(request, self._engine)
+            if isinstance(request, wire.Detokenize):
+                return reading.detokenize(request, self._engine)
             return prepare(request, self._engine)
         except Exception as error:  # one request's fault must not end the thread that serves all
             print(f"request {request.id}: {type(error).__name__}: {error}", file=sys.stderr)
@@ -133,12 +142,12 @@ class Worker:
                 self._sock.sendall(wire.frame(out))
                 last_sent = now
 
-    def _take(self, item: Job | wire.Failed | wire.Cancel) -> list[wire.ToServer]:
-        if isinstance(item, wire.Failed):
-            return [item]
+    def _take(self, item: Job | wire.Last | wire.Cancel) -> list[wire.ToServer]:
+        if isinstance(item, Job):
+            return self._scheduler.submit(item)
         if isinstance(item, wire.Cancel):
             return self._scheduler.cancel(item.id)
-        return self._scheduler.submit(item)
+        return [item]
 
 
 def _receive(sock: socket.socket, reader: wire.WorkerReader) -> list[wire.ToWorker]:
@@ -170,7 +179,7 @@ def main(fd: int) -> int:
         sock.sendall(wire.frame([wire.LoadFailed(message=str(error))]))
         return REFUSED
     sock.sendall(wire.frame([_ready(engine, n_threads)]))
-    worker = Worker(sock, engine, n_threads, load.n_queue)
+    worker = Worker(sock, engine, n_threads, load)
     threading.Thread(target=worker.read, args=(reader, messages), daemon=True).start()
     # a broken pipe: the server is gone, and with it everyone who waits for an answer
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -4,7 +4,7 @@ Owns the protocol's types and its errors. It must not know any engine, nor HTTP 
 An engine keeps one KV cache sequence for each slot; it evaluates rows and hands out logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -24,6 +24,9 @@ class Row(NamedTuple):
     slot: int
     tokens: Sequence[int]
     n_past: int
+    seen: Callable[[Any], None] | None = None
+    """Called with each token's state, a buffer of n_embd_out float32 valid for the call. Then the tokens are
+    evaluated one by one, and this may be called in any thread."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +52,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     first_piece_space: bool
     """The tokenizer puts a space before every text, and an answer's first piece may begin with it."""
+    n_embd_out: int = 0
+    """Numbers in a token's state; 0: the engine does not hand this model's states out."""
+    pooling: str = ""
+    """How states become an embedding: see `pooling`."""
 
 
 class Engine(Protocol):
@@ -73,6 +80,9 @@ class Engine(Protocol):
 
     def logits(self, slot: int) -> Any:
         """A cdata `float *` (or a buffer) of n_vocab floats, valid until the slot's next eval."""
+
+    def state(self, slot: int) -> Any:
+        """A buffer of n_embd_out float32: the last token's final hidden state, valid until the slot's next eval."""
 
     def close(self) -> None:
         """Gives everything back."""

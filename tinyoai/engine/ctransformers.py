@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import _cffi_backend
+from msgspec import structs
 
 from tinyoai import gguf
 from tinyoai.engine.base import EngineError, ModelInfo, ModelRefused, Row
@@ -43,6 +44,10 @@ _END_TEXTS = (
     "<|end|>",
     "<|end_of_text|>",
 )
+_POOLINGS = {1: "mean", 3: "last"}
+"""What a GGUF file's pooling_type means; 2 is for models that read in both directions."""
+_DEFAULT_POOLING = "weighted-mean"
+"""The best of the three for models that were not trained to embed: tests/test_embeddings_quality.py has figures."""
 _COMPUTE_BUFFER = 64 << 20
 _EVAL = "_Bool(*)(void *, int *, int, int, int, int)"
 
@@ -120,6 +125,8 @@ class _Library:
             ("context_length", c.c_int, (p,)),
             ("logits_data", p, (p,)),
             ("logits_size", c.c_int, (p,)),
+            ("embeddings_data", p, (p,)),
+            ("embeddings_size", c.c_int, (p,)),
         ):
             function = getattr(lib, f"ctransformers_llm_{name}")
             function.restype, function.argtypes = result, arguments
@@ -139,12 +146,14 @@ class _Library:
     context_length: Any
     logits_data: Any
     logits_size: Any
+    embeddings_data: Any
+    embeddings_size: Any
 
 
 class _Handle:
     """One loaded copy of the model's state: one KV sequence. A lock is held over every call on it."""
 
-    __slots__ = ("address", "lock", "logits", "n_past", "pointer", "tokens")
+    __slots__ = ("address", "lock", "logits", "n_past", "pointer", "state", "tokens")
 
     def __init__(self, address: int, n_batch: int) -> None:
         self.address = address
@@ -152,6 +161,8 @@ class _Handle:
         self.lock = threading.Lock()
         self.tokens = _ffi.new("int[]", n_batch)
         self.logits: Any = None
+        self.state: Any = None
+        """The library's own buffer of the last token's state; None until asked for."""
         self.n_past = 0
         """Positions evaluated; the library itself would take any number."""
 
@@ -218,7 +229,7 @@ class CTransformersEngine:
             self._crew.work(rows, threads)
 
     def _eval_row(self, row: Row, threads: int) -> None:
-        slot, tokens, n_past = row
+        slot, tokens, n_past, seen = row
         handle = self._handles[slot] or self._handle(slot)
         n = len(tokens)
         if not 1 <= n <= self.n_batch:
@@ -232,11 +243,17 @@ class CTransformersEngine:
             if type(token) is not int or not 0 <= token < n_vocab:
                 raise EngineError(f"token {token!r} is not in the vocabulary")
             array[i] = token
+        n_call = n if seen is None else 1  # the library keeps the state of a call's last token alone
         with handle.lock:
             handle.n_past = n_past
-            if not self._library.batch_eval(handle.pointer, array, n, n_past, n, threads):
-                raise EngineError("the library could not evaluate these tokens")
-            handle.n_past = n_past + n
+            for at in range(0, n, n_call):
+                if not self._library.batch_eval(
+                    handle.pointer, array + at, n_call, n_past + at, n_call, threads
+                ):
+                    raise EngineError("the library could not evaluate these tokens")
+                handle.n_past = n_past + at + n_call
+                if seen is not None:
+                    seen(self._state(handle))
             if handle.logits is None:
                 handle.logits = self._find_logits(handle)
 
@@ -251,6 +268,26 @@ class CTransformersEngine:
         if handle is None or handle.logits is None:
             raise EngineError(f"slot {slot} has no logits yet")
         return handle.logits
+
+    def state(self, slot: int) -> Any:
+        """The library's own buffer of the last token's n_embd_out float32, valid until the slot's next eval."""
+        handle = self._handles[slot]
+        if handle is None or not handle.n_past:
+            raise EngineError(f"slot {slot} has no state yet")
+        return self._state(handle)
+
+    def _state(self, handle: _Handle) -> Any:
+        if handle.state is None:
+            n = self.n_state(handle)
+            if not n or n != self.info.n_embd_out:
+                raise EngineError("the library hands out no hidden states of this model")
+            address = self._library.embeddings_data(handle.address)
+            handle.state = _ffi.buffer(_ffi.cast("float *", address), 4 * n)
+        return handle.state
+
+    def n_state(self, handle: _Handle) -> int:
+        """Numbers in a state as the library has it after an evaluation; 0 for architectures that keep none."""
+        return max(0, int(self._library.embeddings_size(handle.address)))
 
     # -- text ----------------------------------------------------------------------------------------
 
@@ -395,7 +432,15 @@ class _Vocabulary:
 
 
 def open_model(
-    path: str, *, model_type: str | None, name: str, n_ctx: int, n_slots: int, n_batch: int, gpu_layers: int
+    path: str,
+    *,
+    model_type: str | None,
+    name: str,
+    n_ctx: int,
+    n_slots: int,
+    n_batch: int,
+    gpu_layers: int,
+    pooling: str = "",
 ) -> CTransformersEngine:
     """Checks a file, loads it and evaluates a token. Raises ModelRefused or EngineError with one sentence."""
     file = Path(path)
@@ -421,6 +466,7 @@ def open_model(
         engine = _open_gguf(library, header, name, n_ctx, n_slots, n_batch, gpu_layers)
     try:
         _try_out(engine, file)
+        _find_states(engine, header, pooling)
     except EngineError:
         engine.close()
         raise
@@ -637,3 +683,12 @@ def _try_out(engine: CTransformersEngine, file: Path) -> None:
     said = b"".join(engine.piece(token) for token in engine.tokenize(text)).decode("utf-8", "replace")
     if info.first_piece_space and said.strip() != text:
         raise ModelRefused(f"{file} has a vocabulary that does not spell {text!r} back; it is damaged")
+
+
+def _find_states(engine: CTransformersEngine, header: gguf.Header | None, pooling: str) -> None:
+    """Asks the library whether it keeps this model's hidden states, and chooses how they become an embedding."""
+    n = engine.n_state(engine.first_handle())
+    if n:
+        stated = header.metadata.get(f"{header.architecture}.pooling_type") if header else None
+        pooling = pooling or _POOLINGS.get(stated if isinstance(stated, int) else 0, _DEFAULT_POOLING)
+        engine.info = structs.replace(engine.info, n_embd_out=n, pooling=pooling)

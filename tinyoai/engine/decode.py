@@ -9,6 +9,8 @@ Every request ends in exactly one Done or Failed.
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,10 +21,19 @@ from tinyoai.engine.slots import Slot, choose
 from tinyoai.text.emit import Emitter
 from tinyoai.text.tokens import encode, min_tokens
 
+if TYPE_CHECKING:
+    from tinyoai.engine.pooling import Pooling
+
+NOT_FINITE = (
+    "the model computed numbers that are not finite: its file is damaged, or of a kind that this engine only "
+    "seems to know"
+)
 MAX_STREAK = 64
 """Decode-only steps between two prefill chunks at most, whatever the clock says."""
 FIRST_GUESS_S = 1.0
 """How long a request holds a slot, as long as none has ended."""
+STATES_CHUNK = 8
+"""Prompt tokens evaluated at once where each one's state is wanted: they are evaluated one by one."""
 MAX_RETRY_S = 120.0
 """The longest wait that is advised: the SDKs heed no longer one."""
 
@@ -47,6 +58,7 @@ class Job:
         "n_emitted",
         "n_generated",
         "next_id",
+        "pooling",
         "prompt_ms",
         "prompt_text",
         "queued_at",
@@ -71,6 +83,8 @@ class Job:
         self.slot: Slot | None = None
         self.sampler: native.Sampler | None = None
         self.emitter: Emitter | None = None
+        self.pooling: Pooling | None = None
+        """An embedding in the making: this job is its prefill and nothing else."""
         self.n_cached = 0
         self.n_done = 0
         """Prompt tokens in the KV cache, reused ones included."""
@@ -86,12 +100,58 @@ class Job:
         self.held: deque[tuple[wire.TokenLogprob, int]] = deque()
         self.echo_logprobs: list[wire.TokenLogprob] = []
 
+    @property
+    def every_position(self) -> bool:
+        """Something is wanted of each prompt token's evaluation, so none may come out of a cache."""
+        if self.pooling is not None:
+            return self.pooling.wants_all
+        return self.request.echo and self.request.logprobs >= 0
 
-def prepare(request: wire.Generate, engine: Engine) -> Job | wire.Failed:
+
+def prepare(request: wire.Generate | wire.Embed, engine: Engine) -> Job | wire.Failed:
     """Tokenizes a request and checks what can be known before it waits for a slot.
 
     Safe to call beside a running step: engines tokenize without touching a KV cache.
     """
+    if isinstance(request, wire.Embed):
+        return _prepare_embed(request, engine)
+    return _prepare(request, engine, n_answer=1)
+
+
+def _prepare_embed(request: wire.Embed, engine: Engine) -> Job | wire.Failed:
+    """An embedding as a job: an answer of no tokens, with something to do about the prompt's states."""
+    from tinyoai.engine.pooling import Pooling  # numpy, which most workers never need
+
+    info = engine.info
+    if not info.n_embd_out:
+        message = (
+            f"{info.name} cannot embed: the engine keeps no hidden states of the architecture "
+            f"{info.architecture}; models of the architectures llama and falcon can embed"
+        )
+        return wire.Failed(id=request.id, kind="BadRequest", message=message, param="model")
+    if request.dimensions > info.n_embd_out:
+        message = (
+            f"dimensions: an embedding of {info.name} has {info.n_embd_out} numbers; ask for at most so many"
+        )
+        return wire.Failed(id=request.id, kind="BadRequest", message=message, param="dimensions")
+    generate = wire.Generate(
+        id=request.id,
+        prompt=request.prompt,
+        sampling=wire.Sampling(),
+        max_tokens=0,
+        exact=True,
+        param=request.param,
+        client=request.client,
+        group=request.group,
+        wait_s=request.wait_s,
+    )
+    job = _prepare(generate, engine, n_answer=0)
+    if isinstance(job, Job):
+        job.pooling = Pooling(info.pooling, info.n_embd_out, request.dimensions)
+    return job
+
+
+def _prepare(request: wire.Generate, engine: Engine, n_answer: int) -> Job | wire.Failed:
     info = engine.info
 
     def refuse(message: str, kind: str = "BadRequest", param: str | None = request.param) -> wire.Failed:
@@ -100,13 +160,13 @@ def prepare(request: wire.Generate, engine: Engine) -> Job | wire.Failed:
     def too_long(n_prompt: int, at_least: str = "") -> wire.Failed:
         return refuse(
             f"the prompt has {at_least}{n_prompt} tokens, but the context window of this model is "
-            f"{info.n_ctx} tokens, the answer included; shorten the {request.param}",
+            f"{info.n_ctx} tokens{', the answer included' if n_answer else ''}; shorten the {request.param}",
             "ContextLengthExceeded",
         )
 
     size = sum(len(s.text.encode("utf-8", "replace")) for s in request.prompt if isinstance(s, wire.Text))
     floor = min_tokens(size, engine.longest_piece)
-    if floor >= info.n_ctx:
+    if floor + n_answer > info.n_ctx:
         return too_long(floor, "at least ")
     try:
         ids = encode(request.prompt, engine)
@@ -114,7 +174,7 @@ def prepare(request: wire.Generate, engine: Engine) -> Job | wire.Failed:
         return refuse(str(error))
     if not ids:
         return refuse("the prompt is empty and this model has no token to begin with; send some text")
-    if len(ids) >= info.n_ctx:
+    if len(ids) + n_answer > info.n_ctx:
         return too_long(len(ids))
     for token in request.sampling.logit_bias:
         if not 0 <= token < info.n_vocab:
@@ -138,10 +198,19 @@ def _prompt_text(request: wire.Generate, ids: Sequence[int], engine: Engine) -> 
 class Scheduler:
     """Continuous batching over an engine's slots. Not thread-safe: one loop owns it."""
 
-    def __init__(self, engine: Engine, *, n_threads: int, n_queue: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        n_threads: int,
+        n_queue: int,
+        clock: Callable[[], float],
+        wait_s: float = math.inf,
+    ) -> None:
         # what it works with
         self._engine = engine
         self._n_threads = n_threads
+        self._wait_s = wait_s
         self._clock = clock
         # what it works on
         self._slots = [Slot(i, engine.block) for i in range(engine.n_slots)]
@@ -176,7 +245,7 @@ class Scheduler:
                 )
             ]
         job.queued_at = now
-        job.give_up_at = now + (math.inf if request.wait_s is None else request.wait_s)
+        job.give_up_at = now + (self._wait_s if request.wait_s is None else request.wait_s)
         job.deadline = now + (math.inf if request.deadline_s is None else request.deadline_s)
         return []
 
@@ -187,7 +256,7 @@ class Scheduler:
 
     def cancel(self, request_id: int) -> list[wire.ToServer]:
         """Ends a request at once; its slot is free and keeps its prefix. Unknown ids are no error."""
-        for job in [*self._running, *self._line]:
+        for job in chain(self._running, self._line):
             if job.request.id == request_id:
                 if job.slot is None:
                     self._line.remove(job)
@@ -215,8 +284,11 @@ class Scheduler:
                 self._fail(job, "ModelError", str(error), out)
             return out
         for job, row in zip(turn, rows, strict=True):
-            if job.slot is not None:
+            if job.slot is not None and row.seen is None:
                 job.slot.append(row.tokens)
+            elif job.slot is not None:
+                for token in row.tokens:
+                    job.slot.append([token])
             self._advance(job, len(row.tokens), out)
         self._account(prefilling, self._clock() - started)
         return out
@@ -237,7 +309,8 @@ class Scheduler:
                 )
             )
         while (job := self._line.first()) is not None:
-            found = choose(self._slots, job.ids, exact=job.request.exact)
+            wanted = job.ids[:1] if job.every_position else job.ids
+            found = choose(self._slots, wanted, exact=job.request.exact)
             if found is None:
                 return
             self._line.pop()
@@ -245,25 +318,24 @@ class Scheduler:
 
     def _start(self, job: Job, slot: Slot, n_keep: int, out: list[wire.ToServer]) -> None:
         request, info = job.request, self._engine.info
-        try:
-            params = native.SamplerParams(
-                **msgspec.structs.asdict(request.sampling),
-                suppress=info.eog_ids,
-                top_logprobs=min(request.logprobs, info.n_vocab),
-            )
-            sampler = native.Sampler(info.n_vocab, params, info.n_ctx)
-            sampler.accept_prompt(job.ids)
-            emitter = Emitter(request.stop, info.first_piece_space and request.strip_space)
-        except ValueError as error:
-            out.append(wire.Failed(id=request.id, kind="BadRequest", message=str(error)))
-            return
-        if request.echo and request.logprobs >= 0:
-            n_keep = 0  # the logits of every position are wanted, and a cache holds none
+        if job.pooling is None:
+            try:
+                params = native.SamplerParams(
+                    **msgspec.structs.asdict(request.sampling),
+                    suppress=info.eog_ids,
+                    top_logprobs=min(request.logprobs, info.n_vocab),
+                )
+                job.sampler = native.Sampler(info.n_vocab, params, info.n_ctx)
+                job.sampler.accept_prompt(job.ids)
+                job.emitter = Emitter(request.stop, info.first_piece_space and request.strip_space)
+            except ValueError as error:
+                out.append(wire.Failed(id=request.id, kind="BadRequest", message=str(error)))
+                return
         slot.cut(n_keep)
         self._assigned += 1
         slot.busy, slot.last_used = True, self._assigned
         room = info.n_ctx - len(job.ids)
-        job.slot, job.sampler, job.emitter = slot, sampler, emitter
+        job.slot = slot
         job.n_cached = job.n_done = n_keep
         job.limit = room if request.max_tokens is None else min(room, request.max_tokens)
         job.started = self._clock()
@@ -300,7 +372,10 @@ class Scheduler:
         assert job.slot is not None
         if job.n_done == len(job.ids):
             return Row(job.slot.index, [job.next_id], len(job.slot.tokens))
-        if job.request.echo and job.request.logprobs >= 0:
+        if job.pooling is not None and job.every_position:
+            end = min(len(job.ids), job.n_done + STATES_CHUNK)
+            return Row(job.slot.index, job.ids[job.n_done : end], job.n_done, job.pooling.add)
+        if job.every_position:
             end = job.n_done + 1
         else:
             # chunks end on a fixed grid of positions, so that the same prompt is always cut alike
@@ -311,6 +386,9 @@ class Scheduler:
     # -- what a step brought ---------------------------------------------------------------------
 
     def _advance(self, job: Job, n_tokens: int, out: list[wire.ToServer]) -> None:
+        if job.pooling is not None:
+            self._embed(job, job.pooling, n_tokens, out)
+            return
         try:
             if job.n_generated == 0 and not self._prefilled(job, n_tokens, out):
                 if self._clock() >= job.deadline:
@@ -323,11 +401,7 @@ class Scheduler:
         except native.NonFiniteLogits:
             if job.slot is not None:
                 job.slot.cut(0)
-            message = (
-                "the model computed numbers that are not finite: its file is damaged, or of a kind that this "
-                "engine only seems to know"
-            )
-            self._fail(job, "ModelError", message, out)
+            self._fail(job, "ModelError", NOT_FINITE, out)
         except native.NoCandidates:
             message = "logit_bias forbids every token of the vocabulary"
             self._fail(job, "BadRequest", message, out)
@@ -337,7 +411,7 @@ class Scheduler:
         assert job.slot is not None and job.sampler is not None
         job.n_done += n_tokens
         request = job.request
-        score_prompt = request.echo and request.logprobs >= 0
+        score_prompt = job.every_position
         if job.n_done < len(job.ids):
             if score_prompt:
                 self._score(job, job.ids[job.n_done])
@@ -347,6 +421,27 @@ class Scheduler:
         if score_prompt:
             out.append(wire.Delta(id=request.id, text=job.prompt_text, logprobs=self._with_first_token(job)))
         return True
+
+    def _embed(self, job: Job, pooling: "Pooling", n_tokens: int, out: list[wire.ToServer]) -> None:
+        assert job.slot is not None
+        job.n_done += n_tokens
+        if job.n_done < len(job.ids):
+            return
+        if not pooling.wants_all:
+            pooling.add(self._engine.state(job.slot.index))
+        try:
+            values = pooling.unit()
+        except ArithmeticError:
+            job.slot.cut(0)
+            self._fail(job, "ModelError", NOT_FINITE, out)
+            return
+        out.append(wire.Vector(id=job.request.id, values=values))
+        job.first_token_at = self._clock()
+        job.prompt_ms = (job.first_token_at - job.started) * 1000.0
+        job.slot.last_used = (
+            0  # nobody goes on from here: the next one takes this slot before any conversation's
+        )
+        self._end(job, "stop", out)
 
     def _score(self, job: Job, token: int) -> None:
         assert job.slot is not None and job.sampler is not None
@@ -414,13 +509,16 @@ class Scheduler:
             logprobs += [entry for entry, _ in job.held]
         if text or logprobs:
             out.append(wire.Delta(id=request.id, text=text, logprobs=logprobs))
+        self._end(job, reason, out)
+
+    def _end(self, job: Job, reason: wire.FinishReason, out: list[wire.ToServer]) -> None:
         ended = self._clock()
         if not job.first_token_at:  # its time was up in the middle of the prompt
             job.first_token_at = ended
             job.prompt_ms = (ended - job.started) * 1000.0
         out.append(
             wire.Done(
-                id=request.id,
+                id=job.request.id,
                 finish_reason=reason,
                 n_prompt=len(job.ids),
                 n_cached=job.n_cached,

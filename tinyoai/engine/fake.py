@@ -3,7 +3,8 @@
 For tests that need an exact case, for benchmarks of everything but the model, and for trying a
 client: `--engine fake`. A reply repeats what the prompt's last message said, byte by byte, and ends.
 A message that begins with "!" and goes on as JSON is a script instead, see Script. The logits depend
-on what the slot's KV cache really holds, so a wrong prefix is seen.
+on what the slot's KV cache really holds, so a wrong prefix is seen. A token's state is 1 in its byte's
+place and 0 in all others, so that a text's embedding is how often it has each byte.
 """
 
 import os
@@ -20,6 +21,7 @@ from tinyoai.engine.base import EngineError, ModelInfo, Row
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 N_VOCAB = 260
+N_EMBD = 256
 CHAT_TEMPLATE = "{{ '<|im_start|>' }}{{ '<|im_end|>' }}"
 
 
@@ -57,7 +59,7 @@ class FakeEngine:
             n_vocab=N_VOCAB,
             n_ctx=n_ctx,
             n_ctx_train=n_ctx,
-            n_embd=1,
+            n_embd=N_EMBD,
             file_size=0,
             bos_id=BOS,
             eos_id=EOS,
@@ -67,6 +69,8 @@ class FakeEngine:
             add_bos=True,
             engine="fake",
             first_piece_space=False,
+            n_embd_out=N_EMBD,
+            pooling="mean",
         )
         self.n_slots = n_slots
         self.n_batch = n_batch
@@ -95,12 +99,26 @@ class FakeEngine:
             if not 1 <= len(row.tokens) <= self.n_batch:
                 raise EngineError(f"a row has {len(row.tokens)} tokens; 1 to {self.n_batch} are allowed")
             del tokens[row.n_past :]
-            tokens.extend(row.tokens)
-            self._answer(row.slot, tokens, row)
+            if row.seen is None:
+                tokens.extend(row.tokens)
+                self._answer(row.slot, tokens, row)
+                continue
+            for token in row.tokens:
+                tokens.append(token)
+                self._answer(row.slot, tokens, Row(row.slot, [token], len(tokens) - 1))
+                row.seen(self.state(row.slot))
 
     def logits(self, slot: int) -> Any:
         """n_vocab float32 values, valid until the slot's next eval."""
         return self._logits[slot]
+
+    def state(self, slot: int) -> Any:
+        """1 in the place of the last token's byte; zeros for a control token."""
+        state = array("f", bytes(4 * N_EMBD))
+        last = self._tokens[slot][-1]
+        if last < N_EMBD:
+            state[last] = 1.0
+        return state
 
     def close(self) -> None:
         """Nothing to give back."""
