@@ -65,12 +65,12 @@ $(VENV)/.made:
 
 $(VENV)/.installed: $(VENV)/.made $(NATIVE)
 	@echo "installing tinyoai into $(VENV) (half a minute the first time)" >&2
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .[docs,metrics]
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.made $(NATIVE)
 	@echo "installing tinyoai and its test tools into $(VENV) (a minute the first time)" >&2
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .[dev]
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .[docs,metrics,dev]
 	@touch $@ $(VENV)/.installed
 
 clean:

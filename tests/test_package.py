@@ -67,6 +67,8 @@ def test_it_installs_into_an_empty_environment_and_answers(built: Path, pattern:
         ask = {"model": "tinyoai-chat", "temperature": 0, "messages": [{"role": "user", "content": "Hello!"}]}
         connection.request("POST", "/v1/chat/completions", json.dumps(ask))
         answer = json.loads(connection.getresponse().read())
+        connection.request("GET", "/docs/style.css")
+        assert connection.getresponse().status == 200, "the documentation's own files are not in the package"
         connection.close()
         assert "help" in answer["choices"][0]["message"]["content"]
         process.terminate()

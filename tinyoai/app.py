@@ -19,8 +19,10 @@ import uvloop
 from tinyoai import __version__, errors, log, wire
 from tinyoai.api.chat import Chat
 from tinyoai.api.completions import Completions
+from tinyoai.api.docs import Docs
 from tinyoai.api.health import Health
 from tinyoai.api.models import Models
+from tinyoai.api.openapi import OpenApi
 from tinyoai.config import Config
 from tinyoai.models.pool import Pool
 from tinyoai.web.guard import Guard
@@ -163,6 +165,11 @@ class _App:
         router.add("GET", "/health", self._health.ready)
         router.add("GET", "/health/live", self._health.live)
         router.add("GET", "/health/ready", self._health.ready)
+        openapi = OpenApi(lambda: self._load.name)
+        docs = Docs(openapi)
+        router.add("GET", "/openapi.json", openapi)
+        router.add("GET", "/docs", docs.page)
+        router.add("GET", "/docs/{name:path}", docs.file)
         return router
 
     def _guard(self) -> Guard:
