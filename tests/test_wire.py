@@ -17,6 +17,9 @@ TO_WORKER = [
         max_tokens=None,
         stop=["\n"],
     ),
+    wire.Embed(id=2, prompt=[wire.Text("hi")], dimensions=8, param="input[0]"),
+    wire.Tokenize(id=3, prompt=[wire.Special("eos")], pieces=True, text=True),
+    wire.Detokenize(id=4, ids=[1, 2**31 - 1]),
     wire.Cancel(1),
     wire.Shutdown(),
 ]
@@ -26,6 +29,9 @@ TO_SERVER = [
     wire.Done(
         id=1, finish_reason="stop", n_prompt=9, n_cached=3, n_generated=2, prompt_ms=0.5, predicted_ms=1.5
     ),
+    wire.Vector(id=1, values=b"\0\0\x80?" * 4),
+    wire.Tokens(id=3, ids=[2], pieces=[b"\xff"], text="</s>"),
+    wire.Plain(id=4, text="\N{GRINNING FACE}"),
     wire.Failed(id=2, kind="BadRequest", message="no", param="messages"),
     wire.Beat(),
 ]

@@ -55,7 +55,7 @@ def scheduler(
     return Scheduler(engine, n_threads=1, n_queue=n_queue, clock=Clock()), engine
 
 
-def submit(s: Scheduler, engine: FakeEngine, request: wire.Generate) -> list[wire.ToServer]:
+def submit(s: Scheduler, engine: FakeEngine, request: wire.Generate | wire.Embed) -> list[wire.ToServer]:
     """Prepares and queues."""
     job = prepare(request, engine)
     return s.submit(job) if isinstance(job, Job) else [job]
@@ -320,6 +320,7 @@ PROMPTS = [
     st.lists(
         st.one_of(
             st.tuples(st.just("ask"), st.sampled_from(PROMPTS)),
+            st.tuples(st.just("embed"), st.sampled_from(PROMPTS)),
             st.tuples(st.just("step"), st.integers(1, 12)),
             st.tuples(st.just("cancel"), st.integers(0, 30)),
         ),
@@ -336,6 +337,10 @@ def test_the_law_of_the_wire(actions: list[tuple[str, Any]], n_slots: int) -> No
             request = ask(value, max_tokens=20)
             asked.append(request.id)
             out += submit(s, engine, request)
+        elif action == "embed":
+            embed = wire.Embed(id=next(IDS), prompt=[wire.Special("bos"), wire.Text(value)])
+            asked.append(embed.id)
+            out += submit(s, engine, embed)
         elif action == "step":
             for _ in range(value):
                 out += s.step()
@@ -346,21 +351,27 @@ def test_the_law_of_the_wire(actions: list[tuple[str, Any]], n_slots: int) -> No
 
 
 def obeys_the_law(asked: list[int], events: list[wire.ToServer]) -> None:
-    """At most one Accepted, Deltas only after it, and exactly one end, last."""
+    """At most one Accepted, Deltas or one Vector only after it, and exactly one end, last."""
     ended: Counter[int] = Counter()
     accepted: Counter[int] = Counter()
+    vectors: Counter[int] = Counter()
+    texts: Counter[int] = Counter()
     for event in events:
         assert isinstance(event, wire.Event)
         assert not ended[event.id], "something was said after the end"
         if isinstance(event, wire.Accepted):
             accepted[event.id] += 1
-        elif isinstance(event, wire.Delta):
+        elif isinstance(event, wire.Delta | wire.Vector):
             assert accepted[event.id] == 1
+            (vectors if isinstance(event, wire.Vector) else texts)[event.id] += 1
         else:
             if isinstance(event, wire.Done):
                 assert accepted[event.id] == 1
+                assert event.n_generated or vectors[event.id]
             ended[event.id] += 1
     assert all(count <= 1 for count in accepted.values())
+    assert all(count == 1 for count in vectors.values())
+    assert not set(vectors) & set(texts)
     assert ended == Counter(asked)
 
 

@@ -50,6 +50,9 @@ EVENTS: list[Callable[[int], wire.Event]] = [
         id=i, finish_reason="stop", n_prompt=1, n_cached=0, n_generated=1, prompt_ms=0, predicted_ms=0
     ),
     lambda i: wire.Failed(id=i, kind="ModelError", message="no"),
+    lambda i: wire.Vector(id=i, values=b"\0\0\0\0"),
+    lambda i: wire.Tokens(id=i, ids=[]),
+    lambda i: wire.Plain(id=i, text=""),
 ]
 
 
@@ -57,7 +60,7 @@ EVENTS: list[Callable[[int], wire.Event]] = [
     st.lists(
         st.one_of(
             st.just(("begin", 0, 0)),
-            st.tuples(st.just("event"), st.integers(-1, 6), st.integers(0, 3)),
+            st.tuples(st.just("event"), st.integers(-1, 6), st.integers(0, len(EVENTS) - 1)),
             st.tuples(st.just("cancel"), st.integers(0, 6), st.just(0)),
             st.just(("death", 0, 0)),
         ),
@@ -82,12 +85,12 @@ def test_every_call_ends_exactly_once_whatever_a_worker_says(actions: list[tuple
         books.fail_all("the end")
         for call in calls:
             events = [event async for event in call]
-            ends = [e for e in events if isinstance(e, wire.Done | wire.Failed)]
+            ends = [e for e in events if isinstance(e, wire.Last)]
             assert len(ends) == 1
             assert events[-1] is ends[0]
             accepted = [i for i, e in enumerate(events) if isinstance(e, wire.Accepted)]
             assert accepted in ([], [0])
-            if any(isinstance(e, wire.Delta | wire.Done) for e in events):
+            if any(isinstance(e, wire.Delta | wire.Vector | wire.Done) for e in events):
                 assert accepted == [0]
 
     run(drive())
@@ -97,6 +100,7 @@ def test_every_call_ends_exactly_once_whatever_a_worker_says(actions: list[tuple
     "event",
     [
         wire.Delta(id=1, text="early"),
+        wire.Vector(id=1, values=b""),
         wire.Accepted(id=2, n_prompt=1, n_cached=0),
         wire.Delta(id=0, text="to nobody"),
     ],

@@ -105,6 +105,8 @@ class FakeEngine:
                 continue
             for token in row.tokens:
                 tokens.append(token)
+                if token == ord("\n"):
+                    self._replies[row.slot] = None  # a script may be complete now
                 self._answer(row.slot, tokens, Row(row.slot, [token], len(tokens) - 1))
                 row.seen(self.state(row.slot))
 

@@ -1,0 +1,245 @@
+"""Embeddings in the scheduler: over the scripted engine exactly, over the library bit for bit."""
+
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.test_decode import IDS, ask, finish, last, scheduler, submit, text_of
+from tests.engines import make
+from tinyoai import wire
+from tinyoai.engine.base import Engine, Row
+from tinyoai.engine.ctransformers import CTransformersEngine, open_model
+from tinyoai.engine.decode import Job, Scheduler, prepare
+from tinyoai.engine.fake import N_EMBD
+
+
+def embed(text: str, *end: wire.Segment, **fields: Any) -> wire.Embed:
+    """An Embed with a new id."""
+    return wire.Embed(id=next(IDS), prompt=[wire.Special("bos"), wire.Text(text), *end], **fields)
+
+
+def vectors(events: list[wire.ToServer]) -> dict[int, bytes]:
+    """Every vector by its call."""
+    return {event.id: event.values for event in events if isinstance(event, wire.Vector)}
+
+
+def histogram(text: str) -> list[float]:
+    """What the scripted engine's embedding of a text must be."""
+    counts = Counter(text.encode())
+    length = math.hypot(*counts.values())
+    return [counts[byte] / length for byte in range(N_EMBD)]
+
+
+# -- the scripted engine -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a", "hello", "y" * 300, "h\u00e9llo " * 9])
+def test_a_vector_counts_every_token_whatever_the_chunks(text: str) -> None:
+    s, engine = scheduler()
+    request = embed(text)
+    events = finish(s, submit(s, engine, request))
+    assert [type(event) for event in events] == [wire.Accepted, wire.Vector, wire.Done]
+    found = struct.unpack(f"<{N_EMBD}f", vectors(events)[request.id])
+    assert found == pytest.approx(histogram(text), abs=1e-6)
+    done = last(events)
+    assert (done.n_prompt, done.n_cached, done.n_generated) == (1 + len(text.encode()), 0, 0)
+
+
+def test_equal_texts_have_equal_vectors_whatever_ran_before_and_beside() -> None:
+    s, engine = scheduler(n_slots=3)
+    first = embed("the same text")
+    alone = vectors(finish(s, submit(s, engine, first)))[first.id]
+    out = submit(s, engine, ask('!{"text": "x", "repeat": 200}'))
+    asked = [embed(text) for text in ["the same text", "the same text and more", "the same text"]]
+    for request in asked:
+        out += submit(s, engine, request)
+    found = vectors(finish(s, out))
+    assert found[asked[0].id] == found[asked[2].id] == alone
+    assert found[asked[1].id] != alone
+
+
+def test_a_whole_context_can_be_embedded_and_not_a_token_more() -> None:
+    s, engine = scheduler(n_ctx=64)
+    assert isinstance(last(finish(s, submit(s, engine, embed("x" * 63)))), wire.Done)
+    refused = last(submit(s, engine, embed("x" * 64, param="input[3]")))
+    assert (refused.kind, refused.param) == ("ContextLengthExceeded", "input[3]")
+    assert "65 tokens" in refused.message
+    assert "64 tokens" in refused.message
+    assert "answer" not in refused.message
+
+
+def test_dimensions_beyond_the_model_s() -> None:
+    s, engine = scheduler()
+    request = embed("ab", dimensions=98)
+    found = vectors(finish(s, submit(s, engine, request)))[request.id]
+    assert struct.unpack("<98f", found)[97] == 1.0  # "b" is beyond the cut
+    refused = last(submit(s, engine, embed("ab", dimensions=N_EMBD + 1)))
+    assert (refused.kind, refused.param) == ("BadRequest", "dimensions")
+
+
+def test_a_model_that_cannot_says_which_can() -> None:
+    s, engine = scheduler()
+    from msgspec import structs
+
+    engine.info = structs.replace(engine.info, n_embd_out=0)
+    refused = last(submit(s, engine, embed("ab")))
+    assert (refused.kind, refused.param) == ("BadRequest", "model")
+    assert "llama and falcon" in refused.message
+    assert text_of(finish(s, submit(s, engine, ask("still talks")))) == "still talks"
+
+
+def test_embeddings_leave_a_conversation_its_slot() -> None:
+    s, engine = scheduler(n_slots=2)
+    talk = "tell me something long enough to be missed"
+    finish(s, submit(s, engine, ask(talk)))
+    for number in range(5):
+        finish(s, submit(s, engine, embed(f"text {number}")))
+    again = finish(s, submit(s, engine, ask(talk)))
+    assert again[0].n_cached == again[0].n_prompt - 1  # type: ignore[union-attr]
+
+
+def test_a_running_answer_goes_on_beside_a_long_embedding() -> None:
+    s, engine = scheduler(n_slots=2, n_ctx=4096)
+    talker = ask('!{"text": "x", "repeat": 900}')
+    out = submit(s, engine, talker)
+    while text_of(out) == "":
+        out += s.step()
+    reader = embed("y" * 400)
+    out = submit(s, engine, reader)
+    while reader.id not in vectors(out):
+        out += s.step()
+    assert 400 // 8 <= len(text_of(out, talker.id)) < 900
+    finish(s, out)
+
+
+def test_a_cancelled_embedding_frees_its_slot() -> None:
+    s, engine = scheduler(n_slots=1)
+    request, waiting = embed("y" * 400), embed("z")
+    out = [*submit(s, engine, request), *s.step(), *submit(s, engine, waiting)]
+    out += [*s.cancel(request.id), *s.cancel(waiting.id)]
+    assert s.idle
+    assert not vectors(out)
+    assert [type(event) for event in out] == [wire.Accepted, wire.Failed, wire.Failed]
+
+
+def test_an_engine_that_fails_in_the_middle() -> None:
+    s, engine = scheduler()
+    events = finish(s, submit(s, engine, embed('!{"fail_at": 3}\nabcdef')))
+    assert last(events).kind == "ModelError"
+    good = embed("next")
+    assert good.id in vectors(finish(s, submit(s, engine, good)))
+
+
+def test_states_that_are_no_numbers_are_the_model_s_fault() -> None:
+    s, engine = scheduler()
+    engine.state = lambda slot: struct.pack("<f", math.nan) * N_EMBD  # type: ignore[method-assign]
+    assert last(finish(s, submit(s, engine, embed("a")))).kind == "ModelError"
+
+
+# -- the library -------------------------------------------------------------------------------------
+
+
+STORY = "once upon a time there was a small model that had to embed the same thing twice and then again"
+TEXTS = [STORY, STORY + " with more of it", "something else", STORY, STORY[:60], "x"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this module's models are."""
+    return tmp_path_factory.mktemp("models")
+
+
+def opened(path: Path, pooling: str = "", model_type: str | None = None) -> CTransformersEngine:
+    """An engine with three slots."""
+    return open_model(
+        str(path),
+        model_type=model_type,
+        name="m",
+        n_ctx=0,
+        n_slots=3,
+        n_batch=32,
+        gpu_layers=0,
+        pooling=pooling,
+    )
+
+
+@pytest.fixture(scope="module", params=["weighted-mean", "mean", "last"])
+def engine(folder: Path, request: pytest.FixtureRequest) -> Iterator[CTransformersEngine]:
+    """A small llama with each way of pooling."""
+    made = opened(make.llama(folder / "llama.gguf"), request.param)
+    yield made
+    made.close()
+
+
+def jobs(engine: Engine, texts: list[str], s: Scheduler) -> tuple[list[bytes], int]:
+    """All texts at once; their vectors in order, and how many tokens came out of caches."""
+    asked = [embed(text, wire.Special("eos")) for text in texts]
+    out: list[wire.ToServer] = []
+    for request in asked:
+        job = prepare(request, engine)
+        assert isinstance(job, Job)
+        out += s.submit(job)
+    events = finish(s, out)
+    found = vectors(events)
+    return [found[request.id] for request in asked], sum(
+        event.n_cached for event in events if isinstance(event, wire.Done)
+    )
+
+
+def fresh(engine: Engine) -> Scheduler:
+    """A scheduler that remembers nothing."""
+    return Scheduler(engine, n_threads=1, n_queue=100, clock=lambda: 0.0)
+
+
+def test_bit_for_bit_the_same_whatever_runs_beside_and_whatever_the_caches_hold(
+    engine: CTransformersEngine,
+) -> None:
+    alone = {text: jobs(engine, [text], fresh(engine))[0][0] for text in TEXTS}
+    s, reused = fresh(engine), 0
+    for _ in range(3):
+        found, n_cached = jobs(engine, TEXTS, s)
+        assert found == [alone[text] for text in TEXTS]
+        reused += n_cached
+    # a mean needs the states of all tokens, which no cache has
+    assert (reused > 0) == (engine.info.pooling == "last")
+
+
+def test_states_are_those_of_a_fresh_run(engine: CTransformersEngine) -> None:
+    ids = [1, *range(270, 280)]
+    seen: list[bytes] = []
+    engine.eval([Row(0, ids[:8], 0, lambda state: seen.append(bytes(state)))], 1)
+    engine.eval([Row(0, ids[8:], 8, lambda state: seen.append(bytes(state)))], 1)
+    assert len(seen) == len(set(seen)) == len(ids)
+    assert all(len(state) == 4 * engine.info.n_embd for state in seen)
+    for at, token in enumerate(ids):
+        engine.eval([Row(1, [token], at)], 1)
+        assert bytes(engine.state(1)) == seen[at]
+
+
+def test_what_a_file_says_of_pooling_counts_and_a_flag_wins(folder: Path) -> None:
+    path = make.llama(folder / "stated.gguf", llama__pooling_type=3)
+    for flag, expected in (("", "last"), ("mean", "mean")):
+        stated = opened(path, flag)
+        assert (stated.info.pooling, stated.info.n_embd_out) == (expected, 64)
+        stated.close()
+    unstated = opened(make.llama(folder / "unstated.gguf", llama__pooling_type=2))
+    assert unstated.info.pooling == "weighted-mean"
+    unstated.close()
+
+
+def test_falcon_embeds_and_a_legacy_gpt2_does_not(folder: Path) -> None:
+    falcon = opened(make.falcon(folder / "falcon.gguf"))
+    (found,), _ = jobs(falcon, ["hello"], fresh(falcon))
+    assert math.hypot(*struct.unpack("<64f", found)) == pytest.approx(1.0, rel=1e-6)
+    falcon.close()
+    gpt2 = opened(make.gpt2_ggml(folder / "gpt2.bin"), "mean", "gpt2")
+    assert (gpt2.info.n_embd_out, gpt2.info.pooling) == (0, "")
+    refused = prepare(embed("hello"), gpt2)
+    assert isinstance(refused, wire.Failed)
+    assert "gpt2" in refused.message
+    gpt2.close()

@@ -1,0 +1,63 @@
+"""Token states to a vector: the three ways, the length, and what is no number."""
+
+import math
+import struct
+from array import array
+
+import pytest
+
+from tinyoai.engine.pooling import NotFinite, Pooling
+
+STATES = [[3.0, 0.0, 4.0], [0.0, 1.0, 0.0], [0.0, 0.0, 2.0]]
+
+
+def unit(kind: str, states: list[list[float]], dimensions: int = 0) -> list[float]:
+    """The vector of these states."""
+    pooling = Pooling(kind, len(states[0]), dimensions)
+    for state in states:
+        pooling.add(array("f", state))
+    raw = pooling.unit()
+    return list(struct.unpack(f"<{len(raw) // 4}f", raw))
+
+
+def normed(values: list[float]) -> list[float]:
+    """At length 1, by the book."""
+    length = math.sqrt(sum(value * value for value in values))
+    return [value / length for value in values]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("last", [0, 0, 2]), ("mean", [3, 1, 6]), ("weighted-mean", [3, 2, 10])],
+)
+def test_the_three_ways(kind: str, expected: list[float]) -> None:
+    assert unit(kind, STATES) == pytest.approx(normed(expected), rel=1e-6)
+
+
+def test_dimensions_cut_and_the_rest_has_length_one_again() -> None:
+    assert unit("mean", STATES, 2) == pytest.approx(normed([3, 1]), rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e20, 3e37])
+def test_the_length_is_one_whatever_the_states_sizes(scale: float) -> None:
+    found = unit("weighted-mean", [[value * scale for value in state] for state in STATES])
+    assert math.hypot(*found) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_state_is_read_before_it_changes() -> None:
+    state = array("f", [1.0, 0.0])
+    pooling = Pooling("mean", 2)
+    pooling.add(state)
+    state[0] = 9.0
+    assert struct.unpack("<2f", pooling.unit()) == (1.0, 0.0)
+
+
+def test_zeros_stay_zeros() -> None:
+    assert unit("mean", [[0.0, 0.0, 0.0]]) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["last", "mean", "weighted-mean"])
+def test_what_is_no_number_is_told(kind: str, bad: float) -> None:
+    with pytest.raises(NotFinite):
+        unit(kind, [[1.0, bad]])
