@@ -4,7 +4,9 @@ Owns the child processes: every server a test starts ends with it. A server is t
 start it, on a free port of the loopback address.
 """
 
+import atexit
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from http.client import HTTPConnection, HTTPResponse
@@ -128,10 +131,15 @@ def command(*flags: str) -> list[str]:
     return [sys.executable, "-m", "tinyoai", *flags]
 
 
+_homes = tempfile.TemporaryDirectory(prefix="tinyoai-tests-")
+_numbers = itertools.count(1)
+atexit.register(_homes.cleanup)
+
+
 def environment(**extra: str) -> dict[str, str]:
-    """The environment without settings of the person who runs the tests."""
+    """The environment without settings of the person who runs the tests, and with a data directory of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TINYOAI_")}
-    return {**kept, **extra}
+    return {**kept, "TINYOAI_HOME": f"{_homes.name}/{next(_numbers)}", **extra}
 
 
 @contextlib.contextmanager

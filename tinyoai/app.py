@@ -12,11 +12,15 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import uvloop
 
-from tinyoai import __version__, errors, log, wire
+from tinyoai import __version__, errors, gguf, log, wire
+from tinyoai import config as options
 from tinyoai.api.chat import Chat
 from tinyoai.api.completions import Completions
 from tinyoai.api.docs import Docs
@@ -24,12 +28,16 @@ from tinyoai.api.health import Health
 from tinyoai.api.models import Models
 from tinyoai.api.openapi import OpenApi
 from tinyoai.config import Config
+from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
+from tinyoai.registry import Model
 from tinyoai.web.guard import Guard
 from tinyoai.web.protocol import Limits, Server
 from tinyoai.web.router import Router
 
 logger = logging.getLogger("tinyoai.app")
+
+Number = TypeVar("Number", int, float)
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
 MAX_CONNECTIONS = 1024
@@ -46,26 +54,42 @@ def run(config: Config) -> int:
         return runner.run(_App(config).serve())
 
 
-def _load(config: Config) -> tuple[wire.Load, int]:
-    """What the worker is told, and when the model's file was made."""
+def _catalog(config: Config) -> Catalog:
+    """What there is to serve. Raises errors.UsageError for a model or a folder that cannot be read."""
+    if config.models_dir and not Path(config.models_dir).is_dir():
+        raise errors.UsageError(f"--models-dir: {config.models_dir} is no folder", exit_code=1)
     if config.engine == "fake":
-        return _wire_load(config, "", config.model_name or "fake"), 0
+        model = Model(name=config.model_name or "fake", path="", architecture="fake")
+        return Catalog(model, folder=config.models_dir, register=False)
     path = Path(config.model) if config.model else BUILTIN
+    name = config.model_name or path.stem
     try:
-        made = int(path.stat().st_mtime)
+        model = describe(path.absolute(), name, model_type=config.model_type)
+    except gguf.BadModelFile as error:
+        raise errors.UsageError(str(error), exit_code=1) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.UsageError(f"the model file {path} cannot be read: {reason}", exit_code=1) from None
-    return _wire_load(config, str(path.absolute()), config.model_name or path.stem), made
+    # another name for the built-in model is for this run: it must not stand in for a real model in the next
+    return Catalog(model, folder=config.models_dir, register=bool(config.model) or name == BUILTIN.stem)
 
 
-def _wire_load(config: Config, path: str, name: str) -> wire.Load:
+def _number(read: Callable[[str], Number], text: str, flag: str) -> Number:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise errors.UsageError(f"{flag}: {text!r}: {error}") from None
+
+
+def _wire_load(config: Config, model: Model) -> wire.Load:
+    """What the model's worker is told."""
+    n_ctx = config.ctx_size or model.own_context or min(model.context, options.DEFAULT_CONTEXT)
     return wire.Load(
-        path=path,
-        name=name,
+        path=model.path,
+        name=model.name,
         engine=config.engine,
-        model_type=config.model_type or None,
-        n_ctx=config.ctx_size,
+        model_type=model.architecture if model.shape is None else None,
+        n_ctx=n_ctx,
         n_slots=config.parallel,
         n_batch=config.batch_size,
         n_threads=config.threads,
@@ -120,10 +144,17 @@ class _App:
     def __init__(self, config: Config) -> None:
         # as set
         self._config = config
-        self._load, made = _load(config)
         # what it is built of
-        self._pool = Pool()
-        self._pool.add(self._load, created=made, timeout=config.load_timeout)
+        self._pool = Pool(
+            _catalog(config),
+            partial(_wire_load, config),
+            budget=_number(options.size, config.memory_budget, "--memory-budget")
+            if config.memory_budget
+            else 0,
+            keep_alive=_number(options.seconds, config.keep_alive, "--keep-alive"),
+            timeout=config.load_timeout,
+        )
+        self._load = self._pool.default.load
         self._models = Models(self._pool)
         self._health = Health(self._pool)
         self._stop = asyncio.Event()
@@ -142,6 +173,7 @@ class _App:
         limits = Limits(body_bytes=config.max_body, connections=_connections())
         web = Server(self._router(), self._guard(), limits)
         listener = await loop.create_server(web.protocol_factory, sock=sock)
+        opening = asyncio.ensure_future(self._pool.open(config.home))
         try:
             ready = await self._first_load()
             if ready is not None:
@@ -153,6 +185,8 @@ class _App:
             listener.close()
             web.abort()
             await self._pool.stop()
+            await asyncio.wait({opening})
+            self._pool.catalog.close()
 
     # -- building --------------------------------------------------------------------------------
 
@@ -161,7 +195,11 @@ class _App:
         router.add("POST", "/v1/chat/completions", Chat(self._pool, self._config.chat_template))
         router.add("POST", "/v1/completions", Completions(self._pool))
         router.add("GET", "/v1/models", self._models.list)
+        router.add("GET", "/v1/models/status", self._models.status)
+        router.add("POST", "/v1/models/load", self._models.load)
+        router.add("POST", "/v1/models/unload", self._models.unload)
         router.add("GET", "/v1/models/{id:path}", self._models.one)
+        router.add("DELETE", "/v1/models/{id:path}", self._models.forget)
         router.add("GET", "/health", self._health.ready)
         router.add("GET", "/health/live", self._health.live)
         router.add("GET", "/health/ready", self._health.ready)
@@ -180,7 +218,7 @@ class _App:
 
     async def _first_load(self) -> wire.Ready | None:
         """Loads the model, or None if told to stop meanwhile. Raises errors.UsageError if it is refused."""
-        loading = asyncio.ensure_future(self._pool.first_load(self._load.name))
+        loading = asyncio.ensure_future(self._pool.first_load())
         stopping = asyncio.ensure_future(self._stop.wait())
         progress = asyncio.ensure_future(self._progress())
         try:

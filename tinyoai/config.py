@@ -5,6 +5,7 @@ OPTIONS, so an option added here is a flag, a variable and a line of help. It mu
 the values are used for.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ ENGINES = ("ctransformers", "fake")
 MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", "replit", "starcoder")
 TEMPLATES = ("auto", "chatml", "llama2", "mistral", "zephyr", "vicuna", "alpaca", "plain")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+DEFAULT_CONTEXT = 4096
+"""Tokens: the most that a model gets where nobody says more."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +29,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     model_type: str
     model_name: str
+    models_dir: str
+    memory_budget: str
+    keep_alive: str
+    home: str
     ctx_size: int
     threads: int
     parallel: int
@@ -95,6 +102,30 @@ OPTIONS: tuple[Option, ...] = (
         default="",
         metavar="NAME",
         help="the id that clients use for the model; without it the file's name",
+    ),
+    Option(
+        name="models_dir",
+        default="",
+        metavar="FOLDER",
+        help="serve every GGUF file in this folder and below it too, loaded when asked for",
+    ),
+    Option(
+        name="memory_budget",
+        default="",
+        metavar="SIZE",
+        help="what all loaded models may take together, such as 4G; without it nine tenths of what can be had",
+    ),
+    Option(
+        name="keep_alive",
+        default="-1",
+        metavar="TIME",
+        help="how long a model stays loaded without a request, such as 300 or 5m; 0 not at all, -1 for ever",
+    ),
+    Option(
+        name="home",
+        default="",
+        metavar="FOLDER",
+        help="folder of the registry of models; without it ~/.local/share/tinyoai",
     ),
     Option(
         name="ctx_size",
@@ -196,6 +227,32 @@ def resolve(flags: Mapping[str, str], environment: Mapping[str, str]) -> Config:
         else:
             values[option.name] = option.default
     return Config(**values)
+
+
+_TIME = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?", re.ASCII)
+_SIZE = re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?)(?P<i>i?)b?", re.ASCII | re.IGNORECASE)
+
+
+def seconds(text: str) -> float:
+    """A time such as "300", "90s", "5m" or "1h30m"; anything that begins with a minus is -1, for ever.
+
+    Raises ValueError, saying what is expected.
+    """
+    text = text.strip().lower()
+    found = _TIME.fullmatch(text.removeprefix("-"))
+    if found is None or not any(found.groups()):
+        raise ValueError("expected seconds, or a time such as 90s, 5m or 1h30m; -1 is for ever")
+    if text.startswith("-"):
+        return -1.0
+    return 3600 * float(found["h"] or 0) + 60 * float(found["m"] or 0) + float(found["s"] or 0)
+
+
+def size(text: str) -> int:
+    """Bytes such as "4000000000", "4G" or "512M": K, M, G and T are powers of 1024. Raises ValueError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError("expected bytes, or a size such as 512M or 4G")
+    return int(float(found["n"]) * 1024 ** " kmgt".index(found["unit"].lower() or " "))
 
 
 def _parse(option: Option, text: str, source: str) -> str | int | float:

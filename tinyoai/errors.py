@@ -8,7 +8,8 @@
         ├── RequestTimeout 408, PayloadTooLarge 413, UriTooLong 414, UnsupportedMediaType 415
         ├── ExpectationFailed 417, RateLimited 429 ── Overloaded, HeadersTooLarge 431
         ├── InternalError 500 ── ModelError, WorkerDied
-        └── NotImplementedCoding 501, Unavailable 503 ── ModelLoading, ModelFailed, VersionNotSupported 505
+        └── NotImplementedCoding 501, Unavailable 503 ── ModelLoading, ModelFailed, InsufficientMemory,
+            VersionNotSupported 505
 
 Only web/ makes a status line of them; only wire.Failed carries them across processes, by class name.
 """
@@ -245,6 +246,13 @@ class ModelFailed(Unavailable):
     """The model's process cannot be kept up."""
 
     default_code = "model_failed"
+    default_headers: ClassVar[dict[str, str]] = {"x-should-retry": "false"}
+
+
+class InsufficientMemory(Unavailable):
+    """The model does not fit into memory, whatever else is unloaded: asking again does not help."""
+
+    default_code = "insufficient_memory"
     default_headers: ClassVar[dict[str, str]] = {"x-should-retry": "false"}
 
 

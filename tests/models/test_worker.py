@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyoai import errors, wire
+from tinyoai.models.catalog import Catalog
 from tinyoai.models.pool import DEATHS, WINDOW_S, Pool, State, verdict
 from tinyoai.models.worker import Books, Call, LoadError, Worker
+from tinyoai.registry import Model
 
 FAKE = wire.Load(path="", name="fake", engine="fake", n_slots=2)
 
@@ -222,6 +224,11 @@ def test_what_follows_a_death(deaths: list[float], now: float, state: State, del
     assert seconds == pytest.approx(delay)
 
 
+def fake_pool() -> Pool:
+    """A pool that knows the scripted engine alone."""
+    return Pool(Catalog(Model(name="fake", path=""), register=False), lambda model: FAKE, timeout=30)
+
+
 async def said(pool: Pool, request: str) -> str:
     """One request through the pool."""
     async with pool.lease("fake") as lease:
@@ -236,8 +243,7 @@ async def said(pool: Pool, request: str) -> str:
 
 def test_a_killed_worker_is_started_again_and_then_given_up() -> None:
     async def drive() -> None:
-        pool = Pool()
-        pool.add(FAKE, created=0, timeout=30)
+        pool = fake_pool()
         assert await said(pool, "one") == "one"
         for _ in range(DEATHS - 1):
             with pytest.raises(errors.WorkerDied):
@@ -257,9 +263,8 @@ def test_a_killed_worker_is_started_again_and_then_given_up() -> None:
 
 def test_a_request_that_no_worker_had_accepted_is_sent_once_more() -> None:
     async def drive() -> None:
-        pool = Pool()
-        pool.add(FAKE, created=0, timeout=30)
-        await pool.first_load("fake")
+        pool = fake_pool()
+        await pool.first_load()
         worker = pool.find("fake").worker
         assert worker is not None
         os.kill(worker.pid, signal.SIGSTOP)  # it reads nothing more
@@ -273,6 +278,6 @@ def test_a_request_that_no_worker_had_accepted_is_sent_once_more() -> None:
 
 
 def test_an_unknown_model_is_named() -> None:
-    pool = Pool()
+    pool = fake_pool()
     with pytest.raises(errors.ModelNotFound, match="'gpt-4'"):
         pool.find("gpt-4")

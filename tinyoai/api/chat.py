@@ -24,7 +24,8 @@ class Chat:
     async def __call__(self, exchange: Exchange) -> None:
         """Answers one request. Raises errors.ApiError for all that can be refused."""
         request = schema.chat_request(await exchange.read_body())
-        async with self._pool.lease(request.model) as lease:
+        async with self._pool.lease(request.model, schema.keep_alive(request.keep_alive)) as lease:
+            schema.settle(request, lease.model, lease.defaults)
             await self._answer(exchange, request, lease)
 
     async def _answer(self, exchange: Exchange, request: schema.ChatRequest, lease: Lease) -> None:

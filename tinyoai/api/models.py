@@ -1,28 +1,167 @@
-"""GET /v1/models and /v1/models/{id}: what is served.
+"""The endpoints about models: what there is, how it runs, loading, unloading and forgetting.
 
-Owns those answers' wording. It must not know how models are loaded or kept up.
+Owns those answers' wording. A client names models and never files: only what the registry or --models-dir
+holds can be loaded. It must not know how models are found, loaded or kept up.
 """
 
+import asyncio
+import time
+
+from tinyoai import errors
 from tinyoai.api import answers, schema
-from tinyoai.models.pool import Entry, Pool
+from tinyoai.models import memory
+from tinyoai.models.pool import Entry, Pool, State
+from tinyoai.registry import Model, RegistryError
 from tinyoai.web.exchange import Exchange
 
 
-def _card(entry: Entry) -> schema.Model:
-    return schema.Model(id=entry.load.name, created=entry.created)
-
-
 class Models:
-    """The endpoints about models."""
+    """The endpoints."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def list(self, exchange: Exchange) -> None:
-        """All models."""
-        cards = schema.ModelList(data=[_card(entry) for entry in self._pool.entries])
-        exchange.respond(200, answers.encode(cards))
+        """All models that can be asked, loaded or not."""
+        await self._pool.look()
+        cards = [self._card(model) for model in self._pool.catalog.view.models.values()]
+        exchange.respond(200, answers.encode(schema.ModelList(data=cards)))
 
     async def one(self, exchange: Exchange) -> None:
-        """One model. Raises errors.ModelNotFound."""
-        exchange.respond(200, answers.encode(_card(self._pool.find(exchange.route_params["id"]))))
+        """One model, by its id or an alias. Raises errors.ModelNotFound."""
+        entry = await self._pool.entry(exchange.route_params["id"])
+        exchange.respond(200, answers.encode(self._card(entry.model)))
+
+    async def status(self, exchange: Exchange) -> None:
+        """How every known model is, those that cannot be served among them, and the memory they share."""
+        await self._pool.look()
+        view, entries = self._pool.catalog.view, {entry.model.name: entry for entry in self._pool.entries}
+        rows = [
+            self._running(model, entries[model.name])
+            if model.name in entries
+            else _resting(model, "unloaded")
+            for model in view.models.values()
+        ]
+        for model in view.missing.values():
+            entry = entries.get(model.name)
+            why = "its file is gone"
+            if entry is not None and entry.holds:
+                rows.append(self._running(model, entry, why))
+            else:
+                rows.append(_resting(model, "missing", why))
+        for name, why in view.broken.items():
+            entry = entries.get(name)
+            if entry is not None and entry.holds:
+                rows.append(self._running(entry.model, entry, why))
+            else:
+                rows.append(_resting(Model(name=name, path="", architecture=""), "broken", why))
+        loaded = [entry for entry in entries.values() if entry.holds]
+        body = schema.ModelsStatus(
+            data=rows,
+            memory=schema.MemoryStatus(
+                budget_bytes=self._pool.budget(),
+                reserved_bytes=sum(entry.need.total for entry in loaded),
+                available_bytes=memory.available(),
+            ),
+            registry=schema.RegistryStatus(problem=self._pool.catalog.problem),
+        )
+        exchange.respond(200, answers.encode(body))
+
+    async def load(self, exchange: Exchange) -> None:
+        """Loads a model, and answers when it is loaded. Raises errors.ApiError where it cannot be."""
+        request = schema.load_request(await exchange.read_body())
+        name, keep_alive = schema.model_name(request), schema.keep_alive(request.keep_alive)
+        started = asyncio.get_running_loop().time()
+        entry, already = await self._pool.warm(name, keep_alive)
+        spent = asyncio.get_running_loop().time() - started
+        self._acted(exchange, entry, "already_loaded" if already else "loaded", spent)
+
+    async def unload(self, exchange: Exchange) -> None:
+        """Unloads a model: at once, or where it is in use with its last running answer."""
+        request = schema.unload_request(await exchange.read_body())
+        started = asyncio.get_running_loop().time()
+        entry, loaded = await self._pool.unload(schema.model_name(request))
+        spent = asyncio.get_running_loop().time() - started
+        self._acted(
+            exchange,
+            entry,
+            "not_loaded" if not loaded else "unloading" if entry.leaving else "unloaded",
+            spent,
+        )
+
+    async def forget(self, exchange: Exchange) -> None:
+        """Takes a model off the registry, and unloads it; its file stays. Raises errors.ApiError."""
+        pool, name = self._pool, exchange.route_params["id"]
+        await pool.look()
+        view = pool.catalog.view
+        if name == pool.catalog.default:
+            raise errors.BadRequest(f"{name!r} was given at start; start without it", param="id")
+        if name not in view.models and name not in view.missing and name not in view.broken:
+            pool.catalog.lookup(name)
+            raise errors.BadRequest(f"{name!r} is an alias; name the model itself", param="id")
+        if name in view.models:
+            await pool.unload(name)
+        try:
+            await asyncio.to_thread(pool.catalog.forget, name)
+        except RegistryError as error:
+            raise errors.Unavailable(str(error), headers={"x-should-retry": "false"}) from None
+        if name in pool.catalog.view.models or name in pool.catalog.view.broken:
+            raise errors.BadRequest(
+                f"the file of {name!r} is in the models folder; take it away from there", param="id"
+            )
+        exchange.respond(200, answers.encode(schema.ModelDeleted(id=name)))
+
+    # -- wording ---------------------------------------------------------------------------------
+
+    def _card(self, model: Model) -> schema.Model:
+        entry = next((entry for entry in self._pool.entries if entry.model.name == model.name), None)
+        ready = entry.worker.ready if entry is not None and entry.worker is not None else None
+        return schema.Model(
+            id=model.name,
+            created=model.created,
+            model_id=model.id or None,
+            type=model.kind,
+            state=entry.state.value if entry is not None else State.UNLOADED.value,
+            architecture=model.architecture,
+            quantization=model.quantization,
+            parameters=ready.n_params if ready is not None else model.parameters,
+            context_length=ready.n_ctx if ready is not None else self._pool.planned_context(model),
+            max_context_length=model.context,
+            size_bytes=model.size,
+            template=model.template,
+            aliases=list(model.aliases),
+            defaults=model.defaults,
+        )
+
+    def _running(self, model: Model, entry: Entry, why: str = "") -> schema.ModelStatus:
+        loop, worker = asyncio.get_running_loop(), entry.worker
+        status = _resting(model, entry.state.value, why or entry.why)
+        status.memory = schema.ModelMemory(estimated_bytes=entry.need.total, resident_bytes=0)
+        status.keep_alive = entry.keep_s
+        status.in_use = entry.uses
+        status.answers = entry.n_answers
+        status.tokens_per_second = entry.tokens_per_second
+        if entry.last_use:
+            status.last_used = int(time.time() - (loop.time() - entry.last_use))
+        if entry.timer is not None:
+            status.unloads_in = max(0.0, entry.timer.when() - loop.time())
+        if worker is not None and entry.state is State.READY:
+            n_slots, n_busy = worker.ready.n_slots, worker.n_running
+            status.pid = worker.pid
+            status.uptime = loop.time() - entry.loaded_at
+            status.memory.resident_bytes = memory.held(worker.pid)[0]
+            status.slots = schema.Slots(total=n_slots, busy=n_busy, free=max(0, n_slots - n_busy))
+            status.queue = max(0, worker.n_open - n_busy)
+        return status
+
+    def _acted(self, exchange: Exchange, entry: Entry, status: schema.Acted, spent_s: float) -> None:
+        body = schema.ModelAction(
+            status=status, name=entry.model.name, model=entry.model.name, seconds=spent_s
+        )
+        exchange.respond(200, answers.encode(body))
+
+
+def _resting(model: Model, state: str, why: str = "") -> schema.ModelStatus:
+    return schema.ModelStatus(
+        id=model.name, model_id=model.id or None, type=model.kind, state=state, reason=why
+    )

@@ -58,7 +58,7 @@ _BODY = (
     errors.ExpectationFailed,
 )
 """What can befall every request with a body."""
-_MODEL = (errors.ModelNotFound, errors.ModelLoading, errors.ModelFailed)
+_MODEL = (errors.ModelNotFound, errors.ModelLoading, errors.ModelFailed, errors.InsufficientMemory)
 """What can befall every request that names a model."""
 _RUN = (errors.ContextLengthExceeded, errors.Overloaded, errors.ModelError, errors.WorkerDied)
 """What can befall every request that a model evaluates."""
@@ -140,6 +140,50 @@ OPERATIONS: tuple[Operation, ...] = (
         id="listModels",
         summary="List the models",
         answer=schema.ModelList,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/models/status",
+        tag="Models",
+        id="modelsStatus",
+        summary="How every model is",
+        text="Its state, uptime, worker process, memory, slots, queue and speed; those whose file is gone or cannot be "
+        "served are listed with the reason.",
+        answer=schema.ModelsStatus,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/models/load",
+        tag="Models",
+        id="loadModel",
+        summary="Load a model before it is asked",
+        text="Answers when it is loaded. A model is also loaded by the first request that names it.",
+        body=schema.LoadRequest,
+        examples={"A model": {}, "For ten minutes": {"keep_alive": "10m"}},
+        answer=schema.ModelAction,
+        refusals=(*_BODY, *_MODEL),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/models/unload",
+        tag="Models",
+        id="unloadModel",
+        summary="Give a model's memory back",
+        text="At once, or with its last running answer where it is in use; the next request loads it again.",
+        body=schema.ModelRequest,
+        examples={"A model": {}},
+        answer=schema.ModelAction,
+        refusals=(*_BODY, errors.ModelNotFound),
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/models/{id}",
+        tag="Models",
+        id="deleteModel",
+        summary="Take a model off the registry",
+        text="Its file stays. The model that the server was started with, and those in its models folder, cannot go.",
+        answer=schema.ModelDeleted,
+        refusals=(errors.ModelNotFound,),
     ),
     Operation(
         method="GET",
@@ -240,7 +284,9 @@ FIELDS: Mapping[str, str] = {
     "modalities": "Only `text`.",
     "role": "Who speaks; `developer` is `system`.",
     "content": "What is said: a text, or parts of type `text`.",
-    "name": "Accepted and without effect.",
+    "name": "Of a model: the same as `model`. Of a message: accepted and without effect.",
+    "keep_alive": "How long the model stays loaded after this: seconds, or a time such as `10m`; 0 not at all, "
+    "-1 for ever.",
     "tool_calls": "Accepted and without effect.",
     "tool_call_id": "Accepted and without effect.",
     "type": "`text`; another kind is refused.",

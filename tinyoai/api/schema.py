@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from tinyoai import errors
+from tinyoai import config, errors
+from tinyoai.registry import Defaults, Kind
 
 MAX_MESSAGES = 2048
 MAX_PROMPTS = 128
 MAX_STOPS = 60
 MAX_STOP_BYTES = 1024
 MAX_LOGIT_BIAS = 1024
+MAX_KEEP_ALIVE_S = 1e9
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -29,6 +31,10 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Choices = Annotated[int, Meta(ge=1, le=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Acted = Literal["loaded", "already_loaded", "unloaded", "unloading", "not_loaded"]
+"""unloading: it is in use, and goes with its last running answer."""
+KeepAlive = float | Annotated[str, Meta(min_length=1, max_length=32)]
+"""Seconds, or a time such as "5m"; below 0: for ever."""
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
@@ -85,6 +91,7 @@ class Generation(Struct, kw_only=True):
     logit_bias: dict[str, Bias] | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
+    keep_alive: KeepAlive | None = None
     user: str | None = None
 
 
@@ -100,6 +107,19 @@ class ChatRequest(Generation, kw_only=True):
     functions: list[Any] | None = None
     response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
+
+
+class ModelRequest(Struct, kw_only=True):
+    """The body of POST /v1/models/unload: a model by `name`, or by `model`."""
+
+    name: ModelName | None = None
+    model: ModelName | None = None
+
+
+class LoadRequest(ModelRequest, kw_only=True):
+    """The body of POST /v1/models/load."""
+
+    keep_alive: KeepAlive | None = None
 
 
 class CompletionRequest(Generation, kw_only=True):
@@ -118,6 +138,8 @@ _PATH = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`$")
 _chat = msgspec.json.Decoder(ChatRequest)
 _completion = msgspec.json.Decoder(CompletionRequest)
+_load = msgspec.json.Decoder(LoadRequest)
+_unload = msgspec.json.Decoder(ModelRequest)
 
 
 def _decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
@@ -188,6 +210,48 @@ def completion_request(body: bytes) -> CompletionRequest:
                 "best_of cannot be streamed: the best answer is known only at the end", param="best_of"
             )
     return request
+
+
+def load_request(body: bytes) -> LoadRequest:
+    """The typed request. Raises errors.BadRequest with the field's name in `param`."""
+    return _decode(_load, body)
+
+
+def unload_request(body: bytes) -> ModelRequest:
+    """The typed request. Raises errors.BadRequest with the field's name in `param`."""
+    return _decode(_unload, body)
+
+
+def model_name(request: ModelRequest) -> str:
+    """The model that is meant. Raises errors.BadRequest if none is, or two are."""
+    name = request.name or request.model
+    if name is None:
+        raise errors.BadRequest("the field 'name' is required", param="name")
+    if request.name and request.model and request.name != request.model:
+        raise errors.BadRequest("name and model say different things; send one of them", param="model")
+    return name
+
+
+def keep_alive(given: float | str | None) -> float | None:
+    """Seconds, -1 for ever, None for unsaid. Raises errors.BadRequest."""
+    if given is None:
+        return None
+    try:
+        seconds = config.seconds(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise errors.BadRequest(f"keep_alive: {given!r}: {error}", param="keep_alive") from None
+    return -1.0 if seconds < 0 else min(seconds, MAX_KEEP_ALIVE_S)
+
+
+def settle(request: Generation, model: str, defaults: Defaults) -> None:
+    """Puts the id that is served, and the model's own defaults, where the request left them open."""
+    request.model = model
+    for field in defaults.__struct_fields__:
+        value = getattr(defaults, field)
+        if value is not None and getattr(request, field) is None:
+            if field == "max_tokens" and getattr(request, "max_completion_tokens", None) is not None:
+                continue  # the same thing by its newer name
+            setattr(request, field, value)
 
 
 def _check(request: Generation) -> None:
@@ -439,12 +503,110 @@ class Completion(Struct, kw_only=True):
 
 
 class Model(Struct, kw_only=True):
-    """A model's card."""
+    """A model's card: OpenAI's four fields, and what its file says. Lengths are in tokens."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "tinyoai"
+    model_id: int | None
+    """Its number in the registry."""
+    type: Kind
+    state: str
+    architecture: str
+    quantization: str
+    parameters: int
+    context_length: int
+    """The window that it is served with."""
+    max_context_length: int
+    """The window that it was trained for; 0: its file does not say."""
+    size_bytes: int
+    template: str
+    aliases: list[str]
+    defaults: Defaults
+    """What its requests mean where they leave a field out."""
+
+
+class ModelMemory(Struct, kw_only=True):
+    """`estimated_bytes` is what it takes with all its slots full, and what it is planned with."""
+
+    estimated_bytes: int
+    resident_bytes: int
+
+
+class Slots(Struct, kw_only=True):
+    """How many requests it answers at a time."""
+
+    total: int
+    busy: int
+    free: int
+
+
+class ModelStatus(Struct, kw_only=True):
+    """How one model is. Times are in seconds; `last_used` is Unix time."""
+
+    id: str
+    model_id: int | None
+    type: Kind
+    state: str
+    """loading, ready, waiting (for a restart), failed, unloaded, missing (its file is gone) or broken."""
+    reason: str
+    """Why it is in this state, where that needs a reason."""
+    uptime: float | None = None
+    pid: int | None = None
+    """Of the worker process."""
+    memory: ModelMemory | None = None
+    slots: Slots | None = None
+    queue: int = 0
+    in_use: int = 0
+    """Requests that hold it now."""
+    answers: int = 0
+    tokens_per_second: float | None = None
+    """The decode speed of one stream, over its last answers."""
+    last_used: int | None = None
+    keep_alive: float | None = None
+    """How long it stays loaded without a request; -1: for ever."""
+    unloads_in: float | None = None
+
+
+class MemoryStatus(Struct, kw_only=True):
+    """The memory that all models share: their budget, what the loaded ones reserve of it, what the machine has."""
+
+    budget_bytes: int
+    reserved_bytes: int
+    available_bytes: int | None
+
+
+class RegistryStatus(Struct, kw_only=True):
+    """`problem` says why models are not registered beyond this run; empty when they are."""
+
+    problem: str
+
+
+class ModelsStatus(Struct, kw_only=True):
+    """The answer of GET /v1/models/status."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelStatus]
+    memory: MemoryStatus
+    registry: RegistryStatus
+
+
+class ModelAction(Struct, kw_only=True):
+    """The answer of POST /v1/models/load and /unload; `seconds` is how long it took."""
+
+    status: Acted
+    name: str
+    model: str
+    seconds: float
+
+
+class ModelDeleted(Struct, kw_only=True):
+    """The answer of DELETE /v1/models/{id}."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True
 
 
 class ModelList(Struct, kw_only=True):

@@ -1,22 +1,30 @@
-"""Which models run, and that they keep running.
+"""Which models run, that they keep running, and that they fit into memory together.
 
-Owns one entry per known model: its worker, its state, its deaths. `verdict` decides and has no
-clock, no process and no await; `Pool` carries out. It knows neither HTTP nor a request's contents.
+Owns one entry for every model that was asked for: its worker, its state, its uses, its deaths. `verdict` and
+`plan` decide and have no clock, no process and no await; `Pool` carries out. What models there are it asks the
+catalog. It knows neither HTTP nor a request's contents.
 
-    loading ──Ready──▶ ready ──death──▶ waiting ──back-off──▶ loading
-       └──refused──▶ failed ◀──third death in a minute──┘      (a failed one is tried anew
-                       └───────────after COOL_S, on request──────────▶ loading)
+    unloaded ──use──▶ loading ──Ready──▶ ready ──death──▶ waiting ──back-off──▶ loading
+       ▲                 │ └──refused──▶ failed ◀──third death in a minute──┘      (a failed one is tried anew
+       └──does not fit───┘                  └───────────after COOL_S, on request──────────▶ loading)
+       └──idle for its keep-alive, or its memory is wanted── ready
 """
 
 import asyncio
 import enum
 import logging
+import sys
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from tinyoai import errors, wire
+from tinyoai.models import memory
+from tinyoai.models.catalog import Catalog
+from tinyoai.models.plan import Loaded, plan
 from tinyoai.models.worker import Call, LoadError, Make, Worker
+from tinyoai.registry import Defaults, Model
+from tinyoai.text import template
 
 log = logging.getLogger("tinyoai.pool")
 
@@ -29,6 +37,10 @@ FIRST_DELAY_S, LAST_DELAY_S = 0.2, 5.0
 """Back-off before a restart: the first, and the longest."""
 WAIT_S = 30.0
 """Seconds that a request waits for a model that is on its way."""
+RECENT = 16
+"""Answers over which the speed in tokens a second is reckoned."""
+FOREVER = -1.0
+"""A keep-alive that never ends."""
 
 
 class State(enum.Enum):
@@ -50,127 +62,344 @@ def verdict(deaths: Sequence[float], now: float) -> tuple[State, float]:
 
 
 class Entry:
-    """One model that is known by name."""
+    """One model that was asked for. Times are of the loop's clock, in seconds."""
 
     __slots__ = (
         "changed",
-        "created",
         "deaths",
+        "holds",
+        "keep_s",
+        "last_use",
+        "leaving",
         "load",
+        "loaded_at",
+        "model",
+        "n_answers",
+        "need",
+        "recent",
+        "refusal",
         "retry_at",
         "state",
         "task",
-        "timeout",
+        "timer",
         "uses",
         "why",
         "worker",
     )
 
-    def __init__(self, load: wire.Load, created: int, timeout: float) -> None:
+    def __init__(self, model: Model, load: wire.Load, keep_s: float) -> None:
         # what it is
+        self.model = model
         self.load = load
-        self.created = created
-        self.timeout = timeout
+        self.need = memory.need(model, load)
         # how it is
         self.state = State.UNLOADED
         self.why = ""
         self.worker: Worker | None = None
-        self.uses = 0
+        self.holds = False
+        """Its memory counts: it is loaded, or will be."""
         self.deaths: deque[float] = deque(maxlen=DEATHS)
         self.retry_at = 0.0
+        self.refusal: errors.ApiError | None = None
+        """Why the last attempt to load it never came to a process."""
         self.changed = asyncio.Event()
         """Set, and replaced by a new one, at every change of state."""
         self.task: asyncio.Task[None] | None = None
+        # how it is used
+        self.uses = 0
+        self.keep_s = keep_s
+        """Seconds that it stays loaded without a use; below 0: for ever."""
+        self.leaving = False
+        """It was told to go, and does with its last use."""
+        self.timer: asyncio.TimerHandle | None = None
+        self.loaded_at = 0.0
+        self.last_use = 0.0
+        """0: never."""
+        self.n_answers = 0
+        self.recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        """Tokens and milliseconds of the last answers."""
+
+    @property
+    def created(self) -> int:
+        """When the model's file was made, in Unix seconds."""
+        return self.model.created
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The decode speed of one stream over the last answers; None before the first."""
+        milliseconds = sum(spent for _, spent in self.recent)
+        return sum(n for n, _ in self.recent) / milliseconds * 1000.0 if milliseconds > 0 else None
+
+    def note(self, event: wire.Event) -> None:
+        """Every event passes here; only the end of a good answer counts."""
+        if isinstance(event, wire.Done):
+            self.n_answers += 1
+            if event.n_generated:
+                self.recent.append((event.n_generated, event.predicted_ms))
 
 
 class Pool:
-    """All models of this server."""
+    """All models of this server. `budget` is in bytes, 0: from the memory there is; times are in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        make_load: Callable[[Model], wire.Load],
+        *,
+        budget: int = 0,
+        keep_alive: float = FOREVER,
+        timeout: float = 300.0,
+    ) -> None:
+        # as set
+        self.catalog = catalog
+        self._make_load = make_load
+        self._budget = budget
+        self._keep_alive = keep_alive
+        self._timeout = timeout
+        # what runs
         self._entries: dict[str, Entry] = {}
-
-    def add(self, load: wire.Load, *, created: int, timeout: float) -> None:
-        """Makes a model known; `timeout` is for its load, in seconds."""
-        self._entries[load.name] = Entry(load, created, timeout)
+        self._freed = asyncio.Event()
+        """Set, and replaced by a new one, whenever a model may have become idle or is gone."""
+        self._chores: set[asyncio.Task[None]] = set()
+        self._looking = asyncio.Lock()
+        self.find(catalog.default)
 
     @property
     def entries(self) -> list[Entry]:
-        """All known models, in the order in which they were added."""
+        """All models that were asked for, the default one first."""
         return list(self._entries.values())
 
+    @property
+    def default(self) -> Entry:
+        """The model that was given at start."""
+        return self._entries[self.catalog.default]
+
+    def budget(self) -> int:
+        """Bytes that all loaded models together may take."""
+        if self._budget:
+            return self._budget
+        room = memory.available()
+        if room is None:
+            return sys.maxsize
+        own = sum(memory.held(entry.worker.pid)[1] for entry in self.entries if entry.worker is not None)
+        return int(memory.SHARE * (room + own))
+
+    def planned_context(self, model: Model) -> int:
+        """The context window in tokens that a model is loaded with."""
+        return self._make_load(model).n_ctx
+
+    # -- finding ---------------------------------------------------------------------------------
+
     def find(self, name: str) -> Entry:
-        """Raises errors.ModelNotFound, naming what there is."""
-        entry = self._entries.get(name)
+        """The entry of a name or alias, as far as is known. Raises errors.ModelNotFound."""
+        view = self.catalog.view
+        entry = self._entries.get(view.aliases.get(name, name))
+        if entry is not None and entry.holds:
+            return entry  # whatever has become of its file, it is loaded
+        model = self.catalog.lookup(name)
+        entry = self._entries.get(model.name)
         if entry is None:
-            known = ", ".join(repr(n) for n in self._entries) or "none"
-            raise errors.ModelNotFound(f"there is no model {name!r} here; there is {known}", param="model")
+            entry = self._entries[model.name] = Entry(model, self._make_load(model), self._keep_alive)
         return entry
 
-    async def load(self, name: str) -> Worker:
-        """The model's worker, started if need be. Raises errors.Unavailable and its kinds."""
-        entry = self.find(name)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + WAIT_S
+    async def entry(self, name: str) -> Entry:
+        """As find, but looks for new files before it gives up. Raises errors.ModelNotFound."""
+        try:
+            return self.find(name)
+        except errors.ModelNotFound:
+            await self.look()
+            return self.find(name)
+
+    async def look(self) -> None:
+        """Looks for new and vanished files; of many who ask at once, one looks."""
+        begun = self.catalog.begun
+        async with self._looking:
+            if self.catalog.ended <= begun:
+                await asyncio.to_thread(self.catalog.refresh)
+
+    async def open(self, home: str) -> None:
+        """Opens the registry in the data directory, and looks for models."""
+        async with self._looking:
+            await asyncio.to_thread(self.catalog.open, home)
+
+    # -- loading ---------------------------------------------------------------------------------
+
+    async def load(self, entry: Entry, wait_s: float | None = WAIT_S) -> Worker:
+        """The model's worker, started if need be. Raises errors.Unavailable and its kinds, or ModelNotFound.
+
+        The entry must be in use. `wait_s` None: as long as it takes.
+        """
+        loop, name = asyncio.get_running_loop(), entry.model.name
+        deadline = None if wait_s is None else loop.time() + wait_s
         while entry.state is not State.READY or entry.worker is None or not entry.worker.alive:
             if entry.state is State.FAILED and loop.time() < entry.retry_at:
                 raise errors.ModelFailed(f"the model {name!r} cannot be kept up: {entry.why}")
             if entry.task is None:
+                entry.refusal = None
                 entry.task = loop.create_task(self._keep(entry))
             changed = entry.changed
             try:
-                await asyncio.wait_for(changed.wait(), deadline - loop.time())
+                await asyncio.wait_for(changed.wait(), None if deadline is None else deadline - loop.time())
             except TimeoutError:
                 raise errors.ModelLoading(f"the model {name!r} is still loading; try again soon") from None
+            if entry.refusal is not None:
+                raise _again(entry.refusal)
         return entry.worker
 
-    async def first_load(self, name: str) -> wire.Ready:
-        """Loads a model and waits as long as that takes. Raises errors.ModelFailed with the plain reason."""
-        entry = self.find(name)
-        if entry.task is None:
-            entry.task = asyncio.get_running_loop().create_task(self._keep(entry))
-        while entry.state is not State.READY or entry.worker is None:
-            if entry.state is State.FAILED:
-                raise errors.ModelFailed(entry.why)
-            await entry.changed.wait()
-        return entry.worker.ready
+    async def first_load(self) -> wire.Ready:
+        """Loads the default model and waits as long as that takes. Raises errors.ApiError with the plain reason."""
+        entry = self.default
+        self._take(entry)
+        try:
+            return (await self.load(entry, None)).ready
+        except errors.ModelFailed:
+            raise errors.ModelFailed(entry.why) from None
+        finally:
+            self._release(entry)
 
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator["Lease"]:
-        """A model in use: it stays loaded as long as this lasts."""
-        entry = self.find(name)
-        entry.uses += 1
+    async def lease(self, name: str, keep_alive: float | None = None) -> AsyncIterator["Lease"]:
+        """A model in use: it stays loaded as long as this lasts, and `keep_alive` seconds longer."""
+        entry = await self.entry(name)
+        self._take(entry, keep_alive)
         try:
-            await self.load(name)
+            await self.load(entry)
             yield Lease(self, entry)
         finally:
-            entry.uses -= 1
+            self._release(entry)
+
+    async def warm(self, name: str, keep_alive: float | None = None) -> tuple[Entry, bool]:
+        """Loads a model, however long that takes; the entry, and whether it was loaded already."""
+        entry = await self.entry(name)
+        already = entry.state is State.READY
+        self._take(entry, keep_alive)
+        try:
+            await self.load(entry, None)
+        finally:
+            self._release(entry)
+        return entry, already
+
+    async def unload(self, name: str) -> tuple[Entry, bool]:
+        """Unloads a model, or has it unloaded after its running answers; the entry, and whether it was loaded."""
+        entry = await self.entry(name)
+        loaded = entry.holds or entry.task is not None
+        if loaded and entry.uses:
+            entry.leaving = True
+        else:
+            await self._unload(entry)
+        return entry, loaded
 
     async def stop(self) -> None:
         """Ends all workers."""
-        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        for entry in self.entries:
+            if entry.timer is not None:
+                entry.timer.cancel()
+        tasks = [*self._chores, *(entry.task for entry in self.entries if entry.task is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    # -- uses ------------------------------------------------------------------------------------
+
+    def _take(self, entry: Entry, keep_alive: float | None = None) -> None:
+        entry.uses += 1
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+        if keep_alive is not None:
+            entry.keep_s = keep_alive
+
+    def _release(self, entry: Entry) -> None:
+        loop = asyncio.get_running_loop()
+        entry.uses -= 1
+        entry.last_use = loop.time()
+        if entry.uses:
+            return
+        self._tell()
+        if entry.leaving or entry.keep_s == 0:
+            self._expire(entry)
+        elif entry.keep_s > 0:
+            entry.timer = loop.call_later(entry.keep_s, self._expire, entry)
+
+    def _expire(self, entry: Entry) -> None:
+        task = asyncio.get_running_loop().create_task(self._unload(entry))
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    def _tell(self) -> None:
+        self._freed.set()
+        self._freed = asyncio.Event()
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _set(self, entry: Entry, state: State, why: str = "") -> None:
-        entry.state, entry.why = state, why
+        entry.state = state
+        entry.why = why.replace(entry.model.path, "its file") if entry.model.path else why
         entry.changed.set()
         entry.changed = asyncio.Event()
 
+    async def _unload(self, entry: Entry) -> None:
+        """Ends the model's worker, unless a use has begun meanwhile; returns when its memory is free."""
+        task = entry.task
+        if task is None or entry.uses:
+            return
+        self._set(entry, State.UNLOADED)
+        task.cancel()
+        await asyncio.wait({task})
+
+    async def _make_room(self, entry: Entry) -> None:
+        """Unloads what must go so that this one fits, and counts it. Raises errors.Unavailable and its kinds."""
+        while True:
+            budget = self.budget()
+            others = [
+                Loaded(other.model.name, other.need.total, other.uses, other.last_use)
+                for other in self.entries
+                if other.holds
+            ]
+            decision = plan(others, entry.need.total, budget)
+            if decision.refuse:
+                raise _too_large(entry, budget)
+            if not decision.wait and not decision.unload:
+                entry.holds = True
+                return
+            if decision.wait:
+                freed = self._freed
+                self._set(entry, State.LOADING, "waits until another model is idle")
+                await freed.wait()
+                if not entry.uses:
+                    raise errors.ModelLoading("nobody waits for it any more")
+            for name in decision.unload:
+                log.info("unloading %s to make room for %s", name, entry.model.name)
+                await self._unload(self._entries[name])
+
     async def _keep(self, entry: Entry) -> None:
         """Starts a worker and starts it again when it dies, until it fails for good."""
-        loop, name = asyncio.get_running_loop(), entry.load.name
+        loop, name = asyncio.get_running_loop(), entry.model.name
         try:
+            self._set(entry, State.LOADING)
+            try:
+                entry.model = await asyncio.to_thread(self.catalog.current, name)
+                entry.load = self._make_load(entry.model)
+                entry.need = memory.need(entry.model, entry.load)
+                await self._make_room(entry)
+            except errors.ApiError as error:
+                entry.refusal = error
+                return
+            except Exception:
+                log.exception("the model %s could not be loaded", name)
+                entry.refusal = errors.InternalError(
+                    "the model could not be loaded; the server's log says why"
+                )
+                return
             while True:
                 self._set(entry, State.LOADING)
                 try:
-                    entry.worker = await Worker.start(entry.load, timeout=entry.timeout)
-                except LoadError as error:
+                    entry.worker = await Worker.start(entry.load, timeout=self._timeout)
+                except (LoadError, OSError) as error:
                     entry.retry_at = loop.time() + COOL_S
                     self._set(entry, State.FAILED, str(error))
                     return
+                entry.loaded_at = loop.time()
                 self._set(entry, State.READY)
                 why = await asyncio.shield(entry.worker.ended)
                 entry.worker = None
@@ -183,10 +412,35 @@ class Pool:
                     return
                 await asyncio.sleep(delay)
         finally:
-            entry.task = None
-            if entry.worker is not None:
-                worker, entry.worker = entry.worker, None
+            worker, entry.worker = entry.worker, None
+            if worker is not None:
                 await worker.stop()
+            entry.holds = entry.leaving = False
+            entry.task = None
+            if entry.state is not State.FAILED:
+                entry.state, entry.why = State.UNLOADED, ""
+            self._set(entry, entry.state, entry.why)
+            self._tell()
+
+
+def _again(error: errors.ApiError) -> errors.ApiError:
+    """The same for one more request: an exception that is raised twice keeps growing its traceback."""
+    return type(error)(error.message, param=error.param, code=error.code, headers=error.headers)
+
+
+def _too_large(entry: Entry, budget: int) -> errors.InsufficientMemory:
+    need, load = entry.need, entry.load
+    fits = need.largest_context(budget)
+    advice = (
+        f"a context of {fits} tokens would fit (--ctx-size {fits}), or fewer requests at a time with --parallel"
+        if fits
+        else "take a smaller or more quantized model"
+    )
+    window = f" with {need.n_ctx} tokens of context for each of {load.n_slots} requests" if need.n_ctx else ""
+    return errors.InsufficientMemory(
+        f"the model {entry.model.name!r} needs about {need.total / 1e6:.0f} MB{window}, and "
+        f"{budget / 1e6:.0f} MB can be had; {advice}"
+    )
 
 
 class Lease:
@@ -195,6 +449,21 @@ class Lease:
     def __init__(self, pool: Pool, entry: Entry) -> None:
         self._pool = pool
         self._entry = entry
+
+    @property
+    def model(self) -> str:
+        """The id that is served, whatever alias was asked for."""
+        return self._entry.model.name
+
+    @property
+    def defaults(self) -> Defaults:
+        """What the model's requests mean where they leave a field out."""
+        return self._entry.model.defaults
+
+    def template(self, given: str) -> str:
+        """The chat format: `given` unless that is "auto", else the model's own, else what its file speaks of."""
+        name = self._entry.model.template if given == "auto" else given
+        return template.detect(self.ready.chat_template, self.ready.special) if name == "auto" else name
 
     @property
     def ready(self) -> wire.Ready:
@@ -211,7 +480,7 @@ class Lease:
         A request that its worker had not accepted when it died is sent once more, to the next one.
         """
         for attempt in (1, 2):
-            worker = await self._pool.load(self._entry.load.name)
+            worker = await self._pool.load(self._entry)
             call: Call = worker.call(make)
             try:
                 async for event in call:
@@ -219,6 +488,7 @@ class Lease:
                         if attempt == 1:
                             break
                         event = _busy_dying(event)
+                    self._entry.note(event)
                     yield event
                 else:
                     return
@@ -231,7 +501,7 @@ class Lease:
         They are sent once more if their worker died before it had accepted any of them.
         """
         for attempt in (1, 2):
-            worker = await self._pool.load(self._entry.load.name)
+            worker = await self._pool.load(self._entry)
             calls, again = worker.calls(makes), False
             try:
                 for index, call in enumerate(calls):
@@ -245,6 +515,7 @@ class Lease:
                             if again:
                                 break
                             event = _busy_dying(event)
+                        self._entry.note(event)
                         yield index, event
                     if again:
                         break

@@ -195,6 +195,11 @@ class Worker:
         """Calls not yet ended."""
         return len(self._books.open)
 
+    @property
+    def n_running(self) -> int:
+        """Of these, how many have a slot."""
+        return sum(call.accepted for call in self._books.open.values())
+
     @classmethod
     async def start(cls, load: wire.Load, *, timeout: float, stall_s: float = STALL_S) -> "Worker":
         """Starts the process and loads the model. Raises LoadError; leaves nothing behind then."""
