@@ -445,7 +445,7 @@ def _responses(operation: Operation) -> Json:
     if operation.event is not None:
         said = f"The whole answer; with `stream`, events that are each a `{operation.event.__name__}`"
         good["text/event-stream"] = {
-            "schema": {"type": "string"},
+            "schema": _event(operation.event),
             "examples": {
                 "How a stream looks": {
                     "value": f"data: {{a {operation.event.__name__}}}\n\ndata: {{the next}}\n\ndata: [DONE]\n\n"
@@ -463,6 +463,16 @@ def _responses(operation: Operation) -> Json:
             "Not now: the body says which model is how", {"application/json": {"schema": shape}}
         )
     return responses
+
+
+def _event(kind: Any) -> Json:
+    """Each event of a stream: its data is JSON, but for the last."""
+    known = {"anyOf": [_shape(kind), _shape(errors.ErrorBody)]}
+    data = {
+        "type": "string",
+        "anyOf": [{"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": known}],
+    }
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _refusal(kinds: Iterable[type[errors.ApiError]]) -> Json:
