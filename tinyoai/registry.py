@@ -251,6 +251,11 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
         raise RegistryError(
             f"the registry {path} is of a newer tinyoai; update this one or name another folder with --home"
         )
+    if tables:
+        said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if said != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged: {said}")
+        database.execute(f"SELECT id, {', '.join(_COLUMNS)} FROM models LIMIT 1").fetchone()
     _write_ahead(database)
     # every commit is on the disk when it returns: rows are few, and a power cut may come at any time
     database.execute("PRAGMA synchronous = FULL")
@@ -261,10 +266,6 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
             database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             database.execute(f"PRAGMA user_version = {VERSION}")
         database.execute("COMMIT")
-    said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if said != "ok":
-        raise sqlite3.DatabaseError(f"it is damaged: {said}")
-    database.execute(f"SELECT id, {', '.join(_COLUMNS)} FROM models LIMIT 1").fetchone()
 
 
 def _write_ahead(database: sqlite3.Connection) -> None:

@@ -36,26 +36,21 @@ class Models:
         """How every known model is, those that cannot be served among them, and the memory they share."""
         await self._pool.look()
         view, entries = self._pool.catalog.view, {entry.model.name: entry for entry in self._pool.entries}
-        rows = [
-            self._running(model, entries[model.name])
-            if model.name in entries
-            else _resting(model, "unloaded")
-            for model in view.models.values()
+        known = [
+            *((model, "unloaded", "") for model in view.models.values()),
+            *((model, "missing", "its file is gone") for model in view.missing.values()),
+            *((Model(name=name, path=""), "broken", why) for name, why in view.broken.items()),
         ]
-        for model in view.missing.values():
-            entry = entries.get(model.name)
-            why = "its file is gone"
-            if entry is not None and entry.holds:
-                rows.append(self._running(model, entry, why))
-            else:
-                rows.append(_resting(model, "missing", why))
-        for name, why in view.broken.items():
-            entry = entries.get(name)
-            if entry is not None and entry.holds:
-                rows.append(self._running(entry.model, entry, why))
-            else:
-                rows.append(_resting(Model(name=name, path="", architecture=""), "broken", why))
         loaded = [entry for entry in entries.values() if entry.holds]
+        pids = [entry.worker.pid for entry in loaded if entry.worker is not None]
+        resident = await asyncio.to_thread(lambda: {pid: memory.resident(pid) for pid in pids})
+        rows = []
+        for model, state, why in known:
+            entry = entries.get(model.name)
+            if entry is None or (why and not entry.holds):
+                rows.append(_resting(model, state, why))
+            else:
+                rows.append(self._running(model, entry, resident, why))
         body = schema.ModelsStatus(
             data=rows,
             memory=schema.MemoryStatus(
@@ -133,7 +128,9 @@ class Models:
             defaults=model.defaults,
         )
 
-    def _running(self, model: Model, entry: Entry, why: str = "") -> schema.ModelStatus:
+    def _running(
+        self, model: Model, entry: Entry, resident: dict[int, int], why: str = ""
+    ) -> schema.ModelStatus:
         loop, worker = asyncio.get_running_loop(), entry.worker
         status = _resting(model, entry.state.value, why or entry.why)
         status.memory = schema.ModelMemory(estimated_bytes=entry.need.total, resident_bytes=0)
@@ -149,7 +146,7 @@ class Models:
             n_slots, n_busy = worker.ready.n_slots, worker.n_running
             status.pid = worker.pid
             status.uptime = loop.time() - entry.loaded_at
-            status.memory.resident_bytes = memory.held(worker.pid)[0]
+            status.memory.resident_bytes = resident.get(worker.pid, 0)
             status.slots = schema.Slots(total=n_slots, busy=n_busy, free=max(0, n_slots - n_busy))
             status.queue = max(0, worker.n_open - n_busy)
         return status

@@ -58,14 +58,22 @@ def need(model: Model, load: wire.Load) -> Need:
     return Need(BASE + model.size + load.n_slots * rows, load.n_slots * (cache + attention), load.n_ctx)
 
 
-def held(pid: int) -> tuple[int, int]:
-    """A process's resident memory, and how much of it is its own alone (not of a mapped file); 0, 0 if gone."""
+def held(pid: int) -> int:
+    """What a process holds for itself alone, mapped files not among it, since the kernel drops those; 0 if gone."""
     try:
         fields = Path(f"/proc/{pid}/statm").read_text().split()
-        resident, shared = int(fields[1]), int(fields[2])
+        return (int(fields[1]) - int(fields[2])) * _PAGE
     except (OSError, ValueError, IndexError):
-        return 0, 0
-    return resident * _PAGE, (resident - shared) * _PAGE
+        return 0
+
+
+def resident(pid: int) -> int:
+    """What a process has in memory: each page once, however often it is mapped; 0 if gone. Takes milliseconds."""
+    try:
+        found = re.search(r"^Pss:\s*(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
 
 
 def available() -> int | None:
@@ -93,28 +101,30 @@ def _cgroup() -> list[int | None]:
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:
-            top, limit, used, cache = _CGROUPS, "memory.max", "memory.current", "file"
+            top, limit, used, prefix = _CGROUPS, "memory.max", "memory.current", ""
         elif "memory" in controllers.split(","):
             top, limit, used = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_cache"
+            prefix = "total_"
         else:
             continue
         # in a container the path may be the host's, and its own cgroup stands at the top
         here = top / path.lstrip("/")
         for place in (here, *here.parents):
             if place == top or top in place.parents:
-                rooms.append(_left(place, limit, used, cache))
+                rooms.append(_left(place, limit, used, prefix))
     return rooms
 
 
-def _left(place: Path, limit: str, used: str, cache: str) -> int | None:
-    """A cgroup's limit less what is in use and not cache, which the kernel gives back when asked to."""
+def _left(place: Path, limit: str, used: str, prefix: str) -> int | None:
+    """A cgroup's limit less what is in use and no file's cache, which the kernel gives back when asked to."""
     try:
         most = (place / limit).read_text().strip()
         if most == "max":
             return None
-        found = re.search(rf"^{cache} (\d+)$", (place / "memory.stat").read_text(), re.MULTILINE)
-        cached = int(found[1]) if found else 0
+        stat = (place / "memory.stat").read_text()
+        cached = sum(
+            int(number) for number in re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
+        )
         return max(0, int(most) - int((place / used).read_text()) + cached)
     except (OSError, ValueError):
         return None

@@ -75,6 +75,7 @@ class Entry:
         "loaded_at",
         "model",
         "n_answers",
+        "n_deaths",
         "need",
         "recent",
         "refusal",
@@ -99,6 +100,10 @@ class Entry:
         self.holds = False
         """Its memory counts: it is loaded, or will be."""
         self.deaths: deque[float] = deque(maxlen=DEATHS)
+        """When its process last ended by itself, and how often it did in all."""
+        self.n_deaths = 0
+        self.n_deaths = 0
+        """All of them, since the server started."""
         self.retry_at = 0.0
         self.refusal: errors.ApiError | None = None
         """Why the last attempt to load it never came to a process."""
@@ -130,12 +135,14 @@ class Entry:
         milliseconds = sum(spent for _, spent in self.recent)
         return sum(n for n, _ in self.recent) / milliseconds * 1000.0 if milliseconds > 0 else None
 
-    def note(self, event: wire.Event) -> None:
+    def note(self, event: wire.Event, on_done: Callable[[str, wire.Done], None] | None) -> None:
         """Every event passes here; only the end of a good answer counts."""
         if isinstance(event, wire.Done):
             self.n_answers += 1
             if event.n_generated:
                 self.recent.append((event.n_generated, event.predicted_ms))
+            if on_done is not None:
+                on_done(self.model.name, event)
 
 
 class Pool:
@@ -156,6 +163,8 @@ class Pool:
         self._budget = budget
         self._keep_alive = keep_alive
         self._timeout = timeout
+        self.on_done: Callable[[str, wire.Done], None] | None = None
+        """Told of every answer that is complete, with its model's name; it must not raise."""
         # what runs
         self._entries: dict[str, Entry] = {}
         self._freed = asyncio.Event()
@@ -181,7 +190,7 @@ class Pool:
         room = memory.available()
         if room is None:
             return sys.maxsize
-        own = sum(memory.held(entry.worker.pid)[1] for entry in self.entries if entry.worker is not None)
+        own = sum(memory.held(entry.worker.pid) for entry in self.entries if entry.worker is not None)
         return int(memory.SHARE * (room + own))
 
     def planned_context(self, model: Model) -> int:
@@ -404,6 +413,7 @@ class Pool:
                 why = await asyncio.shield(entry.worker.ended)
                 entry.worker = None
                 entry.deaths.append(loop.time())
+                entry.n_deaths += 1
                 state, delay = verdict(entry.deaths, loop.time())
                 log.error("the model %s: its process %s", name, why)
                 entry.retry_at = loop.time() + delay
@@ -488,7 +498,7 @@ class Lease:
                         if attempt == 1:
                             break
                         event = _busy_dying(event)
-                    self._entry.note(event)
+                    self._entry.note(event, self._pool.on_done)
                     yield event
                 else:
                     return
@@ -515,7 +525,7 @@ class Lease:
                             if again:
                                 break
                             event = _busy_dying(event)
-                        self._entry.note(event)
+                        self._entry.note(event, self._pool.on_done)
                         yield index, event
                     if again:
                         break
