@@ -79,7 +79,7 @@ def test_flags_win_over_variables_over_defaults() -> None:
 
 def test_every_option_is_checked_against_its_bounds() -> None:
     for option in OPTIONS:
-        if not isinstance(option.default, str):
+        if not isinstance(option.default, str | tuple):
             for wrong in (option.low - 1, option.high + 1):
                 with pytest.raises(UsageError, match=option.flag):
                     resolve({option.name: str(int(wrong))}, {})

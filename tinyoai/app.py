@@ -25,12 +25,14 @@ from tinyoai.api.chat import Chat
 from tinyoai.api.completions import Completions
 from tinyoai.api.docs import Docs
 from tinyoai.api.health import Health
+from tinyoai.api.metrics import Metrics
 from tinyoai.api.models import Models
 from tinyoai.api.openapi import OpenApi
 from tinyoai.config import Config
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.registry import Model
+from tinyoai.web import keys, rates
 from tinyoai.web.guard import Guard
 from tinyoai.web.protocol import Limits, Server
 from tinyoai.web.router import Router
@@ -43,6 +45,8 @@ BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
 MAX_CONNECTIONS = 1024
 SPARE_FILES = 64
 """File descriptors kept for everything but clients: workers, logs, the listener."""
+OPEN_ROUTES = ("/health", "/docs", "/openapi.json")
+"""What needs no key: health checks have none, and the documentation says nothing that is secret."""
 PROGRESS_S = 1.0
 """Loading longer than this is told about."""
 
@@ -94,6 +98,7 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
         n_batch=config.batch_size,
         n_threads=config.threads,
         n_queue=config.max_queue,
+        wait_s=config.queue_timeout,
         n_gpu_layers=config.gpu_layers,
     )
 
@@ -144,6 +149,7 @@ class _App:
     def __init__(self, config: Config) -> None:
         # as set
         self._config = config
+        self._keys = keys.read(config.api_key, config.api_key_file)
         # what it is built of
         self._pool = Pool(
             _catalog(config),
@@ -157,12 +163,14 @@ class _App:
         self._load = self._pool.default.load
         self._models = Models(self._pool)
         self._health = Health(self._pool)
+        self._metrics = Metrics(self._pool)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
     async def serve(self) -> int:
         """From the first socket to the last worker."""
         config = self._config
+        guard = self._guard()
         sock = _listen(config.host, config.port)
         port = sock.getsockname()[1]
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
@@ -171,7 +179,8 @@ class _App:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         limits = Limits(body_bytes=config.max_body, connections=_connections())
-        web = Server(self._router(), self._guard(), limits)
+        web = Server(self._router(), guard, limits, self._metrics.ended)
+        self._metrics.n_in_flight = lambda: web.n_busy
         listener = await loop.create_server(web.protocol_factory, sock=sock)
         opening = asyncio.ensure_future(self._pool.open(config.home))
         try:
@@ -203,6 +212,7 @@ class _App:
         router.add("GET", "/health", self._health.ready)
         router.add("GET", "/health/live", self._health.live)
         router.add("GET", "/health/ready", self._health.ready)
+        router.add("GET", "/metrics", self._metrics)
         openapi = OpenApi(lambda: self._load.name)
         docs = Docs(openapi)
         router.add("GET", "/openapi.json", openapi)
@@ -211,8 +221,15 @@ class _App:
         return router
 
     def _guard(self) -> Guard:
-        names = tuple(name.strip() for name in self._config.allowed_host.split(",") if name.strip())
-        return Guard(loopback=_is_loopback(self._config.host), allowed_hosts=names)
+        config = self._config
+        return Guard(
+            loopback=_is_loopback(config.host),
+            allowed_hosts=config.allowed_host,
+            origins=config.cors_origin,
+            keys=self._keys,
+            rate=rates.parse(config.rate_limit),
+            open_routes=OPEN_ROUTES,
+        )
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -245,6 +262,7 @@ class _App:
             f'{{"model": "{ready.name}", "stream": true, "temperature": 0, '
             '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
         )
+        key = " -H 'Authorization: Bearer YOUR_KEY'" if self._keys else ""
         lines = [
             f"tinyoai {__version__} is ready",
             f"  base URL  {url}",
@@ -252,16 +270,19 @@ class _App:
             f"  context   {ready.n_ctx} tokens, {ready.n_slots} requests at a time",
             f"  engine    {ready.engine}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
             "try it:",
-            f"  curl -N {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+            f"  curl -N {url}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         ]
         if self._config.engine != "fake" and not self._config.model:
             lines.append("this model is a tiny demonstration; --model FILE serves one of yours")
         print("\n".join(lines), flush=True)
-        if not _is_loopback(self._config.host):
+        if not _is_loopback(self._config.host) and not self._keys:
             logger.warning(
-                "anyone who can reach %s can use this server: it asks for no key",
+                "ANYONE who can reach %s can use this server, for it asks for no key: "
+                "set TINYOAI_API_KEY, or --api-key-file FILE, unless that is meant",
                 self._config.host or "this machine",
             )
+        if self._config.api_key_file and keys.exposed(self._config.api_key_file):
+            logger.warning("everyone on this machine can read %s: chmod 600 it", self._config.api_key_file)
 
     # -- ending ----------------------------------------------------------------------------------
 

@@ -23,7 +23,8 @@ examples:
   tinyoai --model llama-2-7b-chat.Q4_K_M.gguf    a model of yours
   tinyoai --model m.gguf --ctx-size 2048 --parallel 2
   tinyoai --model ggml-gpt2.bin --model-type gpt2
-  TINYOAI_PORT=9000 tinyoai --host 0.0.0.0       for other machines, by the environment too
+  TINYOAI_API_KEY=secret tinyoai --host 0.0.0.0  for other machines that know the key
+  tinyoai --rate-limit 60,20000                  60 requests and 20,000 tokens a minute for each client
 
 Every option can also be set by a variable: --ctx-size is TINYOAI_CTX_SIZE. A flag wins over it.
 """
@@ -45,7 +46,7 @@ def _parser() -> _Parser:
     parser.add_argument("command", nargs="?", choices=["serve"], default="serve", help="serve (the default)")
     parser.add_argument("--version", action="version", version=f"tinyoai {__version__}")
     for option in OPTIONS:
-        shown = f" (default: {option.default})" if option.default not in ("", 0) else ""
+        shown = f" (default: {option.default})" if option.default not in ("", 0, ()) else ""
         if option.name == "port":
             shown = f" (default: {option.default})"
         names = "{" + ",".join(c for c in option.choices if c) + "}"
@@ -53,6 +54,7 @@ def _parser() -> _Parser:
             option.flag,
             dest=option.name,
             metavar=names if option.choices else option.metavar,
+            action="append" if isinstance(option.default, tuple) else "store",
             default=argparse.SUPPRESS,
             help=option.help.replace("%", "%%") + shown,
         )

@@ -6,7 +6,7 @@ the values are used for.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -42,7 +42,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     max_body: int
     max_queue: int
-    allowed_host: str
+    queue_timeout: float
+    api_key: tuple[str, ...]
+    api_key_file: str
+    rate_limit: str
+    cors_origin: tuple[str, ...]
+    allowed_host: tuple[str, ...]
     grace: float
     load_timeout: float
     log_level: str
@@ -52,7 +57,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     """One option; `name` is its name in Config, with dashes its flag."""
 
     name: str
-    default: str | int | float
+    default: str | int | float | tuple[str, ...]
+    """A tuple: the flag may be given several times, the variable separates by commas."""
     help: str
     metavar: str = ""
     low: float = 0
@@ -191,10 +197,42 @@ OPTIONS: tuple[Option, ...] = (
         help="requests that may wait for a slot; more are told to try again",
     ),
     Option(
-        name="allowed_host",
+        name="queue_timeout",
+        default=300.0,
+        metavar="SECONDS",
+        low=0.001,
+        high=86_400,
+        help="how long a request may wait for a slot before it is answered with 408",
+    ),
+    Option(
+        name="api_key",
+        default=(),
+        metavar="KEY",
+        help="ask clients for this key; may be given several times (a file or the environment hides it better)",
+    ),
+    Option(
+        name="api_key_file",
         default="",
-        metavar="NAME[,NAME]",
-        help="further names by which a server on a loopback address may be called",
+        metavar="FILE",
+        help="ask clients for a key of this file: one on each line, and after a blank its owner's name",
+    ),
+    Option(
+        name="rate_limit",
+        default="",
+        metavar="N[,TOKENS]",
+        help="requests, and tokens, a minute for each key, or without keys for each address",
+    ),
+    Option(
+        name="cors_origin",
+        default=(),
+        metavar="ORIGIN",
+        help="let pages of this origin (https://app.example, or *) use the server from a browser; may be repeated",
+    ),
+    Option(
+        name="allowed_host",
+        default=(),
+        metavar="NAME",
+        help="a further name by which a server on a loopback address may be called; may be repeated",
     ),
     Option(
         name="grace",
@@ -216,20 +254,29 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 
-def resolve(flags: Mapping[str, str], environment: Mapping[str, str]) -> Config:
+def resolve(flags: Mapping[str, str | Sequence[str]], environment: Mapping[str, str]) -> Config:
     """Flags over environment over defaults, checked. Raises UsageError naming where a value came from."""
     values: dict[str, Any] = {}
     for option in OPTIONS:
-        if option.name in flags:
-            values[option.name] = _parse(option, flags[option.name], option.flag)
-        elif environment.get(option.variable):
-            values[option.name] = _parse(option, environment[option.variable], option.variable)
+        given: str | Sequence[str] | None = flags.get(option.name)
+        source = option.flag
+        if given is None and environment.get(option.variable):
+            given, source = environment[option.variable], option.variable
+        if given is not None and isinstance(option.default, tuple):
+            parts = [given] if isinstance(given, str) else given
+            values[option.name] = tuple(
+                part.strip() for text in parts for part in text.split(",") if part.strip()
+            )
+        elif isinstance(given, str):
+            values[option.name] = _parse(option, given, source)
         else:
             values[option.name] = option.default
     return Config(**values)
 
 
-_TIME = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?", re.ASCII)
+_TIME = re.compile(
+    r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?", re.ASCII
+)
 _SIZE = re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?)(?P<i>i?)b?", re.ASCII | re.IGNORECASE)
 
 

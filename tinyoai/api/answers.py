@@ -27,6 +27,11 @@ from tinyoai.web.exchange import Exchange
 PING_S = 15.0
 """Seconds of silence in a stream after which a comment keeps proxies awake."""
 
+MARGIN, MIN_MARGIN_S, MAX_MARGIN_S = 0.1, 0.25, 5.0
+"""How much earlier than the client's time limit an unstreamed answer ends: a tenth, within these seconds."""
+MAX_TIMEOUT_S = 1e6
+"""A longer limit is none."""
+
 Make = Callable[[int], wire.Generate]
 Indexed = tuple[int, wire.Good]
 
@@ -126,13 +131,51 @@ class Folded:
             self.done = event
 
 
-async def fold(stream: AsyncGenerator[Indexed, None], n: int) -> list[Folded]:
-    """The choices, whole. Raises errors.ApiError as the stream does."""
+async def fold(exchange: Exchange, source: AsyncGenerator[Indexed, None], n: int) -> list[Folded]:
+    """The choices, whole. Raises errors.ApiError as the source does."""
     folded = [Folded() for _ in range(n)]
-    async with aclosing(stream):
-        async for index, event in stream:
+    waited: float | None = None
+    async with aclosing(source):
+        async for index, event in source:
             folded[index].add(event)
+            if isinstance(event, wire.Accepted):
+                exchange.n_tokens += event.n_prompt
+                waited = max(waited or 0.0, event.queue_ms)
+            elif isinstance(event, wire.Done):
+                exchange.n_tokens += event.n_generated
+    if waited is not None:
+        tell_wait(exchange, waited)
     return folded
+
+
+def tell_wait(exchange: Exchange, queue_ms: float) -> None:
+    """How long the request stood in the line, on the answer."""
+    exchange.extra_headers.append(("x-queue-ms", f"{queue_ms:.3f}"))
+
+
+def standing(exchange: Exchange, *, streamed: bool) -> dict[str, Any]:
+    """What a question to a worker says of who asks: client, group and deadline_s.
+
+    An unstreamed answer is due shortly before the client stops listening; the SDKs tell when that is.
+    """
+    found: dict[str, Any] = {"client": exchange.client, "group": exchange.request_id}
+    limit = None if streamed else _read_timeout(exchange)
+    if limit is not None:
+        margin = min(MAX_MARGIN_S, max(MIN_MARGIN_S, MARGIN * limit))
+        found["deadline_s"] = max(0.0, limit - margin - exchange.elapsed_ms / 1000.0)
+    return found
+
+
+def _read_timeout(exchange: Exchange) -> float | None:
+    """The client's own time limit in seconds, as the Python and the Node SDK tell it."""
+    for name in (b"x-stainless-read-timeout", b"x-stainless-timeout"):
+        try:
+            limit = float(exchange.head.get(name) or b"")
+        except ValueError:
+            continue
+        if 0.0 < limit < MAX_TIMEOUT_S:
+            return limit
+    return None
 
 
 def usage(dones: Sequence[wire.Done], per_prompt: int) -> schema.Usage:
@@ -274,18 +317,22 @@ class Chunks(ABC, Generic[Chunk]):
 async def stream(exchange: Exchange, source: AsyncGenerator[Indexed, None], chunks: Chunks[Any]) -> None:
     """Sends events as they come. A failure before the first is raised, later it is an error event."""
     dones: dict[int, wire.Done] = {}
+    n_deltas = 0
     ping: _Ping | None = None
     chunked = False
     try:
         async with aclosing(source):
             async for index, event in source:
                 if isinstance(event, wire.Delta):
+                    n_deltas += 1
                     exchange.send(sse.event(chunks.delta(index, event), chunked))
                     if exchange.congested:
                         await exchange.drain()
                     continue
                 if isinstance(event, wire.Accepted):
+                    exchange.n_tokens += event.n_prompt
                     if ping is None:
+                        tell_wait(exchange, event.queue_ms)
                         exchange.start_stream()
                         chunked = exchange.chunked
                         ping = _Ping(exchange, chunked)
@@ -305,9 +352,10 @@ async def stream(exchange: Exchange, source: AsyncGenerator[Indexed, None], chun
     except errors.ApiError as error:
         if ping is None:
             raise
-        exchange.send(sse.event(error.body(), chunked))
-        exchange.end_stream(close_after=True)
+        exchange.fail(error)
     finally:
+        # of an answer that was cut short the tokens are not known, but its pieces are
+        exchange.n_tokens += max(n_deltas, sum(done.n_generated for done in dones.values()))
         if ping is not None:
             ping.stop()
 

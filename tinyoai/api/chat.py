@@ -30,11 +30,11 @@ class Chat:
 
     async def _answer(self, exchange: Exchange, request: schema.ChatRequest, lease: Lease) -> None:
         ready, n = lease.ready, request.n or 1
-        source = answers.events(lease, self._makes(request, ready, n))
+        source = answers.events(lease, self._makes(exchange, request, lease, n))
         if request.stream:
             await answers.stream(exchange, source, _Chunks(request, ready))
             return
-        folded = await answers.fold(source, n)
+        folded = await answers.fold(exchange, source, n)
         dones = [choice.done for choice in folded if choice.done]
         body = schema.ChatCompletion(
             id=answers.new_id("chatcmpl"),
@@ -55,16 +55,17 @@ class Chat:
         )
         exchange.respond(200, answers.encode(body))
 
-    def _makes(self, request: schema.ChatRequest, ready: wire.Ready, n: int) -> list[answers.Make]:
+    def _makes(
+        self, exchange: Exchange, request: schema.ChatRequest, lease: Lease, n: int
+    ) -> list[answers.Make]:
         messages = [
             template.Message(role=message.role, content=schema.content(message, index))
             for index, message in enumerate(request.messages)
         ]
-        name = self._template
-        if name == "auto":
-            name = template.detect(ready.chat_template, ready.special)
-        rendered = template.render(name, messages, special=ready.special)
+        name = lease.template(self._template)
+        rendered = template.render(name, messages, special=lease.ready.special)
         base = answers.sampling(request)
+        standing = answers.standing(exchange, streamed=bool(request.stream))
         limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
 
         def make(index: int, call_id: int) -> wire.Generate:
@@ -80,6 +81,7 @@ class Chat:
                 logprobs=(request.top_logprobs or 0) if request.logprobs else -1,
                 strip_space=True,
                 param="messages",
+                **standing,
             )
 
         return [partial(make, index) for index in range(n)]

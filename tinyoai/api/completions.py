@@ -34,12 +34,12 @@ class Completions:
         prompts = schema.prompts(request)
         if len(prompts) * best_of > schema.MAX_PROMPTS:
             raise schema.too_many(len(prompts), best_of)
-        makes = self._makes(request, prompts, best_of)
+        makes = self._makes(exchange, request, prompts, best_of)
         source = answers.events(lease, makes)
         if request.stream:
             await answers.stream(exchange, source, _Chunks(request, ready, n))
             return
-        folded = await answers.fold(source, len(makes))
+        folded = await answers.fold(exchange, source, len(makes))
         dones = [choice.done for choice in folded if choice.done]
         chosen = [
             choice
@@ -68,9 +68,14 @@ class Completions:
         exchange.respond(200, answers.encode(body))
 
     def _makes(
-        self, request: schema.CompletionRequest, prompts: Sequence[str | list[int]], best_of: int
+        self,
+        exchange: Exchange,
+        request: schema.CompletionRequest,
+        prompts: Sequence[str | list[int]],
+        best_of: int,
     ) -> list[answers.Make]:
         base = answers.sampling(request)
+        standing = answers.standing(exchange, streamed=bool(request.stream))
         max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         logprobs = -1 if request.logprobs is None else request.logprobs
         if best_of > (request.n or 1):
@@ -92,6 +97,7 @@ class Completions:
                 logprobs=logprobs,
                 echo=bool(request.echo),
                 param="prompt",
+                **standing,
             )
 
         return [partial(make, prompt, index) for prompt in prompts for index in range(best_of)]

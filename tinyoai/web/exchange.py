@@ -65,11 +65,14 @@ class Exchange:
         "_loop",
         "_started",
         "chunked",
+        "client",
         "extra_headers",
         "finished",
         "head",
         "last_sent",
+        "n_tokens",
         "peer",
+        "refusal",
         "request_id",
         "route",
         "route_params",
@@ -85,11 +88,17 @@ class Exchange:
         self.route = ""
         """The path as the router knows it, without /v1; empty if nothing answers there."""
         self.route_params: dict[str, str] = {}
+        self.client = ""
+        """Who asks, as the guard knows them."""
         # the response
+        self.n_tokens = 0
+        """What the answer has cost so far, prompt and all."""
         self.extra_headers: list[tuple[str, str]] = []
         """On the response whatever it says: what a guard has to tell."""
         self.status = 0
         """0 until a response has begun."""
+        self.refusal = ""
+        """The code, or else the type, in the error body that it got."""
         self.streaming = False
         self.finished = False
         self.chunked = False
@@ -141,6 +150,7 @@ class Exchange:
         """Says what went wrong: as a response if none has begun, else as an event that ends the stream."""
         if self.finished:
             return
+        self.refusal = error.code or error.type
         if not self.status:
             self.respond(error.status, error.body(), headers=list(error.headers.items()))
         else:

@@ -64,6 +64,11 @@ class Server:
         """For loop.create_server."""
         return Connection(self)
 
+    @property
+    def n_busy(self) -> int:
+        """Exchanges under way."""
+        return self._n_busy
+
     def busy(self, change: int) -> None:
         """One exchange more, or one less."""
         self._n_busy += change
@@ -328,10 +333,13 @@ class Connection(asyncio.Protocol):
         if self._state != "busy":
             return
         try:
+            handler = self._route(exchange)
+        except errors.ApiError as error:
+            handler = _refusing(error)  # told only to those who may know
+        try:
+            self._server.guard.check(exchange)
             if self._body_error is not None:
                 raise self._body_error
-            self._server.guard.check(head)
-            handler = self._route(exchange)
             if head.content_length > self._limits.body_bytes:
                 raise errors.PayloadTooLarge(
                     f"the body has {head.content_length} bytes; at most {self._limits.body_bytes} are read"
@@ -341,10 +349,9 @@ class Connection(asyncio.Protocol):
             return
         if not self._body_done:
             self._arm(self._limits.body_s)
-        if handler is not None:
-            self._task = self._loop.create_task(self._run(exchange, handler))
+        self._task = self._loop.create_task(self._run(exchange, handler))
 
-    def _route(self, exchange: Exchange) -> Handler | None:
+    def _route(self, exchange: Exchange) -> Handler:
         method, target = exchange.head.method, exchange.head.target
         try:
             if target == b"*":
@@ -353,8 +360,7 @@ class Connection(asyncio.Protocol):
         except errors.MethodNotAllowed as error:
             if method != "OPTIONS":
                 raise
-            exchange.respond(204, b"", headers=list(error.headers.items()))
-            return None
+            return _options(error.headers)
         return handler
 
     def _read_body(self) -> None:
@@ -444,11 +450,13 @@ class Connection(asyncio.Protocol):
         self._body_done = False  # whatever follows belongs to nothing
         self._state = "busy"
         exchange = self._exchange = Exchange(self, head, self._peer)
+        self._server.guard.tell(exchange)
         self._server.busy(+1)
         exchange.fail(error)
 
     def _account(self, exchange: Exchange) -> None:
         self._server.busy(-1)
+        self._server.guard.done(exchange)
         log.debug(
             "%s %s %s %d %.1f ms %s",
             self._peer,
@@ -531,3 +539,21 @@ class Connection(asyncio.Protocol):
             self._refuse(errors.RequestTimeout("the request's head did not come in time"))
         elif not self._body_done:
             self._end_body(errors.RequestTimeout("the request's body did not come in time"))
+
+
+def _options(headers: dict[str, str]) -> Handler:
+    """Answers what may be done with a path."""
+
+    async def tell(exchange: Exchange) -> None:
+        exchange.respond(204, b"", headers=list(headers.items()))
+
+    return tell
+
+
+def _refusing(error: errors.ApiError) -> Handler:
+    """Answers with a refusal."""
+
+    async def refuse(exchange: Exchange) -> None:
+        raise error
+
+    return refuse
