@@ -34,6 +34,9 @@ DOORS = {
     "peft": {"finetune/train.py"},
     "transformers": {"finetune/train.py"},
     "uvloop": {"app.py"},
+    "prometheus_client": {"metrics.py"},
+    # of its files only: they are read where find_spec finds them
+    "openapi_ui_bundles": set(),
     # the worker ignores Ctrl-C, the server's handle names what ended a worker, the fake engine dies on demand
     "signal": {"app.py", "engine/__main__.py", "models/worker.py", "engine/fake.py"},
     "pickle": set(),

@@ -269,6 +269,8 @@ class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
     n_generated: int
     prompt_ms: float
     predicted_ms: float
+    queue_ms: float = 0.0
+    """As in its Accepted."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):

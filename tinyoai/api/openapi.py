@@ -229,6 +229,17 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="GET",
+        path="/metrics",
+        tag="Operation",
+        id="metrics",
+        summary="What was measured, for Prometheus",
+        text="With the extra `metrics`: times to the first token and per token, waits, tokens, cache reuse, "
+        "requests by route and status, models' states and memory. Without it a 404 that says so.",
+        content_type="text/plain",
+        refusals=(errors.NotFound,),
+    ),
+    Operation(
+        method="GET",
         path="/openapi.json",
         tag="Operation",
         id="openapi",

@@ -525,6 +525,7 @@ class Scheduler:
                 n_generated=job.n_generated,
                 prompt_ms=job.prompt_ms,
                 predicted_ms=(ended - job.first_token_at) * 1000.0,
+                queue_ms=(job.started - job.queued_at) * 1000.0,
             )
         )
         self._release(job)
