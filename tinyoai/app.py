@@ -24,10 +24,12 @@ from tinyoai import config as options
 from tinyoai.api.chat import Chat
 from tinyoai.api.completions import Completions
 from tinyoai.api.docs import Docs
+from tinyoai.api.embeddings import Embeddings
 from tinyoai.api.health import Health
 from tinyoai.api.metrics import Metrics
 from tinyoai.api.models import Models
 from tinyoai.api.openapi import OpenApi
+from tinyoai.api.tokens import Tokens
 from tinyoai.config import Config
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
@@ -100,6 +102,7 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
         n_queue=config.max_queue,
         wait_s=config.queue_timeout,
         n_gpu_layers=config.gpu_layers,
+        pooling="" if config.pooling == "auto" else config.pooling,
     )
 
 
@@ -203,6 +206,11 @@ class _App:
         router = Router()
         router.add("POST", "/v1/chat/completions", Chat(self._pool, self._config.chat_template))
         router.add("POST", "/v1/completions", Completions(self._pool))
+        router.add("POST", "/v1/embeddings", Embeddings(self._pool))
+        tokens = Tokens(self._pool, self._config.chat_template)
+        router.add("POST", "/tokenize", tokens.tokenize)
+        router.add("POST", "/detokenize", tokens.detokenize)
+        router.add("POST", "/apply-template", tokens.apply_template)
         router.add("GET", "/v1/models", self._models.list)
         router.add("GET", "/v1/models/status", self._models.status)
         router.add("POST", "/v1/models/load", self._models.load)

@@ -16,6 +16,7 @@ from tinyoai.errors import UsageError
 ENGINES = ("ctransformers", "fake")
 MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", "replit", "starcoder")
 TEMPLATES = ("auto", "chatml", "llama2", "mistral", "zephyr", "vicuna", "alpaca", "plain")
+POOLINGS = ("auto", "mean", "weighted-mean", "last")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_CONTEXT = 4096
 """Tokens: the most that a model gets where nobody says more."""
@@ -39,6 +40,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int
     gpu_layers: int
     chat_template: str
+    pooling: str
     engine: str
     max_body: int
     max_queue: int
@@ -178,6 +180,12 @@ OPTIONS: tuple[Option, ...] = (
         default="auto",
         choices=TEMPLATES,
         help="how messages become a prompt; auto reads it from the model",
+    ),
+    Option(
+        name="pooling",
+        default="auto",
+        choices=POOLINGS,
+        help="how a text's token states become its embedding; auto reads it from the model",
     ),
     Option(
         name="engine",

@@ -15,6 +15,7 @@ from tinyoai.registry import Defaults, Kind
 
 MAX_MESSAGES = 2048
 MAX_PROMPTS = 128
+MAX_INPUTS = 2048
 MAX_STOPS = 60
 MAX_STOP_BYTES = 1024
 MAX_LOGIT_BIAS = 1024
@@ -132,6 +133,41 @@ class CompletionRequest(Generation, kw_only=True):
     best_of: Choices | None = None
 
 
+class EmbeddingRequest(Struct, kw_only=True):
+    """The body of POST /v1/embeddings."""
+
+    model: ModelName
+    input: str | list[str | TokenId | list[TokenId]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Natural | None = None
+    user: str | None = None
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """The body of POST /tokenize: the text under one of three names. Without `model`: the default one."""
+
+    content: str | None = None
+    text: str | None = None
+    prompt: str | None = None
+    add_special: bool | None = None
+    with_pieces: bool | None = None
+    model: ModelName | None = None
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    """The body of POST /detokenize."""
+
+    tokens: list[TokenId]
+    model: ModelName | None = None
+
+
+class TemplateRequest(Struct, kw_only=True):
+    """The body of POST /apply-template."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    model: ModelName | None = None
+
+
 T = TypeVar("T")
 
 _PATH = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
@@ -140,6 +176,10 @@ _chat = msgspec.json.Decoder(ChatRequest)
 _completion = msgspec.json.Decoder(CompletionRequest)
 _load = msgspec.json.Decoder(LoadRequest)
 _unload = msgspec.json.Decoder(ModelRequest)
+_embedding = msgspec.json.Decoder(EmbeddingRequest)
+_tokenize = msgspec.json.Decoder(TokenizeRequest)
+_detokenize = msgspec.json.Decoder(DetokenizeRequest)
+_template = msgspec.json.Decoder(TemplateRequest)
 
 
 def _decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
@@ -212,6 +252,43 @@ def completion_request(body: bytes) -> CompletionRequest:
     return request
 
 
+def embedding_request(body: bytes) -> EmbeddingRequest:
+    """The typed request. Raises errors.BadRequest with the field's name in `param`."""
+    return _decode(_embedding, body)
+
+
+def tokenize_request(body: bytes) -> TokenizeRequest:
+    """The typed request, its text in `content`. Raises errors.BadRequest with the field's name in `param`."""
+    request = _decode(_tokenize, body)
+    given = [name for name in ("content", "text", "prompt") if getattr(request, name) is not None]
+    if not given:
+        raise errors.BadRequest("the field 'content' is required", param="content")
+    if len(given) > 1:
+        raise errors.BadRequest(f"{given[1]}: there is a text in {given[0]} already", param=given[1])
+    request.content = getattr(request, given[0])
+    _no_nul(given[0], request.content or "")
+    return request
+
+
+def detokenize_request(body: bytes) -> DetokenizeRequest:
+    """The typed request. Raises errors.BadRequest with the field's name in `param`."""
+    return _decode(_detokenize, body)
+
+
+def template_request(body: bytes) -> TemplateRequest:
+    """The typed request. Raises errors.BadRequest with the field's name in `param`."""
+    request = _decode(_template, body)
+    for i, message in enumerate(request.messages):
+        for text in _content_texts(message):
+            _no_nul(f"messages[{i}].content", text)
+    return request
+
+
+def _no_nul(field: str, text: str) -> None:
+    if "\0" in text:
+        raise errors.BadRequest(f"{field}: the text holds a NUL character; take it out", param=field)
+
+
 def load_request(body: bytes) -> LoadRequest:
     """The typed request. Raises errors.BadRequest with the field's name in `param`."""
     return _decode(_load, body)
@@ -256,8 +333,7 @@ def settle(request: Generation, model: str, defaults: Defaults) -> None:
 
 def _check(request: Generation) -> None:
     for field, text in _texts(request):
-        if "\0" in text:
-            raise errors.BadRequest(f"{field}: the text holds a NUL character; take it out", param=field)
+        _no_nul(field, text)
     for stop in stops(request):
         if not stop:
             raise errors.BadRequest("stop: an empty string would stop every answer at once", param="stop")
@@ -330,20 +406,37 @@ def content(message: ChatMessage, index: int) -> str:
 
 def prompts(request: CompletionRequest) -> list[str | list[int]]:
     """The prompts in order: each a text or token ids. Raises errors.BadRequest for a mixture."""
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise errors.BadRequest("prompt: the list is empty", param="prompt")
-    if all(isinstance(item, int) for item in prompt):
-        return [[item for item in prompt if isinstance(item, int)]]
-    if len(prompt) > MAX_PROMPTS:
-        raise errors.BadRequest(f"prompt: at most {MAX_PROMPTS} prompts in one request", param="prompt")
-    if all(isinstance(item, str) for item in prompt):
-        return [item for item in prompt if isinstance(item, str)]
-    if all(isinstance(item, list) for item in prompt):
-        return [item for item in prompt if isinstance(item, list)]
-    raise errors.BadRequest("prompt: texts, token ids and lists of token ids cannot be mixed", param="prompt")
+    return _texts_or_ids(request.prompt, "prompt", MAX_PROMPTS)
+
+
+def inputs(request: EmbeddingRequest) -> list[tuple[str, str | list[int]]]:
+    """What to embed, in order, each with the name of its field. Raises errors.BadRequest."""
+    found = _texts_or_ids(request.input, "input", MAX_INPUTS)
+    single = isinstance(request.input, str) or isinstance(request.input[0], int)
+    named = [("input" if single else f"input[{i}]", item) for i, item in enumerate(found)]
+    for field, item in named:
+        if not item:
+            raise errors.BadRequest(f"{field}: it is empty, and nothing has no embedding", param=field)
+        if isinstance(item, str):
+            _no_nul(field, item)
+    return named
+
+
+def _texts_or_ids(given: str | list[str | int | list[int]], field: str, most: int) -> list[str | list[int]]:
+    """One text, several, one list of token ids, or several: always as several."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise errors.BadRequest(f"{field}: the list is empty", param=field)
+    if all(isinstance(item, int) for item in given):
+        return [[item for item in given if isinstance(item, int)]]
+    if len(given) > most:
+        raise errors.BadRequest(f"{field}: at most {most} {field}s in one request", param=field)
+    if all(isinstance(item, str) for item in given):
+        return [item for item in given if isinstance(item, str)]
+    if all(isinstance(item, list) for item in given):
+        return [item for item in given if isinstance(item, list)]
+    raise errors.BadRequest(f"{field}: texts, token ids and lists of token ids cannot be mixed", param=field)
 
 
 def too_many(n_prompts: int, per_prompt: int) -> errors.BadRequest:
@@ -500,6 +593,59 @@ class Completion(Struct, kw_only=True):
     choices: list[CompletionChoice]
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     timings: Timings | msgspec.UnsetType = msgspec.UNSET
+
+
+class Embedding(Struct, kw_only=True):
+    """One input's vector: numbers, or little-endian float32 in base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | bytes
+
+
+class EmbeddingUsage(Struct, kw_only=True):
+    """Token counts of a request that generates nothing."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, kw_only=True):
+    """The answer of POST /v1/embeddings."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class TokenPiece(Struct, kw_only=True):
+    """A token and its text; its bytes where these are no text by themselves."""
+
+    id: int
+    piece: str | list[int]
+
+
+class Tokenized(Struct, kw_only=True):
+    """The answer of POST /tokenize."""
+
+    tokens: list[int | TokenPiece]
+    count: int
+    max_model_len: int
+
+
+class Detokenized(Struct, kw_only=True):
+    """The answer of POST /detokenize."""
+
+    content: str
+
+
+class AppliedTemplate(Struct, kw_only=True):
+    """The answer of POST /apply-template: what a chat request with these messages puts before the model."""
+
+    prompt: str
+    count: int
+    max_model_len: int
 
 
 class Model(Struct, kw_only=True):

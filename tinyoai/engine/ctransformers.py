@@ -47,7 +47,7 @@ _END_TEXTS = (
 _POOLINGS = {1: "mean", 3: "last"}
 """What a GGUF file's pooling_type means; 2 is for models that read in both directions."""
 _DEFAULT_POOLING = "weighted-mean"
-"""The best of the three for models that were not trained to embed: tests/test_embeddings_quality.py has figures."""
+"""The best of the three for models that were not trained to embed: bench/pooling.py measures it."""
 _COMPUTE_BUFFER = 64 << 20
 _EVAL = "_Bool(*)(void *, int *, int, int, int, int)"
 
