@@ -33,6 +33,12 @@ class Request(BaseModel):
     temperature: float = 1.0
 
 
+@app.get("/v1/models")
+async def models() -> dict[str, object]:
+    """Says that it is up."""
+    return {"object": "list", "data": []}
+
+
 @app.post("/v1/chat/completions", response_model=None)
 async def chat(request: Request) -> EventSourceResponse | dict[str, object]:
     """max_tokens letters, streamed or whole."""

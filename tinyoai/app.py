@@ -28,7 +28,6 @@ from tinyoai.api.embeddings import Embeddings
 from tinyoai.api.health import Health
 from tinyoai.api.metrics import Metrics
 from tinyoai.api.models import Models
-from tinyoai.api.openapi import OpenApi
 from tinyoai.api.tokens import Tokens
 from tinyoai.config import Config
 from tinyoai.models.catalog import Catalog, describe
@@ -45,6 +44,8 @@ Number = TypeVar("Number", int, float)
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
 MAX_CONNECTIONS = 1024
+BACKLOG = 1024
+"""Clients that may wait to be accepted; beyond that their kernels try again a second later."""
 SPARE_FILES = 64
 """File descriptors kept for everything but clients: workers, logs, the listener."""
 OPEN_ROUTES = ("/health", "/docs", "/openapi.json")
@@ -117,7 +118,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-        sock.listen(1024)
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         advice = "; choose another with --port, or 0 for any free one" if error.errno == 98 else ""
@@ -184,7 +185,7 @@ class _App:
         limits = Limits(body_bytes=config.max_body, connections=_connections())
         web = Server(self._router(), guard, limits, self._metrics.ended)
         self._metrics.n_in_flight = lambda: web.n_busy
-        listener = await loop.create_server(web.protocol_factory, sock=sock)
+        listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
         opening = asyncio.ensure_future(self._pool.open(config.home))
         try:
             ready = await self._first_load()
@@ -221,9 +222,8 @@ class _App:
         router.add("GET", "/health/live", self._health.live)
         router.add("GET", "/health/ready", self._health.ready)
         router.add("GET", "/metrics", self._metrics)
-        openapi = OpenApi(lambda: self._load.name)
-        docs = Docs(openapi)
-        router.add("GET", "/openapi.json", openapi)
+        docs = Docs(lambda: self._load.name)
+        router.add("GET", "/openapi.json", docs.openapi)
         router.add("GET", "/docs", docs.page)
         router.add("GET", "/docs/{name:path}", docs.file)
         return router
