@@ -147,6 +147,7 @@ def test_it_answers_without_v1_too(fake: Server) -> None:
         ({"input": "a", "dimensions": "8"}, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ({"input": "a", "model": 5}, "model"),
+        ({"input": "a", "keep_alive": "soon"}, "keep_alive"),
     ],
 )
 def test_what_is_wrong_is_named(fake: Server, fields: dict[str, Any], param: str) -> None:

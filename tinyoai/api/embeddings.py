@@ -28,7 +28,7 @@ class Embeddings:
         """Answers one request. Raises errors.ApiError for all that can be refused."""
         request = schema.embedding_request(await exchange.read_body())
         inputs = schema.inputs(request)
-        async with self._pool.lease(request.model) as lease:
+        async with self._pool.lease(request.model, schema.keep_alive(request.keep_alive)) as lease:
             await self._answer(exchange, request, inputs, lease)
 
     async def _answer(
@@ -68,7 +68,7 @@ class Embeddings:
         answers.tell_wait(exchange, waited)
         body = schema.EmbeddingList(
             data=parts,
-            model=request.model,
+            model=lease.model,
             usage=schema.EmbeddingUsage(prompt_tokens=n_prompt, total_tokens=n_prompt),
         )
         exchange.respond(200, answers.encode(body))

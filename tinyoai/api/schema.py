@@ -140,6 +140,7 @@ class EmbeddingRequest(Struct, kw_only=True):
     input: str | list[str | TokenId | list[TokenId]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Natural | None = None
+    keep_alive: KeepAlive | None = None
     user: str | None = None
 
 

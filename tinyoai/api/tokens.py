@@ -70,12 +70,8 @@ class Tokens:
         exchange.respond(200, answers.encode(body))
 
     def _name(self, given: str | None) -> str:
-        """The model asked for, or the server's first."""
-        if given is not None:
-            return given
-        if not self._pool.entries:
-            raise errors.ModelNotFound("there is no model here", param="model")
-        return self._pool.entries[0].load.name
+        """The model asked for, or the one given at start."""
+        return self._pool.default.model.name if given is None else given
 
 
 async def _only(lease: Lease, make: Make) -> wire.Good:
