@@ -8,7 +8,7 @@ import pytest
 
 from tests.browser import INSTALL, Page, browser, executable
 from tests.serving import Server, environment, serve
-from tinyoai.api import docs, openapi
+from tinyoai.api import docs, openapi, plain
 
 CHAT = "#operations-Answers-createChatCompletion"
 LIVE = f"{CHAT} .live-responses-table"
@@ -155,12 +155,13 @@ def test_without_the_extra_it_is_a_plain_page(tmp_path: Path) -> None:
 def test_its_command_lines_work_as_they_are(fake: Server) -> None:
     chat = openapi.OPERATIONS[0]
     for body in openapi.bodies(chat, "fake").values():
-        line = docs.curl(f"http://127.0.0.1:{fake.port}{chat.path}", body)
+        line = plain.curl(f"http://127.0.0.1:{fake.port}{chat.path}", body)
         done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         assert b'"choices"' in done.stdout, done.stdout
 
 
 def test_a_start_does_not_pay_for_it() -> None:
-    script = "import sys, tinyoai.app; sys.exit(bool({'openapi_ui_bundles', 'prometheus_client'} & set(sys.modules)))"
+    late = {"openapi_ui_bundles", "prometheus_client", "tinyoai.api.openapi", "tinyoai.api.plain"}
+    script = f"import sys, tinyoai.app; sys.exit(bool({late} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0

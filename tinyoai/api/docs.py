@@ -1,4 +1,4 @@
-"""GET /docs: the description of this server, to read and to try out, without any network.
+"""GET /openapi.json and /docs: the description of this server, to read and to try out without any network.
 
 Owns the page and its files. With the extra `docs` it is Swagger UI, out of the files of an installed
 package (openapi-ui-bundles, which is never imported); without it, a plain page made from the same
@@ -8,15 +8,14 @@ It must not know what the endpoints do.
 
 import asyncio
 import importlib.util
-import json
 import re
-import shlex
+from collections.abc import Callable
 from functools import cache
-from html import escape
 from pathlib import Path
+from typing import Any
 
-from tinyoai import __version__, errors
-from tinyoai.api.openapi import OPERATIONS, Json, OpenApi
+from tinyoai import errors
+from tinyoai.api import answers
 from tinyoai.web.exchange import Exchange
 
 INSTALL = "pip install 'tinyoai[docs]'"
@@ -53,6 +52,9 @@ _HEADERS = [
 ]
 
 
+_HOST = re.compile(r"[\w.\-]+(:\d+)?|\[[\da-fA-F:.]+\](:\d+)?", re.ASCII)
+
+
 @cache
 def _vendor() -> Path | None:
     """Where Swagger UI's files are, if they are installed."""
@@ -65,19 +67,34 @@ def _vendor() -> Path | None:
 
 
 class Docs:
-    """The page, and the files it is made of."""
+    """The endpoints. `model` names the model that examples are about."""
 
-    def __init__(self, openapi: OpenApi) -> None:
-        self._openapi = openapi
+    def __init__(self, model: Callable[[], str]) -> None:
+        self._model = model
+        self._made: tuple[str, bytes] = ("", b"")
+
+    async def openapi(self, exchange: Exchange) -> None:
+        """The description itself."""
+        name = self._model()
+        if self._made[0] != name:
+            self._made = (name, answers.encode(_described(name)))
+        exchange.respond(200, self._made[1], headers=[("cache-control", "no-cache")])
 
     async def page(self, exchange: Exchange) -> None:
         """The page."""
-        html = _INTERACTIVE if _vendor() else _plain(self._openapi.document(), _base(exchange))
+        vendor = _vendor()
+        if vendor is not None:
+            version = f"{(vendor / 'swagger-ui-bundle.js').stat().st_mtime_ns:x}"
+            html = (_HERE / "interactive.html").read_text().replace("VERSION", version)
+        else:
+            from tinyoai.api import plain  # rarely needed
+
+            html = plain.page(_described(self._model()), _base(exchange), INSTALL)
         headers = [*_HEADERS, ("cache-control", "no-cache")]
         exchange.respond(200, html.encode(), content_type="text/html; charset=utf-8", headers=headers)
 
     async def file(self, exchange: Exchange) -> None:
-        """One of its files. Raises errors.NotFound."""
+        """One of the page's files. Raises errors.NotFound."""
         name = exchange.route_params["name"]
         vendor = _vendor()
         if name in _OWN:
@@ -91,90 +108,13 @@ class Docs:
         exchange.respond(200, body, content_type=kind, headers=[*_HEADERS, ("cache-control", keep)])
 
 
-_HEAD = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>tinyoai</title>
-"""
+def _described(model: str) -> dict[str, Any]:
+    from tinyoai.api import openapi  # a start does not pay for what may never be asked for
 
-_INTERACTIVE = f"""\
-{_HEAD}<link rel="icon" type="image/png" href="/docs/favicon-32x32.png?{__version__}">
-<link rel="stylesheet" href="/docs/swagger-ui.css?{__version__}">
-<link rel="stylesheet" href="/docs/style.css">
-</head>
-<body>
-<div id="page"><p class="plain">This page needs JavaScript; without it, <a href="/openapi.json">/openapi.json</a>
-has all that it would show.</p></div>
-<section id="live" hidden aria-live="polite">
-<header><b></b><button type="button" aria-label="Close">&times;</button></header><pre></pre></section>
-<script src="/docs/swagger-ui-bundle.js?{__version__}"></script>
-<script src="/docs/start.js"></script>
-</body>
-</html>
-"""
-
-
-# -- without the extra -------------------------------------------------------------------------------
-
-_HOST = re.compile(r"[\w.\-]+(:\d+)?|\[[\da-fA-F:.]+\](:\d+)?", re.ASCII)
+    return openapi.document(model)
 
 
 def _base(exchange: Exchange) -> str:
     """This server's address, as this client calls it."""
     host = (exchange.head.get(b"host") or b"").decode("latin-1")
     return f"http://{host}" if _HOST.fullmatch(host) else "http://127.0.0.1:8000"
-
-
-def _plain(document: Json, base: str) -> str:
-    """The same in plain HTML: what there is, with a line to paste for each."""
-    info = document["info"]
-    parts = [
-        _HEAD,
-        '<link rel="icon" href="data:,">\n<link rel="stylesheet" href="/docs/style.css">\n</head>\n',
-        f'<body><main class="plain">\n<h1>tinyoai</h1>\n<p>Version {escape(info["version"])}. ',
-        f"To try things out on this page: <code>{escape(INSTALL)}</code>, and start the server again. ",
-        'For programs there is <a href="/openapi.json">/openapi.json</a>.</p>\n',
-        *(f"<p>{_words(line.removeprefix('* '))}</p>\n" for line in info["description"].splitlines() if line),
-    ]
-    for tag in document["tags"]:
-        parts.append(f"<h2>{escape(tag['name'])}</h2>\n<p>{_words(tag['description'])}</p>\n")
-        parts += [
-            _section(document, o.path, o.method.lower(), base) for o in OPERATIONS if o.tag == tag["name"]
-        ]
-    return "".join([*parts, "</main></body>\n</html>\n"])
-
-
-def _section(document: Json, path: str, method: str, base: str) -> str:
-    operation = document["paths"][path][method]
-    parts = [
-        f"<section><h3><code>{method.upper()} {escape(path)}</code> {_words(operation['summary'])}</h3>\n",
-        f"<p>{_words(operation['description'])}</p>\n" if "description" in operation else "",
-    ]
-    for media in operation.get("requestBody", {}).get("content", {}).values():
-        shape = document["components"]["schemas"][media["schema"]["$ref"].rpartition("/")[2]]
-        parts.append("<table>\n")
-        for field, what in shape["properties"].items():
-            needed = " (required)" if field in shape.get("required", ()) else ""
-            words = _words(what.get("description", "")) + needed
-            parts.append(f"<tr><td><code>{escape(field)}</code></td><td>{words}</td></tr>\n")
-        parts.append("</table>\n")
-        parts += [
-            f"<p>{escape(title)}:</p>\n<pre>{escape(curl(base + path, example['value']))}</pre>\n"
-            for title, example in media["examples"].items()
-        ]
-    return "".join([*parts, "</section>\n"])
-
-
-def _words(text: str) -> str:
-    """Text with its `code` marked as such."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
-
-
-def curl(url: str, body: Json) -> str:
-    """A line to paste into a shell."""
-    flag = " -N" if body.get("stream") else ""
-    sent = shlex.quote(json.dumps(body))
-    return f"curl{flag} {url} -H 'Content-Type: application/json' \\\n  -d {sent}"
