@@ -1,21 +1,20 @@
-"""GET /openapi.json: this server described in OpenAPI 3.1.
+"""This server described in OpenAPI 3.1.
 
 Owns the table of operations and the words about each; the shapes come from the very types that parse
-requests and make answers, and the refusals from the exception tree. Built at the first request, since
-a server that nobody asks should not pay for it. It must not know how anything is answered.
+requests and make answers, and the refusals from the exception tree. Imported at the first request for
+it, since a server that nobody asks should not pay for it. It must not know how anything is answered.
 
 A new endpoint is one line more in OPERATIONS, and one in FIELDS for every new field of its request.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from tinyoai import __version__, errors
-from tinyoai.api import answers, schema
-from tinyoai.web.exchange import Exchange
+from tinyoai.api import schema
 
 Json = dict[str, Any]
 
@@ -388,25 +387,6 @@ _TAGS = {
 
 _REF = "#/components/schemas/{name}"
 _PARAMETER = re.compile(r"\{(\w+)\}")
-
-
-class OpenApi:
-    """The endpoint. `model` names the model that examples are about."""
-
-    def __init__(self, model: Callable[[], str]) -> None:
-        self._model = model
-        self._made: tuple[str, bytes] = ("", b"")
-
-    async def __call__(self, exchange: Exchange) -> None:
-        """The document."""
-        name = self._model()
-        if self._made[0] != name:
-            self._made = (name, answers.encode(document(name)))
-        exchange.respond(200, self._made[1], headers=[("cache-control", "no-cache")])
-
-    def document(self) -> Json:
-        """The document as it would be sent now."""
-        return document(self._model())
 
 
 def document(model: str) -> Json:
