@@ -178,6 +178,8 @@ def test_a_model_that_cannot_embed_says_which_can(tmp_path: Path) -> None:
         reply = embed(server, "hello")
         assert (reply.status, reply.error["param"]) == (400, "model")
         assert "llama and falcon" in reply.error["message"]
+        card = server.get(f"/v1/models/{server.model}").json
+        assert (card["dimensions"], card["pooling"]) == (0, None)
         assert server.chat("hi", max_tokens=2).status == 200
 
 
@@ -254,6 +256,12 @@ def test_other_ways_of_pooling(pooling: str) -> None:
         texts = ["What is the capital of France?", "What is the capital of France", "I like to eat apples."]
         one, other, unrelated = vectors(embed(server, texts))
         assert cosine(one, other) > cosine(one, unrelated)
+        assert server.get(f"/v1/models/{server.model}").json["pooling"] == pooling
+
+
+def test_the_card_says_how_it_embeds(builtin: Server) -> None:
+    card = builtin.get("/v1/models/tinyoai-chat").json
+    assert (card["dimensions"], card["pooling"]) == (256, "weighted-mean")
 
 
 # -- real clients --------------------------------------------------------------------------------------------

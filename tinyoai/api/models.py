@@ -122,6 +122,8 @@ class Models:
             parameters=ready.n_params if ready is not None else model.parameters,
             context_length=ready.n_ctx if ready is not None else self._pool.planned_context(model),
             max_context_length=model.context,
+            dimensions=ready.n_embd_out if ready is not None else None,
+            pooling=(ready.pooling or None) if ready is not None else None,
             size_bytes=model.size,
             template=model.template,
             aliases=list(model.aliases),

@@ -667,6 +667,10 @@ class Model(Struct, kw_only=True):
     """The window that it is served with."""
     max_context_length: int
     """The window that it was trained for; 0: its file does not say."""
+    dimensions: int | None
+    """Numbers in its embeddings; 0: it cannot embed; null until it is loaded."""
+    pooling: str | None
+    """How token states become an embedding: mean, weighted-mean or last; null if it cannot, or is not known yet."""
     size_bytes: int
     template: str
     aliases: list[str]
