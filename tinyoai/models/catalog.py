@@ -48,6 +48,10 @@ class View(Struct, frozen=True, kw_only=True):
 
 def describe(path: Path, name: str, *, model_type: str = "", created: int | None = None) -> Model:
     """What a model file is. Raises gguf.BadModelFile or OSError; the message may hold the path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise gguf.BadModelFile(f"the path {str(path)!a} is not UTF-8; rename it") from None
     stamp = _stamp(path)
     status = path.stat()
     settings = _settings(path)
@@ -123,7 +127,6 @@ def _settings(path: Path) -> Settings:
 
 
 def _is_name(name: str) -> bool:
-    # what is not UTF-8 in a file's name comes as lone surrogates, which are not printable
     return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
@@ -283,7 +286,8 @@ class Catalog:
             for file in sorted(files):
                 if file.endswith(SUFFIX) and not file.startswith("."):
                     path = Path(where, file)
-                    yield path.relative_to(self._folder).as_posix().removesuffix(SUFFIX), path
+                    name = path.relative_to(self._folder).as_posix().removesuffix(SUFFIX)
+                    yield os.fsencode(name).decode("utf-8", "replace"), path
 
 
 def _aliases(models: list[Model]) -> dict[str, str]:

@@ -245,10 +245,13 @@ class Pool:
                 raise errors.ModelFailed(f"the model {name!r} cannot be kept up: {entry.why}")
             if entry.task is None:
                 entry.refusal = None
+                self._set(entry, State.LOADING)
                 entry.task = loop.create_task(self._keep(entry))
             changed = entry.changed
             try:
-                await asyncio.wait_for(changed.wait(), None if deadline is None else deadline - loop.time())
+                # not wait_for, which loses a cancel that comes together with the event
+                async with asyncio.timeout_at(deadline):
+                    await changed.wait()
             except TimeoutError:
                 raise errors.ModelLoading(f"the model {name!r} is still loading; try again soon") from None
             if entry.refusal is not None:
@@ -303,10 +306,10 @@ class Pool:
         for entry in self.entries:
             if entry.timer is not None:
                 entry.timer.cancel()
-        tasks = [*self._chores, *(entry.task for entry in self.entries if entry.task is not None)]
-        for task in tasks:
+        for task in self._chores:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ending = [self._end(entry, entry.task) for entry in self.entries if entry.task is not None]
+        await asyncio.gather(*self._chores, *ending, return_exceptions=True)
 
     # -- uses ------------------------------------------------------------------------------------
 
@@ -349,12 +352,15 @@ class Pool:
 
     async def _unload(self, entry: Entry) -> None:
         """Ends the model's worker, unless a use has begun meanwhile; returns when its memory is free."""
-        task = entry.task
-        if task is None or entry.uses:
-            return
-        self._set(entry, State.UNLOADED)
-        task.cancel()
-        await asyncio.wait({task})
+        if entry.task is not None and not entry.uses:
+            await asyncio.wait({self._end(entry, entry.task)})
+
+    def _end(self, entry: Entry, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Cancels a task of _keep, once: a second cancel would reach it while it stops its worker."""
+        if entry.state is not State.UNLOADED:
+            self._set(entry, State.UNLOADED)
+            task.cancel()
+        return task
 
     async def _make_room(self, entry: Entry) -> None:
         """Unloads what must go so that this one fits, and counts it. Raises errors.Unavailable and its kinds."""
@@ -385,7 +391,6 @@ class Pool:
         """Starts a worker and starts it again when it dies, until it fails for good."""
         loop, name = asyncio.get_running_loop(), entry.model.name
         try:
-            self._set(entry, State.LOADING)
             try:
                 entry.model = await asyncio.to_thread(self.catalog.current, name)
                 entry.load = self._make_load(entry.model)
@@ -421,10 +426,14 @@ class Pool:
                 if state is State.FAILED:
                     return
                 await asyncio.sleep(delay)
+        except Exception:
+            log.exception("the model %s could not be loaded", name)
+            entry.refusal = errors.InternalError("the model could not be loaded; the server's log says why")
         finally:
             worker, entry.worker = entry.worker, None
             if worker is not None:
                 await worker.stop()
+            # nothing below waits: the books are right whenever another task runs
             entry.holds = entry.leaving = False
             entry.task = None
             if entry.state is not State.FAILED:

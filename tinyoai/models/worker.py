@@ -225,7 +225,9 @@ class Worker:
         self._spawn(self._watch())
         self._transport.write(wire.frame([load]))
         try:
-            first = await asyncio.wait_for(asyncio.shield(self._first), timeout)
+            # not wait_for, which loses a cancel that comes together with the first word
+            async with asyncio.timeout(timeout):
+                first = await asyncio.shield(self._first)
         except TimeoutError:
             await self.stop()
             raise LoadError(f"loading took longer than {timeout:.0f} seconds and was given up") from None
@@ -274,7 +276,8 @@ class Worker:
             if not self._transport.is_closing():
                 self._transport.write(wire.frame([wire.Shutdown()]))
             try:
-                await asyncio.wait_for(asyncio.shield(self.ended), STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await asyncio.shield(self.ended)
             except TimeoutError:
                 self._kill("did not leave when told to")
         await self.ended

@@ -1,0 +1,243 @@
+"""Which models are found, described, remembered, missing and broken."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engines import make
+from tinyoai import errors, gguf
+from tinyoai.models import catalog as module
+from tinyoai.models.catalog import Catalog, describe
+from tinyoai.registry import Model
+
+DEFAULT = Model(name="default", path="")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small model's file."""
+    return make.llama(tmp_path_factory.mktemp("llama") / "m.gguf", n_embd=32, n_ctx=128).read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A models folder."""
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+def put(path: Path, content: bytes, **settings: Any) -> Path:
+    """A model's file, with its settings beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    if settings:
+        path.with_suffix(".json").write_text(json.dumps(settings))
+    return path
+
+
+def opened(folder: Path | str, home: Path) -> Catalog:
+    """A catalog that has looked around."""
+    catalog = Catalog(DEFAULT, folder=str(folder), register=False)
+    catalog.open(str(home))
+    return catalog
+
+
+def test_files_are_named_by_their_place(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    for name in ("b.gguf", "org/repo/a.Q4_K_M.gguf", "org/\u00fc x.gguf"):
+        put(folder / name, llama)
+    for name in (".hidden.gguf", ".git/x.gguf", "half.gguf.part", "notes.txt", "org/GGUF"):
+        put(folder / name, llama)
+    (folder / "loop").symlink_to(folder)
+    (folder / "link.gguf").symlink_to(folder / "b.gguf")
+    (folder / "folder.gguf").mkdir()
+    view = opened(folder, tmp_path / "home").view
+    assert list(view.models) == ["default", "b", "link", "org/repo/a.Q4_K_M", "org/\u00fc x"]
+    assert view.missing == view.broken == {}
+
+
+def test_a_model_is_described_from_its_header(folder: Path, tmp_path: Path) -> None:
+    make.llama(folder / "chat.gguf", n_layer=3, n_embd=64, n_head=4, n_ff=96, n_ctx=256)
+    make.falcon(folder / "text.gguf")
+    models = opened(folder, tmp_path / "home").view.models
+    chat, text = models["chat"], models["text"]
+    assert (chat.kind, chat.architecture, chat.quantization, chat.context) == ("chat", "llama", "Q8_0", 256)
+    assert (text.kind, text.architecture, text.template) == ("completion", "falcon", "auto")
+    assert chat.size == (folder / "chat.gguf").stat().st_size
+    assert chat.id != text.id > 0
+    assert chat.parameters == gguf.read_header(folder / "chat.gguf").n_params
+    assert chat.shape is not None
+    assert (chat.shape.n_layer, chat.shape.n_embd, chat.shape.n_head, chat.shape.n_ff) == (3, 64, 4, 96)
+
+
+def test_a_legacy_file_needs_its_architecture(tmp_path: Path) -> None:
+    path = make.gpt2_ggml(tmp_path / "old.bin")
+    with pytest.raises(gguf.BadModelFile, match="--model-type"):
+        describe(path, "old")
+    model = describe(path, "old", model_type="gpt2")
+    assert (model.kind, model.architecture, model.shape) == ("completion", "gpt2", None)
+    given = Catalog(model)
+    given.open(str(tmp_path / "home"))
+    os.utime(path, ns=(1, 1))  # read again by the next server, which knows the architecture from the registry
+    assert opened("", tmp_path / "home").view.models["old"].architecture == "gpt2"
+
+
+def test_settings_beside_a_file(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    put(
+        folder / "a.gguf",
+        llama,
+        kind="embedding",
+        aliases=["gpt-4", "org/x"],
+        template="zephyr",
+        context=64,
+        defaults={"temperature": 0.5},
+    )
+    catalog = opened(folder, tmp_path / "home")
+    model = catalog.lookup("org/x")
+    assert model is catalog.lookup("a")
+    assert (model.kind, model.template, model.own_context) == ("embedding", "zephyr", 64)
+    assert model.defaults.temperature == 0.5
+    assert model.defaults.top_p is None
+    (folder / "a.json").unlink()
+    os.utime(folder / "a.gguf", ns=(1, 1))
+    catalog.refresh()
+    assert catalog.lookup("a").template == "auto"
+    with pytest.raises(errors.ModelNotFound):
+        catalog.lookup("gpt-4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("{", "not as it should be"),
+        ("[]", "object"),
+        ('{"tempature": 1}', "tempature"),
+        ('{"defaults": {"temperature": 9}}', "temperature"),
+        ('{"defaults": {"seed": 1}}', "seed"),
+        ('{"defaults": {"max_tokens": 0}}', "max_tokens"),
+        ('{"template": "jinja"}', "'jinja'"),
+        ('{"context": -5}', "context"),
+        ('{"aliases": ["a\\nb"]}', "alias"),
+        ('{"kind": "music"}', "music"),
+    ],
+)
+def test_wrong_settings_are_told_and_the_model_is_not_served(
+    folder: Path, tmp_path: Path, llama: bytes, settings: str, words: str
+) -> None:
+    put(folder / "a.gguf", llama).with_suffix(".json").write_text(settings)
+    catalog = opened(folder, tmp_path / "home")
+    assert "a" not in catalog.view.models
+    assert words in catalog.view.broken["a"]
+    with pytest.raises(errors.ModelNotFound, match=r"settings file"):
+        catalog.lookup("a")
+    (folder / "a.json").write_text("{}")
+    catalog.refresh()
+    assert catalog.lookup("a").name == "a"
+
+
+def test_a_broken_file_is_told_and_served_once_it_is_whole(
+    folder: Path, tmp_path: Path, llama: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    real = describe
+    monkeypatch.setattr(
+        module, "describe", lambda path, name, **more: (reads.append(name), real(path, name, **more))[1]
+    )
+    put(folder / "cut.gguf", llama[: len(llama) // 2])
+    put(folder / "good.gguf", llama)
+    put(folder / "page.gguf", b"<html>not found</html>")
+    catalog = opened(folder, tmp_path / "home")
+    assert set(catalog.view.broken) == {"cut", "page"}
+    assert "cut short" in catalog.view.broken["cut"]
+    assert "text file" in catalog.view.broken["page"]
+    assert str(tmp_path) not in " ".join(catalog.view.broken.values())
+    with pytest.raises(errors.ModelNotFound, match="'cut' cannot be served"):
+        catalog.lookup("cut")
+    catalog.refresh()
+    assert sorted(reads) == ["cut", "good", "page"]  # none is read twice
+    put(folder / "cut.gguf", llama)
+    catalog.refresh()
+    assert catalog.lookup("cut").size == len(llama)
+
+
+def test_a_vanished_file_is_missing_until_it_is_back(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    path = put(folder / "org" / "a.gguf", llama)
+    catalog = opened(folder, tmp_path / "home")
+    number = catalog.lookup("org/a").id
+    path.rename(tmp_path / "away.gguf")
+    with pytest.raises(errors.ModelNotFound, match="file of the model 'org/a' is gone"):
+        catalog.current("org/a")
+    assert list(catalog.view.missing) == ["org/a"]
+    assert "org/a" in opened("", tmp_path / "home").view.missing  # another server knows it too
+    (tmp_path / "away.gguf").rename(path)
+    catalog.refresh()
+    assert catalog.lookup("org/a").id == number
+
+
+def test_the_registry_remembers_without_the_folder(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    put(folder / "a.gguf", llama, aliases=["other"])
+    first = opened(folder, tmp_path / "home")
+    again = opened("", tmp_path / "home")
+    assert again.view == first.view
+    again.forget("a")
+    assert "a" not in again.view.models
+    first.refresh()
+    assert "a" in first.view.models  # its file is in the folder: found again
+
+
+def test_a_changed_file_is_described_anew(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    put(folder / "a.gguf", llama)
+    catalog = opened(folder, tmp_path / "home")
+    before = catalog.lookup("a")
+    make.llama(folder / "a.gguf", n_embd=64, n_ctx=256)
+    after = catalog.current("a")
+    assert (after.id, after.name, after.context) == (before.id, "a", 256)
+
+
+def test_names_win_over_aliases_and_the_given_model_over_all(
+    folder: Path, tmp_path: Path, llama: bytes
+) -> None:
+    put(folder / "default.gguf", llama)
+    put(folder / "a.gguf", llama, aliases=["b", "default", "x"])
+    put(folder / "b.gguf", llama, aliases=["x", "y"])
+    catalog = opened(folder, tmp_path / "home")
+    assert catalog.lookup("default") is DEFAULT
+    assert [catalog.lookup(name).name for name in ("a", "b", "x", "y")] == ["a", "b", "a", "b"]
+
+
+def test_names_that_cannot_be(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    put(Path(os.fsdecode(os.fsencode(folder) + b"/bad\xff.gguf")), llama)
+    put(folder / "line\nbreak.gguf", llama)
+    put(folder / ("n" * 240) / ("m" * 240) / ("o" * 100 + ".gguf"), llama)
+    catalog = opened(folder, tmp_path / "home")
+    assert list(catalog.view.models) == ["default"]
+    assert len(catalog.view.broken) == 3
+    json.dumps(list(catalog.view.broken)).encode()  # every name can be told
+    "".join(catalog.view.broken).encode()
+
+
+def test_an_unknown_model_is_told_what_there_is(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    for i in range(20):
+        put(folder / f"m{i:02}.gguf", llama)
+    catalog = opened(folder, tmp_path / "home")
+    with pytest.raises(errors.ModelNotFound) as caught:
+        catalog.lookup("gpt-4")
+    assert "'gpt-4'" in caught.value.message
+    assert "'default', 'm00'" in caught.value.message
+    assert "GET /v1/models" in caught.value.message
+    assert "m19" not in caught.value.message
+    assert caught.value.param == "model"
+
+
+def test_a_registry_that_fails_later_does_not_lose_what_is_known(
+    folder: Path, tmp_path: Path, llama: bytes
+) -> None:
+    put(folder / "a.gguf", llama)
+    catalog = opened(folder, tmp_path / "home")
+    catalog.close()
+    put(folder / "b.gguf", llama)
+    catalog.refresh()
+    assert list(catalog.view.models) == ["default", "a", "b"]
+    assert catalog.lookup("b").id == 0
