@@ -83,6 +83,20 @@ def test_a_refusal_is_shown_in_its_own_words(fake: Server, tmp_path: Path) -> No
         page.wait(f"document.querySelector('{one} .live-responses-table')?.textContent.includes('owned_by')")
 
 
+@needs_chromium
+def test_where_a_key_is_asked_for_the_page_needs_none_and_trying_does(tmp_path: Path) -> None:
+    with (
+        serve("--engine", "fake", env=environment(TINYOAI_API_KEY="sesame")) as server,
+        browser(tmp_path / "profile") as page,
+    ):
+        opened(page, server)
+        page.press(f"{CHAT} .execute")
+        page.wait(f"document.querySelector('{LIVE}')?.textContent.includes('invalid_api_key')")
+        page.run("window.ui.preauthorizeApiKey('bearer', 'sesame')")
+        page.press(f"{CHAT} .execute")
+        page.wait(f"document.querySelector('{LIVE}')?.textContent.includes('chat.completion')")
+
+
 def test_headers_keep_everything_else_out(fake: Server) -> None:
     page = fake.get("/docs")
     assert page.status == 200

@@ -217,6 +217,17 @@ def test_models(server: Server) -> None:
     hold(MODEL, server.get(f"/v1/models/{server.model}").json)
 
 
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+@pytest.mark.parametrize(
+    "given", ["one text", ["a text", "and another"], [66, 67], [[66], [67, 68]]], ids=str
+)
+def test_embeddings(server: Server, given: Any, encoding: str) -> None:
+    answer = server.post("/v1/embeddings", input=given, encoding_format=encoding).json
+    hold(EMBEDDINGS, answer)
+    kind = str if encoding == "base64" else list
+    assert all(isinstance(item["embedding"], kind) for item in answer["data"])
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
@@ -235,6 +246,8 @@ def test_models(server: Server) -> None:
         ("GET", "/v1/nowhere", None, 404),
         ("PUT", "/v1/chat/completions", b"{}", 405),
         ("GET", "/docs/nothing", None, 404),
+        ("POST", "/v1/embeddings", b'{"model": "fake", "input": ""}', 400),
+        ("POST", "/v1/models/load", b'{"name": "nobody"}', 404),
     ],
 )
 def test_errors(fake: Server, method: str, path: str, body: bytes | None, status: int) -> None:
