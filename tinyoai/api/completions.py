@@ -122,13 +122,21 @@ def _logprobs(
         tokens=tokens,
         token_logprobs=[entry.logprob for entry in entries],
         top_logprobs=[
-            None if entry.logprob is None else {answers.text(piece): logprob for piece, logprob in entry.top}
+            None if entry.logprob is None else _top(entry.piece, entry.logprob, entry.top)
             for entry in entries
         ]
         if n_top
         else None,
         text_offset=offsets,
     )
+
+
+def _top(chosen: bytes, logprob: float, top: Sequence[tuple[bytes, float]]) -> dict[str, float]:
+    """The likeliest, and the chosen one too; of tokens that are written alike the likeliest stays."""
+    found: dict[str, float] = {}
+    for piece, value in [*top, (chosen, logprob)]:
+        found.setdefault(answers.text(piece), value)
+    return found
 
 
 class _Chunks(answers.Chunks[schema.Completion]):

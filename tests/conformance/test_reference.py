@@ -1,0 +1,309 @@
+"""What strangers write after reading the four systems' pages: Python, Node, fetch, curl, LangChain.
+
+Each page's calls with the model names that it uses, of which only the address is ours; the answers must
+be right, not only well-formed.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from openai import OpenAI
+from pydantic import SecretStr
+
+from tests.serving import Server, environment, serve
+
+NODE_MODULES = Path(__file__).parents[2] / ".venv" / "node" / "node_modules"
+PARIS = "The capital of France is Paris."
+NPU = "An NPU, a neural processing unit, is a chip"
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[Server]:
+    """The built-in model under the name that SMG's page uses, with a key as there."""
+    with serve("--model-name", "meta-llama/Llama-3.1-8B-Instruct", "--api-key", "your-api-key") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mine() -> Iterator[Server]:
+    """And under the name that NPU-Stack's page uses."""
+    with serve("--model-name", "my-model") as server:
+        yield server
+
+
+def python(server: Server, key: str = "not-needed") -> OpenAI:
+    """The SDK as the pages set it up."""
+    return OpenAI(base_url=server.url, api_key=key)
+
+
+def curl(server: Server, path: str, body: Any = None, *flags: str) -> str:
+    """What curl prints."""
+    ask = ["-H", "Content-Type: application/json", "-d", json.dumps(body)] if body is not None else []
+    done = subprocess.run(
+        ["curl", "-sS", *flags, f"{server.url}{path}", *ask],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
+
+
+# -- Smartloop -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["slp-orchestra-mini", "gemma3-1b"])
+def test_smartloop_s_pages(name: str) -> None:
+    with serve("--model-name", name) as server:
+        client = python(server)
+        said = client.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": "What is the capital of France?"}]
+        )
+        assert said.choices[0].message.content == PARIS
+        said = client.chat.completions.create(
+            model=name,
+            messages=[
+                {"role": "system", "content": "You are a helpful assistant."},
+                {"role": "user", "content": "My name is Alice."},
+                {"role": "assistant", "content": "Hello Alice! How can I help you today?"},
+                {"role": "user", "content": "What's my name?"},
+            ],
+        )
+        assert said.choices[0].message.content == "Your name is Alice."
+        whole = json.loads(
+            curl(
+                server,
+                "/chat/completions",
+                {"model": name, "messages": [{"role": "user", "content": "What is the capital of France?"}]},
+            )
+        )
+        assert whole["id"].startswith("chatcmpl-")
+        assert whole["object"] == "chat.completion"
+        choice = whole["choices"][0]
+        assert (choice["index"], choice["finish_reason"]) == (0, "stop")
+        assert choice["message"]["role"] == "assistant"
+        assert choice["message"]["content"] == PARIS
+
+
+# -- SMG -------------------------------------------------------------------------------------------------
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+BEARER = ("-H", "Authorization: Bearer your-api-key")
+
+
+def test_smg_s_chat(llama: Server) -> None:
+    body = {
+        "model": LLAMA,
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "What is the capital of France?"},
+        ],
+        "max_tokens": 100,
+        "temperature": 0.7,
+    }
+    whole = json.loads(curl(llama, "/chat/completions", body, *BEARER))
+    assert whole["choices"][0]["message"]["content"] == PARIS
+    assert whole["model"] == LLAMA
+    usage = whole["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["completion_tokens"] > 5
+    said = python(llama, "your-api-key").chat.completions.create(
+        model=LLAMA, messages=[{"role": "user", "content": "Hello!"}]
+    )
+    assert said.choices[0].message.content == "Hello! How can I help you today?"
+
+
+def test_smg_s_stream(llama: Server) -> None:
+    printed = curl(
+        llama,
+        "/chat/completions",
+        {"model": LLAMA, "messages": [{"role": "user", "content": "Hello"}], "stream": True},
+        "-N",
+        *BEARER,
+    )
+    *events, done = [line.removeprefix("data: ") for line in printed.split("\n\n") if line]
+    assert done == "[DONE]"
+    chunks = [json.loads(event) for event in events]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks).startswith("Hello!")
+    assert chunks[-1]["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
+
+
+def test_smg_s_completion(llama: Server) -> None:
+    whole = json.loads(
+        curl(
+            llama,
+            "/completions",
+            {"model": LLAMA, "prompt": "The quick brown fox", "max_tokens": 50},
+            *BEARER,
+        )
+    )
+    assert whole["choices"][0]["text"] == " jumps over the lazy dog."
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert whole["object"] == "text_completion"
+
+
+def test_smg_s_models_and_errors(llama: Server) -> None:
+    (card,) = json.loads(curl(llama, "/models", None, *BEARER))["data"]
+    assert json.loads(curl(llama, f"/models/{LLAMA}", None, *BEARER)) == card
+    assert json.loads(curl(llama, f"/models/{LLAMA.replace('/', '%2F')}", None, *BEARER)) == card
+    assert card["id"] == LLAMA
+    assert card["object"] == "model"
+    assert isinstance(card["created"], int)
+    assert isinstance(card["owned_by"], str)
+    for flags, path, body, status, kind in (
+        ((), "/models", None, 401, "authentication_error"),
+        (("-H", "Authorization: Bearer wrong"), "/models", None, 401, "authentication_error"),
+        (BEARER, "/models/none", None, 404, "not_found_error"),
+        (BEARER, "/nowhere", None, 404, "not_found_error"),
+        (BEARER, "/chat/completions", {"model": LLAMA}, 400, "invalid_request_error"),
+        (
+            BEARER,
+            "/chat/completions",
+            {"model": "other", "messages": [{"role": "user", "content": "x"}]},
+            404,
+            "not_found_error",
+        ),
+    ):
+        printed = curl(llama, path, body, *flags, "-w", "\n%{http_code}")
+        text, _, code = printed.rpartition("\n")
+        error = json.loads(text)["error"]
+        assert (int(code), error["type"]) == (status, kind)
+        assert error["message"]
+        assert "code" in error
+
+
+def test_smg_s_request_id(llama: Server) -> None:
+    printed = curl(llama, "/models", None, "-i", "-H", "X-Request-ID: trace-42", *BEARER)
+    assert "x-request-id: trace-42" in printed.lower().splitlines()
+
+
+# -- NPU-Stack -------------------------------------------------------------------------------------------
+
+
+def test_npu_stack_s_chat(mine: Server) -> None:
+    body = {
+        "model": "my-model",
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "What is an NPU?"},
+        ],
+        "temperature": 0.7,
+        "max_tokens": 256,
+    }
+    whole = json.loads(curl(mine, "/chat/completions", body))
+    assert whole["choices"][0]["message"]["content"].startswith(NPU)
+
+
+def test_npu_stack_s_python(mine: Server) -> None:
+    client = python(mine, "any")
+    said = client.chat.completions.create(model="my-model", messages=[{"role": "user", "content": "Hello!"}])
+    assert said.choices[0].message.content
+    pieces = []
+    for chunk in client.chat.completions.create(
+        model="my-model", messages=[{"role": "user", "content": "Tell me a story"}], stream=True
+    ):
+        if chunk.choices[0].delta.content:
+            pieces.append(chunk.choices[0].delta.content)
+    assert "".join(pieces).startswith("Once upon a time")
+    vector = client.embeddings.create(model="my-model", input="Hello world").data[0].embedding
+    assert len(vector) == 256
+
+
+def test_npu_stack_s_models(mine: Server) -> None:
+    (card,) = json.loads(curl(mine, "/models"))["data"]
+    assert card["id"] == "my-model"
+    loaded = json.loads(curl(mine, "/models/load", {"name": "my-model"}))
+    assert loaded["status"] == "already_loaded"
+    assert json.loads(curl(mine, "/models/unload", {"name": "my-model"}))["status"] == "unloaded"
+    assert json.loads(curl(mine, "/models/load", {"name": "my-model"}))["status"] == "loaded"
+    text = curl(mine, "/models/status")
+    assert "my-model" in text
+    assert "uptime" in text
+
+
+def test_npu_stack_s_langchain(mine: Server) -> None:
+    llm = ChatOpenAI(base_url=mine.url, api_key=SecretStr("any"), model="my-model", temperature=0.7)
+    assert str(llm.invoke("What is an NPU?").content).startswith(NPU)
+
+
+def test_langchain_further(mine: Server) -> None:
+    llm = ChatOpenAI(
+        base_url=mine.url, api_key=SecretStr("any"), model="my-model", temperature=0, stream_usage=True
+    )
+    said = llm.invoke([SystemMessage("Answer in one word."), HumanMessage("What is the capital of Japan?")])
+    assert said.content == "Tokyo."
+    assert said.usage_metadata is not None
+    assert said.usage_metadata["output_tokens"] > 0
+    pieces = list(llm.stream("What is the capital of France?"))
+    assert "".join(str(piece.content) for piece in pieces) == PARIS
+    many = llm.batch([f"What is {a} + {b}?" for a, b in ((1, 2), (10, 20), (30, 12))])
+    assert [message.content for message in many] == ["1 + 2 = 3.", "10 + 20 = 30.", "30 + 12 = 42."]
+    assert asyncio.run(llm.ainvoke("Hello!")).content
+    vectors = OpenAIEmbeddings(
+        base_url=mine.url, api_key=SecretStr("any"), model="my-model", check_embedding_ctx_length=False
+    )
+    assert len(vectors.embed_query("Hello world")) == 256
+
+
+# -- inference snaps -------------------------------------------------------------------------------------
+
+
+def test_the_inference_snaps_page(mine: Server) -> None:
+    model = json.loads(curl(mine, "/models"))["data"][0]["id"]
+    body = {"model": model, "messages": [{"role": "user", "content": "Hi there!"}], "temperature": 0.7}
+    whole = json.loads(curl(mine, "/chat/completions", body))
+    assert whole["choices"][0]["message"]["content"] == "Hello! How can I help you today?"
+    assert whole["system_fingerprint"]
+    timings = whole["timings"]
+    assert {
+        "cache_n", "prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second",
+        "predicted_n", "predicted_ms", "predicted_per_token_ms", "predicted_per_second",
+    } == set(timings)  # fmt: skip
+    assert timings["predicted_n"] == whole["usage"]["completion_tokens"]
+    assert timings["prompt_n"] + timings["cache_n"] == whole["usage"]["prompt_tokens"]
+    assert timings["predicted_per_second"] == pytest.approx(
+        1000 * timings["predicted_n"] / timings["predicted_ms"]
+    )
+    assert timings["prompt_per_token_ms"] == pytest.approx(timings["prompt_ms"] / timings["prompt_n"])
+
+
+# -- Node ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    shutil.which("node") is None or not (NODE_MODULES / "openai").is_dir(),
+    reason="needs Node and its OpenAI SDK: install node and npm, remove .venv/.installed-dev, and run `make test`",
+)
+def test_node(mine: Server) -> None:
+    script = Path(__file__).with_name("client.cjs")
+    done = subprocess.run(
+        ["node", str(script), mine.url, "my-model", "my-model"],
+        capture_output=True, text=True, timeout=120, env={**environment(), "NODE_PATH": os.fspath(NODE_MODULES)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["whole"] == found["streamed"] == found["helper"] == PARIS
+    assert found["usage"]["completion_tokens"] == found["streamUsage"]["completion_tokens"] > 5
+    assert found["completion"] == " jumps over the lazy dog."
+    assert found["models"] == ["my-model"]
+    assert found["card"] == "model"
+    assert found["dimensions"] == 256
+    assert found["difference"] < 1e-6
+    unknown = found["unknown"]
+    assert (unknown["name"], unknown["status"], unknown["code"]) == ("NotFoundError", 404, "model_not_found")
+    assert unknown["id"]
+    assert found["wrong"]["name"] == "BadRequestError"
+    assert found["fetch"]["status"] == 200
+    assert found["fetch"]["type"] == "text/event-stream; charset=utf-8"
+    assert found["fetch"]["text"].endswith("data: [DONE]\n\n")
