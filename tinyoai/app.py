@@ -277,6 +277,7 @@ class _App:
             f"  model     {ready.name} ({ready.architecture}, {ready.quantization}{parameters}{size})",
             f"  context   {ready.n_ctx} tokens, {ready.n_slots} requests at a time",
             f"  engine    {ready.engine}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
+            f"  docs      {url.removesuffix('/v1')}/docs",
             "try it:",
             f"  curl -N {url}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         ]

@@ -97,6 +97,10 @@ def test_where_a_key_is_asked_for_the_page_needs_none_and_trying_does(tmp_path: 
         page.wait(f"document.querySelector('{LIVE}')?.textContent.includes('chat.completion')")
 
 
+def test_the_start_says_where_it_is(fake: Server) -> None:
+    assert f"http://127.0.0.1:{fake.port}/docs\n" in fake.banner
+
+
 def test_headers_keep_everything_else_out(fake: Server) -> None:
     page = fake.get("/docs")
     assert page.status == 200
