@@ -48,7 +48,7 @@ def test_try_it_out_gives_an_answer_and_nothing_leaves_the_machine(builtin: Serv
 
 @needs_chromium
 def test_a_stream_is_shown_while_it_comes(fake: Server, tmp_path: Path) -> None:
-    script = '!{"text": "tick ", "repeat": 400, "step_ms": 5}'
+    script = '!{"text": "tick ", "repeat": 400, "step_ms": 10}'
     with browser(tmp_path / "profile") as page:
         opened(page, fake)
         pick(page, "Piece by piece")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,15 @@ def scrape(server: Server) -> Samples:
 def value(samples: Samples, name: str, **labels: str) -> float:
     """One sample; 0 if there is none."""
     return samples.get((f"tinyoai_{name}", frozenset(labels.items())), 0.0)
+
+
+def until(server: Server, condition: Callable[[Samples], bool]) -> Samples:
+    """Scrapes until the condition holds."""
+    for _ in range(3000):
+        samples = scrape(server)
+        if condition(samples):
+            return samples
+    raise AssertionError("it never came")
 
 
 def ask(server: Server, text: str, **fields: object) -> Reply:
@@ -126,6 +135,24 @@ def test_refusals_by_code_and_requests_by_status(counted: Server) -> None:
     assert grown("http_refusals_total", code="context_length_exceeded", status="400") == 1
     assert grown("http_refusals_total", code="not_found_error", status="404") == 1
     assert grown("http_refusals_total", code="method_not_allowed", status="405") == 1
+
+
+def test_a_client_that_left_before_its_answer(counted: Server) -> None:
+    before = scrape(counted)
+    labels = {"method": "POST", "route": "/chat/completions", "status": "499"}
+    script = '!{"text": "x", "repeat": 100000, "step_ms": 10}'
+    body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": script}]}).encode()
+    with counted.connect() as leaving:
+        leaving.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+            + body
+        )
+        until(counted, lambda samples: value(samples, "model_requests", model="fake") == 1)
+    left = value(before, "http_requests_total", **labels)
+    after = until(counted, lambda samples: value(samples, "http_requests_total", **labels) != left)
+    assert value(after, "http_requests_total", **labels) == left + 1
+    name = "generated_tokens_total"
+    assert value(after, name, model="fake") == value(before, name, model="fake")
 
 
 def test_a_failure_within_a_stream_and_a_workers_death_are_counted() -> None:
