@@ -65,12 +65,12 @@ $(VENV)/.made:
 
 $(VENV)/.installed: $(VENV)/.made $(NATIVE)
 	@echo "installing tinyoai into $(VENV) (half a minute the first time)" >&2
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .[docs,metrics]
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e .[docs,metrics]
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.made $(NATIVE)
 	@echo "installing tinyoai and its test tools into $(VENV) (a minute the first time)" >&2
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .[docs,metrics,dev]
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e .[docs,metrics,dev]
 	@if command -v npm >/dev/null; then npm install --prefix $(VENV)/node --no-audit --no-fund --silent openai@6; \
 	  else echo "npm is not installed: the tests with OpenAI's SDK for Node will be skipped" >&2; fi
 	@touch $@ $(VENV)/.installed
