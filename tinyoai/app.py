@@ -211,6 +211,7 @@ class _App:
         tokens = Tokens(self._pool, self._config.chat_template)
         router.add("POST", "/tokenize", tokens.tokenize)
         router.add("POST", "/detokenize", tokens.detokenize)
+        router.add("GET", "/tokenizer_info", tokens.info)
         router.add("POST", "/apply-template", tokens.apply_template)
         router.add("GET", "/v1/models", self._models.list)
         router.add("GET", "/v1/models/status", self._models.status)

@@ -202,6 +202,9 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     """Numbers in an embedding; 0: this model has none to give."""
     pooling: str = ""
     """How token states become an embedding: "mean" or "last"."""
+    bos: str = ""
+    eos: str = ""
+    """The control tokens that begin and end a text, as they are written; empty for none."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed", kw_only=True):

@@ -151,6 +151,8 @@ class TokenizeRequest(Struct, kw_only=True):
     text: str | None = None
     prompt: str | None = None
     add_special: bool | None = None
+    add_special_tokens: bool | None = None
+    """vLLM's name for the same."""
     with_pieces: bool | None = None
     model: ModelName | None = None
 
@@ -639,6 +641,19 @@ class Detokenized(Struct, kw_only=True):
     """The answer of POST /detokenize."""
 
     content: str
+    prompt: str
+    """The same, under vLLM's name."""
+
+
+class TokenizerInfo(Struct, kw_only=True):
+    """The answer of GET /tokenizer_info: what evaluation programs ask before they tokenize. null: it has none."""
+
+    tokenizer_class: str = "tinyoai"
+    bos_token: str | None
+    eos_token: str | None
+    vocab_size: int
+    model_max_length: int
+    chat_template: str | None
 
 
 class AppliedTemplate(Struct, kw_only=True):

@@ -1,4 +1,4 @@
-"""POST /tokenize, /detokenize and /apply-template: what a model's vocabulary and template make of text.
+"""POST /tokenize, /detokenize, /apply-template, GET /tokenizer_info: a model's vocabulary and template at work.
 
 Owns what these requests mean and how their answers are worded: llama.cpp's server has given the fields
 their names, and vLLM `count` and `max_model_len`. It must not know a vocabulary.
@@ -25,7 +25,7 @@ class Tokens:
         """A text's tokens. Control tokens are never made of text, only put before it by `add_special`."""
         request = schema.tokenize_request(await exchange.read_body())
         prompt: list[wire.Segment] = [wire.Text(request.content or "")]
-        if request.add_special:
+        if request.add_special or request.add_special_tokens:
             prompt = [wire.Special("bos"), *prompt]
         with_pieces = bool(request.with_pieces)
         async with self._pool.lease(self._name(request.model)) as lease:
@@ -50,7 +50,20 @@ class Tokens:
             said = await _only(lease, lambda call_id: wire.Detokenize(id=call_id, ids=request.tokens))
         if not isinstance(said, wire.Plain):
             raise errors.InternalError("the model's process gave no text")
-        exchange.respond(200, answers.encode(schema.Detokenized(content=said.text)))
+        exchange.respond(200, answers.encode(schema.Detokenized(content=said.text, prompt=said.text)))
+
+    async def info(self, exchange: Exchange) -> None:
+        """What the default model's vocabulary is."""
+        async with self._pool.lease(self._name(None)) as lease:
+            ready = lease.ready
+        body = schema.TokenizerInfo(
+            bos_token=ready.bos or None,
+            eos_token=ready.eos or None,
+            vocab_size=ready.n_vocab,
+            model_max_length=ready.n_ctx,
+            chat_template=ready.chat_template or None,
+        )
+        exchange.respond(200, answers.encode(body))
 
     async def apply_template(self, exchange: Exchange) -> None:
         """The prompt that a chat request with these messages has, and its length in tokens."""

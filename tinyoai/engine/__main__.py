@@ -69,6 +69,7 @@ def _open(load: wire.Load) -> Engine:
 
 def _ready(engine: Engine, n_threads: int) -> wire.Ready:
     info = engine.info
+    control = {token: text for text, token in info.special.items()}
     return wire.Ready(
         name=info.name,
         architecture=info.architecture,
@@ -88,6 +89,8 @@ def _ready(engine: Engine, n_threads: int) -> wire.Ready:
         version=f"{info.engine}/{native.VERSION}",
         n_embd_out=info.n_embd_out,
         pooling=info.pooling,
+        bos=control.get(info.bos_id, ""),
+        eos=control.get(info.eos_id, ""),
     )
 
 
