@@ -66,6 +66,7 @@ def cosine(a: list[float], b: list[float]) -> float:
 # -- every form of the input (WIRE 15) -----------------------------------------------------------------
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize(
     ("given", "texts", "n_tokens"),
     [
@@ -87,6 +88,7 @@ def test_every_form_of_the_input(fake: Server, given: Any, texts: list[str], n_t
     assert reply.json["model"] == "fake"
 
 
+@pytest.mark.rule(15)
 def test_base64_is_little_endian_float32(fake: Server) -> None:
     as_floats = vectors(embed(fake, ["abba", "xyz"], encoding_format="float"))
     as_text = vectors(embed(fake, ["abba", "xyz"], encoding_format="base64"))
@@ -95,6 +97,7 @@ def test_base64_is_little_endian_float32(fake: Server) -> None:
         assert list(struct.unpack(f"<{N_FAKE}f", base64.b64decode(text, validate=True))) == floats
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
 def test_dimensions_cut_and_the_rest_has_length_one(fake: Server, encoding_format: str) -> None:
     (found,) = vectors(embed(fake, "abbac", dimensions=99, encoding_format=encoding_format))
@@ -122,6 +125,7 @@ def test_it_answers_without_v1_too(fake: Server) -> None:
 # -- refusals ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

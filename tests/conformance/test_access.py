@@ -45,6 +45,7 @@ def test_the_sdk_raises_what_it_should(keyed: Server) -> None:
     assert [model.id for model in client(keyed, "sk-env").models.list()] == ["fake"]
 
 
+@pytest.mark.rule(23)
 def test_every_door_asks_for_the_key_but_health(keyed: Server) -> None:
     for method, path in (
         ("GET", "/v1/models"),
@@ -60,6 +61,7 @@ def test_every_door_asks_for_the_key_but_health(keyed: Server) -> None:
     assert keyed.request("GET", "/v1/models", headers={"x-api-key": "sk-more"}).status == 200
 
 
+@pytest.mark.rule(21)
 def test_rates_by_key(keyed: Server) -> None:
     replies = [chat(keyed, "sk-ann") for _ in range(14)]
     good = [reply for reply in replies if reply.status == 200]
@@ -98,6 +100,7 @@ def test_tokens_are_counted(keyed: Server) -> None:
     assert before - used <= after <= before - used + 600
 
 
+@pytest.mark.rule(24)
 def test_pages_of_an_allowed_origin(keyed: Server) -> None:
     origin = {"Origin": "https://app.example"}
     asked = {
@@ -222,6 +225,7 @@ def test_many_parts_are_one_request(narrow: Server) -> None:
     assert [choice["text"] for choice in reply.json["choices"]] == [str(i) for i in range(100)]
 
 
+@pytest.mark.rule(27)
 def test_who_left_the_queue_never_runs(narrow: Server) -> None:
     first = Asked(narrow, "a", SLOW)
     time.sleep(0.2)
@@ -240,6 +244,7 @@ def test_who_left_the_queue_never_runs(narrow: Server) -> None:
 # -- deadlines -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(22)
 @pytest.mark.parametrize("header", ["x-stainless-read-timeout", "X-Stainless-Timeout"])
 def test_an_answer_is_cut_before_its_client_stops_listening(fake: Server, header: str) -> None:
     body = {

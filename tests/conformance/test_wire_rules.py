@@ -32,6 +32,7 @@ def texts(events: list[Any], index: int = 0) -> str:
 # -- streaming -------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(1)
 def test_chunks_agree_with_each_other(fake: Server) -> None:
     *chunks, done = stream(fake, "hello")
     assert done == "[DONE]"
@@ -44,6 +45,7 @@ def test_chunks_agree_with_each_other(fake: Server) -> None:
             assert {"finish_reason", "logprobs", "index", "delta"} <= set(choice)
 
 
+@pytest.mark.rule(2)
 def test_first_chunk_has_the_role_and_last_the_reason(fake: Server) -> None:
     *chunks, _ = stream(fake, "hello")
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -54,6 +56,7 @@ def test_first_chunk_has_the_role_and_last_the_reason(fake: Server) -> None:
         assert chunk["choices"][0]["finish_reason"] is None
 
 
+@pytest.mark.rule(3)
 def test_usage_comes_in_a_chunk_of_its_own_if_asked_for(fake: Server) -> None:
     *chunks, last, _ = stream(fake, "hello", stream_options={"include_usage": True})
     assert all(chunk["usage"] is None for chunk in chunks)
@@ -63,10 +66,12 @@ def test_usage_comes_in_a_chunk_of_its_own_if_asked_for(fake: Server) -> None:
     assert all(chunk["choices"] and "usage" not in chunk for chunk in chunks)
 
 
+@pytest.mark.rule(3)
 def test_stream_options_without_a_stream_are_ignored(fake: Server) -> None:
     assert fake.chat("hello", stream_options={"include_usage": True}).status == 200
 
 
+@pytest.mark.rule(4)
 def test_a_failure_in_a_stream_is_an_error_event_and_no_done(fake: Server) -> None:
     events = stream(fake, '!{"text": "abcdef", "nan_at": 3}')
     assert texts(events[:-1]) == "abc"
@@ -74,6 +79,7 @@ def test_a_failure_in_a_stream_is_an_error_event_and_no_done(fake: Server) -> No
     assert set(events[-1]["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.rule(4)
 def test_what_can_be_refused_is_refused_before_the_stream(fake: Server) -> None:
     for fields in (
         {"model": "gpt-4"},
@@ -88,6 +94,7 @@ def test_what_can_be_refused_is_refused_before_the_stream(fake: Server) -> None:
         assert reply.error["message"]
 
 
+@pytest.mark.rule(5)
 def test_a_code_point_is_never_split(fake: Server) -> None:
     said = "a\N{GRINNING FACE}é漢字"
     events = stream(fake, said)
@@ -95,6 +102,7 @@ def test_a_code_point_is_never_split(fake: Server) -> None:
     assert pieces == list(said)
 
 
+@pytest.mark.rule(5)
 @pytest.mark.parametrize("stop", ["STOP", ["zzz", "STOP"], ["ST", "STOP"]])
 def test_a_stop_sequence_never_shows(fake: Server, stop: Any) -> None:
     events = stream(fake, "before STOP after", stop=stop)
@@ -104,12 +112,14 @@ def test_a_stop_sequence_never_shows(fake: Server, stop: Any) -> None:
     assert reply.json["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.rule(5)
 def test_text_that_could_become_a_stop_sequence_is_held_back(fake: Server) -> None:
     events = stream(fake, "a STO b", stop=["STOP"])
     pieces = [e["choices"][0]["delta"].get("content") for e in events[1:-2]]
     assert pieces == ["a", " ", "STO ", "b"]
 
 
+@pytest.mark.rule(6)
 def test_a_silent_stream_gets_comments(fake: Server) -> None:
     # the prefill takes longer than the server stays silent
     reply = fake.chat('!{"text": "abc", "prefill_ms": 16000}', stream=True)
@@ -117,6 +127,7 @@ def test_a_silent_stream_gets_comments(fake: Server) -> None:
     assert texts(reply.events[:-1]) == "abc"
 
 
+@pytest.mark.rule(7)
 def test_stream_headers(fake: Server) -> None:
     reply = fake.chat("hello", stream=True)
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -137,6 +148,7 @@ def raw(server: Server, data: bytes, *, until_close: bool = True) -> bytes:
         return got
 
 
+@pytest.mark.rule(7)
 def test_http_1_0_gets_no_chunks_and_a_close(fake: Server) -> None:
     body = json.dumps(
         {"model": "fake", "stream": True, "messages": [{"role": "user", "content": "hello"}]}
@@ -148,6 +160,7 @@ def test_http_1_0_gets_no_chunks_and_a_close(fake: Server) -> None:
     assert rest.endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.rule(8)
 def test_indices_first_appear_in_ascending_order(fake: Server) -> None:
     events = stream(fake, "hello", n=6)[:-1]
     order = [event["choices"][0]["index"] for event in events]
@@ -156,6 +169,7 @@ def test_indices_first_appear_in_ascending_order(fake: Server) -> None:
     assert all(texts(events, index) == "hello" for index in range(6))
 
 
+@pytest.mark.rule(8)
 def test_several_prompts_stream_in_order(fake: Server) -> None:
     reply = fake.post("/v1/completions", prompt=["ab\n", "cd\n", "ef\n"], stream=True, n=2)
     events = reply.events[:-1]
@@ -167,6 +181,7 @@ def test_several_prompts_stream_in_order(fake: Server) -> None:
 # -- answers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(10)
 def test_the_shape_of_an_answer(fake: Server) -> None:
     reply = fake.chat("hello")
     body = reply.json
@@ -184,6 +199,7 @@ def test_the_shape_of_an_answer(fake: Server) -> None:
     assert usage["prompt_tokens_details"]["cached_tokens"] >= 0
 
 
+@pytest.mark.rule(11)
 @pytest.mark.parametrize(
     ("fields", "reason"), [({}, "stop"), ({"max_tokens": 2}, "length"), ({"stop": "l"}, "stop")]
 )
@@ -191,10 +207,12 @@ def test_finish_reasons(fake: Server, fields: dict[str, Any], reason: str) -> No
     assert fake.chat("hello", **fields).json["choices"][0]["finish_reason"] == reason
 
 
+@pytest.mark.rule(12)
 def test_ids_are_unique(fake: Server) -> None:
     assert len({fake.chat("hi").json["id"] for _ in range(5)}) == 5
 
 
+@pytest.mark.rule(13)
 def test_timings_in_the_body_and_in_the_last_chunk(fake: Server) -> None:
     names = {
         "cache_n", "prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second",
@@ -207,6 +225,7 @@ def test_timings_in_the_body_and_in_the_last_chunk(fake: Server) -> None:
     assert set(stream(fake, "hello")[-2]["timings"]) == names
 
 
+@pytest.mark.rule(14)
 @pytest.mark.parametrize("prompt", ["ab\n", ["ab\n"], [97, 98, 10], [[97, 98, 10]]])
 def test_completion_prompts_in_every_form(fake: Server, prompt: Any) -> None:
     body = fake.post("/v1/completions", prompt=prompt).json
@@ -215,12 +234,14 @@ def test_completion_prompts_in_every_form(fake: Server, prompt: Any) -> None:
     assert [choice["text"] for choice in body["choices"]] == ["ab"]
 
 
+@pytest.mark.rule(14)
 def test_completions_default_to_16_tokens(fake: Server) -> None:
     body = fake.post("/v1/completions", prompt="abc").json
     assert body["choices"][0]["text"] == "defghijklmnopqrs"
     assert body["usage"]["completion_tokens"] == 16
 
 
+@pytest.mark.rule(14)
 def test_echo_and_legacy_logprobs(fake: Server) -> None:
     body = fake.post("/v1/completions", prompt="abc", echo=True, logprobs=2, max_tokens=2).json
     choice = body["choices"][0]
@@ -246,6 +267,7 @@ def test_streamed_text_and_offsets_equal_the_unstreamed(fake: Server) -> None:
     assert offsets == whole["logprobs"]["text_offset"]
 
 
+@pytest.mark.rule(14)
 def test_best_of_gives_the_likeliest(fake: Server) -> None:
     body = fake.post("/v1/completions", prompt='!{"spread": 2}\n', best_of=4, n=2, seed=1, max_tokens=8).json
     assert [choice["index"] for choice in body["choices"]] == [0, 1]
@@ -273,6 +295,7 @@ def test_chat_logprobs(fake: Server) -> None:
 # -- requests --------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(16, 17)
 def test_null_and_fields_without_effect_are_welcome(fake: Server) -> None:
     reply = fake.chat(
         "hello", temperature=None, stop=None, user="u", metadata={"a": "b"}, store=False, service_tier="auto",
@@ -282,11 +305,13 @@ def test_null_and_fields_without_effect_are_welcome(fake: Server) -> None:
     assert reply.status == 200
 
 
+@pytest.mark.rule(17)
 def test_max_completion_tokens_is_max_tokens(fake: Server) -> None:
     assert fake.chat("hello", max_completion_tokens=2).json["choices"][0]["message"]["content"] == "he"
     assert fake.chat("hello", max_completion_tokens=2, max_tokens=4).json["usage"]["completion_tokens"] == 2
 
 
+@pytest.mark.rule(18)
 def test_fields_beyond_openai(fake: Server) -> None:
     fields = {"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1, "min_tokens": 1, "ignore_eos": True}
     assert fake.chat("hello", max_tokens=9, **fields).json["usage"]["completion_tokens"] == 9
@@ -323,6 +348,7 @@ def test_n_choices_differ_and_repeat_with_their_seed(fake: Server) -> None:
 # -- errors ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(19)
 def test_every_refusal_has_the_error_body(fake: Server) -> None:
     cases: list[tuple[str, str, Any, int, str]] = [
         ("GET", "/nowhere", None, 404, "not_found_error"),
@@ -340,6 +366,7 @@ def test_every_refusal_has_the_error_body(fake: Server) -> None:
         assert reply.headers["x-request-id"]
 
 
+@pytest.mark.rule(19)
 def test_an_unknown_model_is_never_another(fake: Server) -> None:
     for path, fields in (
         ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
@@ -350,6 +377,7 @@ def test_an_unknown_model_is_never_another(fake: Server) -> None:
         assert "'fake'" in reply.error["message"]
 
 
+@pytest.mark.rule(19)
 def test_too_long_a_prompt_names_both_counts(fake: Server) -> None:
     reply = fake.chat("x" * 5000)
     assert (reply.status, reply.error["code"], reply.error["param"]) == (
@@ -364,11 +392,13 @@ def test_too_long_a_prompt_names_both_counts(fake: Server) -> None:
     assert "4096" in reply.error["message"]
 
 
+@pytest.mark.rule(19)
 def test_405_says_what_is_allowed(fake: Server) -> None:
     allowed = fake.get("/v1/completions").headers["allow"]
     assert "POST" in allowed
 
 
+@pytest.mark.rule(20)
 def test_client_mistakes_are_no_5xx_and_permanent_failures_say_so(fake: Server) -> None:
     reply = fake.chat('!{"text": "abc", "nan_at": 0}')
     assert reply.status == 500
@@ -385,6 +415,7 @@ def test_token_ids_out_of_range(fake: Server) -> None:
 # -- headers and HTTP ------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(21)
 def test_request_ids_are_taken_if_sane(fake: Server) -> None:
     assert (
         fake.request("GET", "/health", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
@@ -394,6 +425,7 @@ def test_request_ids_are_taken_if_sane(fake: Server) -> None:
     assert float(fake.get("/health").headers["openai-processing-ms"]) >= 0
 
 
+@pytest.mark.rule(22, 23)
 @pytest.mark.parametrize(
     "headers",
     [
@@ -408,18 +440,21 @@ def test_headers_that_sdks_send_are_welcome(fake: Server, headers: dict[str, str
     assert fake.request("POST", "/v1/chat/completions", body, headers).status == 200
 
 
+@pytest.mark.rule(24)
 def test_a_foreign_host_is_refused(fake: Server) -> None:
     got = raw(fake, b"GET /health HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
     assert b" 403 " in got.split(b"\r\n")[0]
     assert b'"error"' in got
 
 
+@pytest.mark.rule(25)
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 @pytest.mark.parametrize("end", ["", "/"])
 def test_paths_with_and_without_v1(fake: Server, prefix: str, end: str) -> None:
     assert fake.get(f"{prefix}/models{end}").json["object"] == "list"
 
 
+@pytest.mark.rule(25)
 def test_head_works_on_every_get(fake: Server) -> None:
     for path in ("/v1/models", "/health", "/v1/models/fake"):
         reply = fake.request("HEAD", path)
@@ -427,6 +462,7 @@ def test_head_works_on_every_get(fake: Server) -> None:
         assert int(reply.headers["content-length"]) == len(fake.get(path).body)
 
 
+@pytest.mark.rule(25)
 def test_model_ids_with_slashes() -> None:
     from tests.serving import serve
 
@@ -438,6 +474,7 @@ def test_model_ids_with_slashes() -> None:
         assert server.get("/v1/models/meta-llama").status == 404
 
 
+@pytest.mark.rule(26)
 def test_pipelined_requests_are_answered_in_order(fake: Server) -> None:
     one = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
     two = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -446,6 +483,7 @@ def test_pipelined_requests_are_answered_in_order(fake: Server) -> None:
     assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"404", b"200"]
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize(
     "content_type",
     [None, "application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8"],
@@ -456,17 +494,20 @@ def test_json_is_read_whatever_its_content_type(fake: Server, content_type: str 
     assert fake.request("POST", "/v1/chat/completions", body, headers).status == 200
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
 def test_a_foreign_page_may_not_post(fake: Server, headers: dict[str, str]) -> None:
     body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
     assert fake.request("POST", "/v1/chat/completions", body, headers).status == 403
 
 
+@pytest.mark.rule(28)
 def test_a_compressed_body_is_refused(fake: Server) -> None:
     reply = fake.request("POST", "/v1/chat/completions", b"xx", {"Content-Encoding": "gzip"})
     assert (reply.status, reply.error["type"]) == (415, "invalid_request_error")
 
 
+@pytest.mark.rule(26)
 def test_a_body_over_the_limit(fake: Server) -> None:
     reply = fake.request("POST", "/v1/chat/completions", b"x" * (5 << 20))
     assert reply.status == 413
@@ -486,6 +527,7 @@ def slots_are_free(server: Server, within: float = 5.0) -> None:
     assert time.monotonic() - started < within
 
 
+@pytest.mark.rule(27)
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_client_that_leaves_frees_its_slot(fake: Server, streaming: bool) -> None:
     body = json.dumps(
@@ -520,3 +562,96 @@ def test_models_and_health_answer_while_all_slots_are_busy(fake: Server) -> None
     finally:
         for sock in socks:
             sock.close()
+
+
+# -- what a request may hold -----------------------------------------------------------------------------
+
+
+@pytest.mark.rule(16)
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "say it"}],
+        [{"role": "user", "content": [{"type": "text", "text": "say"}, {"type": "text", "text": " it"}]}],
+        [{"role": "system", "content": "x"}, {"role": "user", "content": "say it"}],
+        [{"role": "developer", "content": "x"}, {"role": "user", "content": "say it", "name": "Ann"}],
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": []}, {"role": "user", "content": "say it"}],
+        [{"role": "tool", "content": "say it", "tool_call_id": "call_1"}],
+    ],
+)  # fmt: skip
+def test_contents_and_roles_in_every_form(fake: Server, messages: list[Any]) -> None:
+    reply = fake.post("/v1/chat/completions", messages=messages)
+    assert reply.json["choices"][0]["message"]["content"] == "say it"
+
+
+@pytest.mark.rule(16, 19)
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "x"}}]}, "messages[0].content[1]"),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0]"),
+        ({"role": "user", "content": None}, "messages[0].content"),
+        ({"role": "user"}, "messages[0].content"),
+        ({"role": "king", "content": "x"}, "messages[0].role"),
+        ({"content": "x"}, "messages[0].role"),
+        ({"role": "user", "content": 1}, "messages[0].content"),
+    ],
+)  # fmt: skip
+def test_what_no_message_may_hold(fake: Server, message: Any, param: str) -> None:
+    reply = fake.post("/v1/chat/completions", messages=[message])
+    assert reply.status == 400
+    assert reply.error["param"].startswith(
+        param.partition("[...]")[0][: len("messages[0]")] if "[" in param else param
+    )
+    assert reply.error["type"] == "invalid_request_error"
+
+
+@pytest.mark.rule(9)
+@pytest.mark.parametrize("field", ["tools", "functions"])
+def test_tools_are_refused_by_name(fake: Server, field: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    reply = fake.chat("hello", **{field: [tool]})
+    assert reply.status == 400
+    assert reply.error["param"] == field
+    assert fake.chat("hello", **{field: []}).status == 200
+
+
+@pytest.mark.rule(14)
+def test_suffix_is_refused_where_the_model_has_no_infill_tokens(fake: Server) -> None:
+    reply = fake.post("/v1/completions", prompt="a", suffix="b")
+    assert reply.status == 400
+    assert reply.error["param"] == "suffix"
+    assert "infill" in reply.error["message"]
+    assert fake.post("/v1/completions", prompt="a\n", suffix="").status == 200
+
+
+@pytest.mark.rule(14)
+def test_sixteen_answers_to_one_prompt(fake: Server) -> None:
+    for path, fields in (
+        ("/v1/completions", {"prompt": '!{"spread": 2}\n', "max_tokens": 5}),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": '!{"spread": 2}'}], "max_tokens": 5},
+        ),
+    ):
+        whole = fake.post(path, n=16, **fields).json
+        assert [choice["index"] for choice in whole["choices"]] == list(range(16))
+        assert whole["usage"]["completion_tokens"] >= 16
+        assert fake.post(path, n=17, **fields).error["param"] == "n"
+
+
+@pytest.mark.rule(14)
+def test_a_prompt_scored_without_a_token_generated(fake: Server) -> None:
+    whole = fake.post("/v1/completions", prompt="abc", echo=True, logprobs=2, max_tokens=0).json
+    (choice,) = whole["choices"]
+    assert choice["text"] == "abc"
+    assert choice["finish_reason"] == "length"
+    logprobs = choice["logprobs"]
+    assert logprobs["tokens"] == ["a", "b", "c"]
+    assert logprobs["token_logprobs"][0] is None
+    assert all(value <= 0 for value in logprobs["token_logprobs"][1:])
+    assert logprobs["top_logprobs"][0] is None
+    assert all(
+        token in top for token, top in zip(logprobs["tokens"][1:], logprobs["top_logprobs"][1:], strict=True)
+    )
+    assert whole["usage"]["completion_tokens"] == 0

@@ -263,6 +263,7 @@ def test_options_and_head() -> None:
     run(test)
 
 
+@pytest.mark.rule(26)
 def test_100_continue_comes_when_it_is_due() -> None:
     async def test(bench: Bench) -> None:
         head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
