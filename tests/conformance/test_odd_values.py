@@ -7,7 +7,14 @@ import msgspec
 import pytest
 
 from tests.serving import Server
-from tinyoai.api.schema import ChatRequest, CompletionRequest
+from tinyoai.api.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TemplateRequest,
+    TokenizeRequest,
+)
 
 ODD: list[Any] = [
     None, True, False, 0, 1, -1, 0.5, 1e308, -1e308, 2**31, 2**63, 2**70, -(2**63), "", "x", "\u0000", "\ud800",
@@ -17,6 +24,10 @@ ODD: list[Any] = [
 ENDPOINTS = {
     "/v1/chat/completions": (ChatRequest, {"messages": [{"role": "user", "content": "hi"}]}),
     "/v1/completions": (CompletionRequest, {"prompt": "hi\n"}),
+    "/v1/embeddings": (EmbeddingRequest, {"input": "hi"}),
+    "/tokenize": (TokenizeRequest, {"content": "hi"}),
+    "/detokenize": (DetokenizeRequest, {"tokens": [97]}),
+    "/apply-template": (TemplateRequest, {"messages": [{"role": "user", "content": "hi"}]}),
 }
 
 
@@ -26,7 +37,8 @@ def test_any_value_in_any_field(fake: Server, path: str) -> None:
     n_answered = 0
     for field in [f.encode_name for f in msgspec.structs.fields(kind)] + ["unknown"]:
         for value in ODD:
-            body = json.dumps({"model": "fake", "max_tokens": 3, **base, field: value}).encode()
+            more = {"max_tokens": 3} if "completions" in path else {}
+            body = json.dumps({"model": "fake", **more, **base, field: value}).encode()
             reply = fake.request("POST", path, body)
             assert reply.status in (200, 400, 404), (field, value, reply.body)
             if reply.status == 200:
@@ -35,7 +47,7 @@ def test_any_value_in_any_field(fake: Server, path: str) -> None:
                 error = reply.error
                 assert error["type"] == "invalid_request_error"
                 assert field.split("_")[0] in (error["param"] or "") + error["message"], (field, value, error)
-    assert n_answered > 100
+    assert n_answered > 25
     assert fake.chat("still well").status == 200
 
 

@@ -600,9 +600,7 @@ def test_contents_and_roles_in_every_form(fake: Server, messages: list[Any]) -> 
 def test_what_no_message_may_hold(fake: Server, message: Any, param: str) -> None:
     reply = fake.post("/v1/chat/completions", messages=[message])
     assert reply.status == 400
-    assert reply.error["param"].startswith(
-        param.partition("[...]")[0][: len("messages[0]")] if "[" in param else param
-    )
+    assert reply.error["param"] == param
     assert reply.error["type"] == "invalid_request_error"
 
 
