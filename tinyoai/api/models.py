@@ -29,8 +29,10 @@ class Models:
 
     async def one(self, exchange: Exchange) -> None:
         """One model, by its id or an alias. Raises errors.ModelNotFound."""
-        entry = await self._pool.entry(exchange.route_params["id"])
-        exchange.respond(200, answers.encode(self._card(entry.model)))
+        await self._pool.look()
+        entry = self._pool.find(exchange.route_params["id"])
+        model = self._pool.catalog.view.models.get(entry.model.name, entry.model)
+        exchange.respond(200, answers.encode(self._card(model)))
 
     async def status(self, exchange: Exchange) -> None:
         """How every known model is, those that cannot be served among them, and the memory they share."""
@@ -89,21 +91,13 @@ class Models:
         pool, name = self._pool, exchange.route_params["id"]
         await pool.look()
         view = pool.catalog.view
-        if name == pool.catalog.default:
-            raise errors.BadRequest(f"{name!r} was given at start; start without it", param="id")
         if name not in view.models and name not in view.missing and name not in view.broken:
             pool.catalog.lookup(name)
             raise errors.BadRequest(f"{name!r} is an alias; name the model itself", param="id")
-        if name in view.models:
-            await pool.unload(name)
         try:
-            await asyncio.to_thread(pool.catalog.forget, name)
+            await pool.forget(name)
         except RegistryError as error:
             raise errors.Unavailable(str(error), headers={"x-should-retry": "false"}) from None
-        if name in pool.catalog.view.models or name in pool.catalog.view.broken:
-            raise errors.BadRequest(
-                f"the file of {name!r} is in the models folder; take it away from there", param="id"
-            )
         exchange.respond(200, answers.encode(schema.ModelDeleted(id=name)))
 
     # -- wording ---------------------------------------------------------------------------------

@@ -205,7 +205,13 @@ class Catalog:
         return self.lookup(name)
 
     def forget(self, name: str) -> None:
-        """Takes a model off the registry. Raises RegistryError. Blocks."""
+        """Takes a model off the registry. Raises errors.BadRequest where that cannot be, or RegistryError. Blocks."""
+        if name == self.default:
+            raise errors.BadRequest(f"{name!r} was given at start; start without it", param="id")
+        if any(name == found for found, _ in self._files()):
+            raise errors.BadRequest(
+                f"the file of {name!r} is in the models folder; take it away from there", param="id"
+            )
         self._registry.forget(name)
         self.refresh()
 

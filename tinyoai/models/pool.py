@@ -301,6 +301,17 @@ class Pool:
             await self._unload(entry)
         return entry, loaded
 
+    async def forget(self, name: str) -> None:
+        """Takes a model off the registry, and unloads it. Raises errors.BadRequest, or RegistryError."""
+        await asyncio.to_thread(self.catalog.forget, name)
+        entry = self._entries.get(name)
+        if entry is not None and entry.uses:
+            entry.leaving = True
+        elif entry is not None:
+            await self._unload(entry)
+            if not entry.uses:
+                del self._entries[name]
+
     async def stop(self) -> None:
         """Ends all workers."""
         for entry in self.entries:

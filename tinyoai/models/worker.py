@@ -280,7 +280,8 @@ class Worker:
                     await asyncio.shield(self.ended)
             except TimeoutError:
                 self._kill("did not leave when told to")
-        await self.ended
+        # not for ever: where all tasks are being cancelled, nobody is left to see the end
+        await asyncio.wait({self.ended}, timeout=STOP_S)
         self._transport.close()
 
     # -- inside ----------------------------------------------------------------------------------
