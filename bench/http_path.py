@@ -26,8 +26,6 @@ import uvloop
 from concurrent_streams import wait
 from table import median, show
 
-N_TOKENS = 64
-
 
 def request(n_tokens: int, *, stream: bool) -> bytes:
     """One chat request's bytes."""
@@ -154,6 +152,7 @@ def main() -> None:
     """Prints two tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=256, help="of each stream")
     parser.add_argument("--port", type=int, default=18_455)
     parser.add_argument("--connections", type=int, nargs="*", default=[1, 10, 100, 1000])
     args = parser.parse_args()
@@ -166,10 +165,10 @@ def main() -> None:
         with running(command, args.port) as pid:
             measure(pid, args.port, request(8, stream=True), 4, 4)
             for n in args.connections:
-                n_times = max(1, 1000 // n)
-                ask = request(N_TOKENS, stream=True)
+                n_times = max(1, 400 // n)
+                ask = request(args.tokens, stream=True)
                 runs = [measure(pid, args.port, ask, n, n_times) for _ in range(args.runs)]
-                n_tokens = n * n_times * N_TOKENS
+                n_tokens = n * n_times * args.tokens
                 micro = median([used for _, used in runs]) / n_tokens * 1e6
                 base.setdefault(n, micro)
                 speed = median([n_tokens / wall for wall, _ in runs])
@@ -186,15 +185,15 @@ def main() -> None:
                 for sock in idle:
                     sock.recv(4096)
                 runs = [
-                    measure(pid, args.port, request(N_TOKENS, stream=True), 10, 100) for _ in range(args.runs)
+                    measure(pid, args.port, request(args.tokens, stream=True), 10, 40) for _ in range(args.runs)
                 ]
-                micro = median([used for _, used in runs]) / (1000 * N_TOKENS) * 1e6
+                micro = median([used for _, used in runs]) / (400 * args.tokens) * 1e6
                 ratio = f"{micro / base[10]:.2f}" if 10 in base else ""
                 streams.append(["10 + 900 idle", name, "", f"{micro:.1f}", ratio])
                 for sock in idle:
                     sock.close()
     show(
-        f"streams of {N_TOKENS} tokens, median of {args.runs} runs; ratio: CPU beside tinyoai's",
+        f"streams of {args.tokens} tokens, median of {args.runs} runs; ratio: CPU beside tinyoai's",
         ["connections", "server", "tokens/s", "CPU, µs a token", "ratio"],
         sorted(streams, key=lambda row: int(row[0].split()[0])),
     )

@@ -653,3 +653,30 @@ def test_a_prompt_scored_without_a_token_generated(fake: Server) -> None:
         token in top for token, top in zip(logprobs["tokens"][1:], logprobs["top_logprobs"][1:], strict=True)
     )
     assert whole["usage"]["completion_tokens"] == 0
+
+
+def test_a_slow_reader_gets_every_piece_once_and_in_order(fake: Server) -> None:
+    text = "".join(f"<{i}>" for i in range(12_000))
+    body = json.dumps(
+        {"model": "fake", "stream": True, "messages": [{"role": "user", "content": text[:3000]}]}
+    ).encode()
+    many = json.dumps({"text": text[:900], "repeat": 4}).encode()
+    script = json.dumps(
+        {"model": "fake", "stream": True, "messages": [{"role": "user", "content": "!" + many.decode()}]}
+    ).encode()
+    for ask, expected in ((body, text[:3000]), (script, text[:900] * 4)):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            sock.connect(("127.0.0.1", fake.port))
+            sock.settimeout(30)
+            sock.sendall(
+                b"POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+                % len(ask)
+                + ask
+            )
+            got = b""
+            while piece := sock.recv(30_000):
+                got += piece
+                time.sleep(0.002)
+        events = [json.loads(line[6:]) for line in got.decode().split("\n\n") if line.startswith("data: {")]
+        assert texts(events) == expected

@@ -21,6 +21,7 @@ from msgspec import structs
 from tinyoai import errors, wire
 from tinyoai.api import schema
 from tinyoai.models.pool import Lease
+from tinyoai.models.worker import Take
 from tinyoai.web import sse
 from tinyoai.web.exchange import Exchange
 
@@ -41,13 +42,16 @@ encode = msgspec.json.Encoder().encode
 # -- many streams as one -----------------------------------------------------------------------------
 
 
-async def events(lease: Lease, makes: Sequence[Make]) -> AsyncGenerator[Indexed, None]:
+async def events(
+    lease: Lease, makes: Sequence[Make], take: Take | None = None
+) -> AsyncGenerator[Indexed, None]:
     """All choices' events, each with its index; indices first appear in ascending order.
 
-    Raises the errors.ApiError that a Failed stands for. Closing the generator cancels what runs.
+    Of an only choice `take` may take pieces as they come in. Raises the errors.ApiError that a Failed
+    stands for. Closing the generator cancels what runs.
     """
     if len(makes) == 1:
-        async with aclosing(lease.call(makes[0])) as stream:
+        async with aclosing(lease.call(makes[0], take)) as stream:
             async for event in stream:
                 yield 0, good(event)
         return
@@ -314,14 +318,24 @@ class Chunks(ABC, Generic[Chunk]):
         return encode(structs.replace(self._blank, choices=choices, **more))
 
 
-async def stream(exchange: Exchange, source: AsyncGenerator[Indexed, None], chunks: Chunks[Any]) -> None:
+async def stream(exchange: Exchange, lease: Lease, makes: Sequence[Make], chunks: Chunks[Any]) -> None:
     """Sends events as they come. A failure before the first is raised, later it is an error event."""
     dones: dict[int, wire.Done] = {}
     n_deltas = 0
-    ping: _Ping | None = None
     chunked = False
+    ping: _Ping | None = None
+
+    def take(event: wire.Delta) -> bool:
+        """The short way for almost every token: out of the worker's frame and into the socket."""
+        nonlocal n_deltas
+        if ping is None or exchange.congested:
+            return False
+        n_deltas += 1
+        exchange.send(sse.event(chunks.delta(0, event), chunked))
+        return True
+
     try:
-        async with aclosing(source):
+        async with aclosing(events(lease, makes, take)) as source:
             async for index, event in source:
                 if isinstance(event, wire.Delta):
                     n_deltas += 1
@@ -335,7 +349,6 @@ async def stream(exchange: Exchange, source: AsyncGenerator[Indexed, None], chun
                         tell_wait(exchange, event.queue_ms)
                         exchange.start_stream()
                         chunked = exchange.chunked
-                        ping = _Ping(exchange, chunked)
                     data = chunks.first(index)
                 elif isinstance(event, wire.Done):
                     dones[index] = event
@@ -344,6 +357,7 @@ async def stream(exchange: Exchange, source: AsyncGenerator[Indexed, None], chun
                     continue
                 if data is not None:
                     exchange.send(sse.event(data, chunked))
+                ping = ping or _Ping(exchange, chunked)
         data = chunks.counts([dones[index] for index in sorted(dones)])
         if data is not None:
             exchange.send(sse.event(data, chunked))

@@ -30,11 +30,11 @@ class Chat:
 
     async def _answer(self, exchange: Exchange, request: schema.ChatRequest, lease: Lease) -> None:
         ready, n = lease.ready, request.n or 1
-        source = answers.events(lease, self._makes(exchange, request, lease, n))
+        makes = self._makes(exchange, request, lease, n)
         if request.stream:
-            await answers.stream(exchange, source, _Chunks(request, ready))
+            await answers.stream(exchange, lease, makes, _Chunks(request, ready))
             return
-        folded = await answers.fold(exchange, source, n)
+        folded = await answers.fold(exchange, answers.events(lease, makes), n)
         dones = [choice.done for choice in folded if choice.done]
         body = schema.ChatCompletion(
             id=answers.new_id("chatcmpl"),

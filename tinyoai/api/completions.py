@@ -35,11 +35,10 @@ class Completions:
         if len(prompts) * best_of > schema.MAX_PROMPTS:
             raise schema.too_many(len(prompts), best_of)
         makes = self._makes(exchange, request, prompts, best_of)
-        source = answers.events(lease, makes)
         if request.stream:
-            await answers.stream(exchange, source, _Chunks(request, ready, n))
+            await answers.stream(exchange, lease, makes, _Chunks(request, ready, n))
             return
-        folded = await answers.fold(exchange, source, len(makes))
+        folded = await answers.fold(exchange, answers.events(lease, makes), len(makes))
         dones = [choice.done for choice in folded if choice.done]
         chosen = [
             choice

@@ -22,7 +22,7 @@ from tinyoai import errors, wire
 from tinyoai.models import memory
 from tinyoai.models.catalog import Catalog
 from tinyoai.models.plan import Loaded, plan
-from tinyoai.models.worker import Call, LoadError, Make, Worker
+from tinyoai.models.worker import Call, LoadError, Make, Take, Worker
 from tinyoai.registry import Defaults, Model
 from tinyoai.text import template
 
@@ -504,14 +504,16 @@ class Lease:
             )
         return self._entry.worker.ready
 
-    async def call(self, make: Make) -> AsyncGenerator[wire.Event, None]:
+    async def call(self, make: Make, take: Take | None = None) -> AsyncGenerator[wire.Event, None]:
         """One answer's events, by the law of the wire; closing the iterator cancels it.
 
-        A request that its worker had not accepted when it died is sent once more, to the next one.
+        What `take` takes comes in no other way. A request that its worker had not accepted when it died is
+        sent once more, to the next one.
         """
         for attempt in (1, 2):
             worker = await self._pool.load(self._entry)
             call: Call = worker.call(make)
+            call.take = take
             try:
                 async for event in call:
                     if isinstance(event, wire.Failed) and event.kind == "WorkerDied" and not call.accepted:

@@ -43,6 +43,8 @@ def _environment() -> dict[str, str]:
 
 Make = Callable[[int], wire.Ask]
 """Builds a question for the id that it is given."""
+Take = Callable[[wire.Delta], bool]
+"""Takes a piece of an answer as it comes in, past the queue and the task behind it; false: not now, queue it."""
 
 
 class LoadError(Exception):
@@ -52,10 +54,11 @@ class LoadError(Exception):
 class Call:
     """One question on its way: its events in order. Iterate over it; `cancel` when nobody listens."""
 
-    __slots__ = ("_cancel", "_events", "_waiter", "accepted", "ended", "id")
+    __slots__ = ("_cancel", "_events", "_waiter", "accepted", "ended", "id", "take")
 
     def __init__(self, call_id: int, cancel: Callable[["Call"], None]) -> None:
         self.id = call_id
+        self.take: Take | None = None
         self.accepted = False
         self.ended = False
         """The last event has come in, though it may not have been taken yet."""
@@ -84,7 +87,11 @@ class Call:
 
     def put(self, event: wire.Event) -> None:
         """One more event, from the books alone."""
-        if isinstance(event, wire.Accepted):
+        if isinstance(event, wire.Delta):
+            # nothing may overtake what is queued
+            if self.take is not None and not self._events and self.take(event):
+                return
+        elif isinstance(event, wire.Accepted):
             self.accepted = True
         elif isinstance(event, wire.Last):
             self.ended = True
