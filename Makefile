@@ -40,7 +40,7 @@ fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.csrc.programs --seconds $(FUZZ_SECONDS)
 
 bench: $(VENV)/.installed-dev
-	for name in decode sampler startup concurrent_streams pooling; do $(BIN)/python bench/$$name.py || exit 1; done
+	for name in decode sampler startup concurrent_streams http_path pooling; do $(BIN)/python bench/$$name.py || exit 1; done
 
 model: $(VENV)/.made
 	$(VENV)/bin/python -m venv .venv-train
