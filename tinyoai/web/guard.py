@@ -130,7 +130,7 @@ class Guard:
         if head.method == "OPTIONS" and head.get(b"access-control-request-method"):
             asked = (head.get(b"access-control-request-headers") or b"").decode("latin-1")
             headers += [
-                ("access-control-allow-methods", "GET, HEAD, POST, OPTIONS"),
+                ("access-control-allow-methods", "GET, HEAD, POST, DELETE, OPTIONS"),
                 ("access-control-allow-headers", asked if asked.isascii() and asked else _USUAL_HEADERS),
                 ("access-control-max-age", str(_PREFLIGHT_S)),
             ]
