@@ -18,6 +18,8 @@ MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", 
 TEMPLATES = ("auto", "chatml", "llama2", "mistral", "zephyr", "vicuna", "alpaca", "plain")
 POOLINGS = ("auto", "mean", "weighted-mean", "last")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_SECONDS = 1e9
+"""A longer time counts as this one: clocks have their limits."""
 DEFAULT_CONTEXT = 4096
 """Tokens: the most that a model gets where nobody says more."""
 
@@ -285,7 +287,7 @@ def resolve(flags: Mapping[str, str | Sequence[str]], environment: Mapping[str, 
 _TIME = re.compile(
     r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?", re.ASCII
 )
-_SIZE = re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?)(?P<i>i?)b?", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"(?P<n>\d{1,15}(?:\.\d{1,9})?)\s*(?P<unit>[kmgt]?)(?P<i>i?)b?", re.ASCII | re.IGNORECASE)
 
 
 def seconds(text: str) -> float:
@@ -299,7 +301,8 @@ def seconds(text: str) -> float:
         raise ValueError("expected seconds, or a time such as 90s, 5m or 1h30m; -1 is for ever")
     if text.startswith("-"):
         return -1.0
-    return 3600 * float(found["h"] or 0) + 60 * float(found["m"] or 0) + float(found["s"] or 0)
+    whole = 3600 * float(found["h"] or 0) + 60 * float(found["m"] or 0) + float(found["s"] or 0)
+    return min(whole, MAX_SECONDS)
 
 
 def size(text: str) -> int:

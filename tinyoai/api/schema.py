@@ -19,7 +19,6 @@ MAX_INPUTS = 2048
 MAX_STOPS = 60
 MAX_STOP_BYTES = 1024
 MAX_LOGIT_BIAS = 1024
-MAX_KEEP_ALIVE_S = 1e9
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -320,7 +319,7 @@ def keep_alive(given: float | str | None) -> float | None:
         seconds = config.seconds(given) if isinstance(given, str) else given
     except ValueError as error:
         raise errors.BadRequest(f"keep_alive: {given!r}: {error}", param="keep_alive") from None
-    return -1.0 if seconds < 0 else min(seconds, MAX_KEEP_ALIVE_S)
+    return -1.0 if seconds < 0 else min(seconds, config.MAX_SECONDS)
 
 
 def settle(request: Generation, model: str, defaults: Defaults) -> None:

@@ -107,10 +107,10 @@ def _kind(header: gguf.Header) -> Kind:
 
 def _settings(path: Path) -> Settings:
     file = path.with_suffix(".json")
+    if not file.is_file():
+        return Settings()
     try:
         settings = msgspec.json.decode(file.read_bytes(), type=Settings)
-    except FileNotFoundError:
-        return Settings()
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise gguf.BadModelFile(f"its settings file {file} is not as it should be: {error}") from None
     known = ["auto", *template.names()]

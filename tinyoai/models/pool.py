@@ -229,7 +229,10 @@ class Pool:
     async def open(self, home: str) -> None:
         """Opens the registry in the data directory, and looks for models."""
         async with self._looking:
-            await asyncio.to_thread(self.catalog.open, home)
+            try:
+                await asyncio.to_thread(self.catalog.open, home)
+            except Exception:
+                log.exception("looking for models failed; the given one is served")
 
     # -- loading ---------------------------------------------------------------------------------
 
