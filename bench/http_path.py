@@ -185,7 +185,8 @@ def main() -> None:
                 for sock in idle:
                     sock.recv(4096)
                 runs = [
-                    measure(pid, args.port, request(args.tokens, stream=True), 10, 40) for _ in range(args.runs)
+                    measure(pid, args.port, request(args.tokens, stream=True), 10, 40)
+                    for _ in range(args.runs)
                 ]
                 micro = median([used for _, used in runs]) / (400 * args.tokens) * 1e6
                 ratio = f"{micro / base[10]:.2f}" if 10 in base else ""

@@ -54,9 +54,7 @@ class Completions:
                 schema.CompletionChoice(
                     index=index,
                     text=choice.text,
-                    logprobs=_logprobs(choice.logprobs, 0, request.logprobs)
-                    if request.logprobs is not None
-                    else None,
+                    logprobs=_logprobs(choice.logprobs, 0) if request.logprobs is not None else None,
                     finish_reason=choice.finish_reason,
                 )
                 for index, choice in enumerate(chosen)
@@ -108,9 +106,7 @@ def _likelihood(choice: answers.Folded) -> float:
     return sum(known) / len(known) if known else 0.0
 
 
-def _logprobs(
-    entries: Sequence[wire.TokenLogprob], offset: int, n_top: int | None
-) -> schema.CompletionLogprobs:
+def _logprobs(entries: Sequence[wire.TokenLogprob], offset: int) -> schema.CompletionLogprobs:
     """The legacy form; `offset` is where the first token begins, in characters of the whole text."""
     tokens = [answers.text(entry.piece) for entry in entries]
     offsets = []
@@ -123,9 +119,7 @@ def _logprobs(
         top_logprobs=[
             None if entry.logprob is None else _top(entry.piece, entry.logprob, entry.top)
             for entry in entries
-        ]
-        if n_top
-        else None,
+        ],
         text_offset=offsets,
     )
 
@@ -150,7 +144,7 @@ class _Chunks(answers.Chunks[schema.Completion]):
             choices=[],
         )
         super().__init__(blank, request.stream_options, n)
-        self._n_top = request.logprobs
+        self._with_logprobs = request.logprobs is not None
         self._offsets: dict[int, int] = {}
 
     def first(self, index: int) -> None:
@@ -158,9 +152,9 @@ class _Chunks(answers.Chunks[schema.Completion]):
 
     def delta(self, index: int, event: wire.Delta) -> bytes:
         logprobs = None
-        if self._n_top is not None:
+        if self._with_logprobs:
             offset = self._offsets.get(index, 0)
-            logprobs = _logprobs(event.logprobs, offset, self._n_top)
+            logprobs = _logprobs(event.logprobs, offset)
             self._offsets[index] = offset + sum(len(token) for token in logprobs.tokens)
         return self._worded([schema.CompletionChoice(index=index, text=event.text, logprobs=logprobs)])
 
