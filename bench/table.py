@@ -3,13 +3,22 @@
 Owns the printing and the counting of processes' memory. It must not know what is measured.
 """
 
+import atexit
 import json
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+
+
+_home = tempfile.TemporaryDirectory(prefix="tinyoai-bench-")
+atexit.register(_home.cleanup)
+# what is measured here must not stay in the registry of the person who measures
+os.environ["TINYOAI_HOME"] = _home.name
 
 
 def median(values: Sequence[float]) -> float:
