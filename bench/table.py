@@ -14,7 +14,6 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-
 _home = tempfile.TemporaryDirectory(prefix="tinyoai-bench-")
 atexit.register(_home.cleanup)
 # what is measured here must not stay in the registry of the person who measures

@@ -16,7 +16,7 @@ from tests.engines import make
 from tinyoai import errors, wire
 from tinyoai.models import memory
 from tinyoai.models.catalog import Catalog
-from tinyoai.models.pool import FOREVER, Entry, Pool, State
+from tinyoai.models.pool import DEATHS, FOREVER, Entry, Pool, State
 from tinyoai.registry import Model
 
 DEFAULT = Model(name="default", path="")
@@ -131,8 +131,9 @@ def test_many_first_uses_start_one_process(folder: Path) -> None:
 def test_the_least_recently_used_one_makes_room(folder: Path) -> None:
     async def body(pool: Pool) -> None:
         for name in ("a", "b", "a", "c"):
-            assert await said(pool, name) == "hello"
+            assert await said(pool, name, keep_alive=600) == "hello"
         assert sorted(loaded(pool)) == ["a", "c"]
+        assert pool.find("b").timer is None  # nothing is left to wait for
         assert await said(pool, "b") == "hello"
         assert sorted(loaded(pool)) == ["b", "c"]
 
@@ -211,6 +212,8 @@ def test_keep_alive_unloads_after_the_last_use(folder: Path) -> None:
         entry = pool.find("a")
         assert await said(pool, "a", keep_alive=0) == "hello"
         await until(entry, State.UNLOADED)
+        assert await said(pool, "a") == "hello"  # that was said of the other load
+        assert entry.keep_s == FOREVER
         async with pool.lease("a", 0.05):
             async with pool.lease("a"):
                 pass
@@ -390,3 +393,24 @@ def test_random_uses_never_break_the_budget(folder: Path) -> None:
         assert all(entry.uses == 0 for entry in pool.entries)
 
     drive(body, folder, room=2.2)
+
+
+def test_a_process_that_is_killed_while_it_loads_is_started_again(folder: Path) -> None:
+    async def body(pool: Pool) -> None:
+        entry = pool.find("a")
+        killed: list[int] = []
+        real = asyncio.create_subprocess_exec
+
+        async def dying(*command: Any, **more: Any) -> Any:
+            process = await real(*command, **more)
+            if len(killed) < DEATHS - 1:
+                killed.append(process.pid)
+                process.kill()
+            return process
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio, "create_subprocess_exec", dying)
+            assert await said(pool, "a") == "hello"
+        assert entry.n_deaths == len(killed) == DEATHS - 1
+
+    drive(body, folder)

@@ -22,7 +22,7 @@ from tinyoai import errors, wire
 from tinyoai.models import memory
 from tinyoai.models.catalog import Catalog
 from tinyoai.models.plan import Loaded, plan
-from tinyoai.models.worker import Call, LoadError, Make, Take, Worker
+from tinyoai.models.worker import Call, LoadDied, LoadError, Make, Take, Worker
 from tinyoai.registry import Defaults, Model
 from tinyoai.text import template
 
@@ -373,6 +373,10 @@ class Pool:
         """Cancels a task of _keep, once: a second cancel would reach it while it stops its worker."""
         if entry.state is not State.UNLOADED:
             self._set(entry, State.UNLOADED)
+            entry.keep_s = self._keep_alive  # what a request had asked for goes with what it was asked of
+            if entry.timer is not None:
+                entry.timer.cancel()
+                entry.timer = None
             task.cancel()
         return task
 
@@ -423,14 +427,16 @@ class Pool:
                 self._set(entry, State.LOADING)
                 try:
                     entry.worker = await Worker.start(entry.load, timeout=self._timeout)
+                    entry.loaded_at = loop.time()
+                    self._set(entry, State.READY)
+                    why = await asyncio.shield(entry.worker.ended)
+                    entry.worker = None
+                except LoadDied as error:
+                    why = str(error)
                 except (LoadError, OSError) as error:
                     entry.retry_at = loop.time() + COOL_S
                     self._set(entry, State.FAILED, str(error))
                     return
-                entry.loaded_at = loop.time()
-                self._set(entry, State.READY)
-                why = await asyncio.shield(entry.worker.ended)
-                entry.worker = None
                 entry.deaths.append(loop.time())
                 entry.n_deaths += 1
                 state, delay = verdict(entry.deaths, loop.time())

@@ -48,7 +48,11 @@ Take = Callable[[wire.Delta], bool]
 
 
 class LoadError(Exception):
-    """The model was refused, or its process ended or hung while loading: one sentence why."""
+    """The model was refused, or its process hung while loading: one sentence why."""
+
+
+class LoadDied(LoadError):
+    """The process ended while loading: a few words why. It may well load the next time."""
 
 
 class Call:
@@ -179,7 +183,8 @@ class Worker:
         self._process: asyncio.subprocess.Process
         self._transport: asyncio.Transport
         self._books = Books()
-        self._first: asyncio.Future[wire.ToServer] = asyncio.get_running_loop().create_future()
+        self._first: asyncio.Future[wire.ToServer | None] = asyncio.get_running_loop().create_future()
+        """Its first word; None if it ended without one."""
         self._tasks: set[asyncio.Task[None]] = set()
         # the watchdog's
         self._stall_s = stall_s
@@ -243,7 +248,9 @@ class Worker:
             raise
         if not isinstance(first, wire.Ready):
             await self.ended
-            raise LoadError(first.message if isinstance(first, wire.LoadFailed) else self._why)
+            if isinstance(first, wire.LoadFailed):
+                raise LoadError(first.message)
+            raise LoadDied(self._why)
         self.ready = first
         return self
 
@@ -354,7 +361,7 @@ class Worker:
         self._transport.close()
         message = f"the model's process {self._why}"
         if not self._first.done():
-            self._first.set_result(wire.LoadFailed(message=message))
+            self._first.set_result(None)
         self._books.fail_all(message)
         if not self.ended.done():
             self.ended.set_result(self._why)
