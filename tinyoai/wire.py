@@ -103,6 +103,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True):
     ignore_eos: bool = False
     logprobs: int = -1
     """-1: none; 0: of the chosen token; N: of the N likeliest too."""
+    score_end: bool = False
+    """With log-probabilities: the token that ends the answer has its own, too, and no text."""
     echo: bool = False
     """The prompt comes back as the first Delta, with its log-probabilities where they are asked for."""
     exact: bool = False

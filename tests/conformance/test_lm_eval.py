@@ -61,12 +61,23 @@ def test_a_loglikelihood_task(builtin: Server, tmp_path: Path, n_concurrent: int
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (scores,) = (tmp_path / "scores").rglob("results_*.json")
-    assert json.loads(scores.read_text())["results"]["capitals"]["acc,none"] == 1.0
+    # the model is tiny and not asked as it was taught to be; by chance it would be a third
+    assert json.loads(scores.read_text())["results"]["capitals"]["acc,none"] > 0.8
     (samples,) = (tmp_path / "scores").rglob("samples_*.jsonl")
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(lines) == len(CAPITALS)
-    # the right one is what the model would say by itself, and the wrong ones are not
     for line in lines:
-        for i, (logprob, greedy) in enumerate(line["filtered_resps"]):
-            assert float(logprob) < 0
-            assert (greedy in (True, "True")) is (i == line["doc"]["answer"])
+        for choice, (logprob, greedy) in zip(line["doc"]["choices"], line["filtered_resps"], strict=True):
+            expected, likeliest = scored(builtin, f"The capital of {line['doc']['country']} is", f" {choice}")
+            assert float(logprob) == pytest.approx(expected, abs=1e-3)
+            assert (greedy in (True, "True")) is likeliest
+
+
+def scored(server: Server, context: str, continuation: str) -> tuple[float, bool]:
+    """A continuation's log-probability after a context, asked for by hand, and whether it is the greedy one."""
+    ids = server.post("/tokenize", content=context + continuation).json["tokens"]
+    n_context = len(server.post("/tokenize", content=context).json["tokens"])
+    ask = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0}
+    logprobs = server.post("/v1/completions", **ask).json["choices"][0]["logprobs"]
+    values, tops = logprobs["token_logprobs"][n_context:], logprobs["top_logprobs"][n_context:]
+    return sum(values), all(value == max(top.values()) for value, top in zip(values, tops, strict=True))

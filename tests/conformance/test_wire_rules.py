@@ -253,6 +253,10 @@ def test_echo_and_legacy_logprobs(fake: Server) -> None:
     assert logprobs["top_logprobs"][0] is None
     assert all(value > -0.01 for value in logprobs["token_logprobs"][1:])
     assert all(len(top) == 2 for top in logprobs["top_logprobs"][1:])
+    # what ends an answer is a token too, without text: evaluation programs count on it
+    ended = fake.post("/v1/completions", prompt='!{"text": "xy"}\n', logprobs=1, max_tokens=9).json
+    assert ended["choices"][0]["logprobs"]["tokens"] == ["x", "y", ""]
+    assert len(ended["choices"][0]["logprobs"]["tokens"]) == ended["usage"]["completion_tokens"]
     # with none of the likeliest asked for, the chosen one is told all the same
     bare = fake.post("/v1/completions", prompt="abc", logprobs=0, max_tokens=2).json["choices"][0]["logprobs"]
     assert [list(top) for top in bare["top_logprobs"]] == [["d"], ["e"]]

@@ -92,6 +92,7 @@ class Completions:
                 ignore_eos=bool(request.ignore_eos),
                 exact=answers.repeatable(request),
                 logprobs=logprobs,
+                score_end=True,
                 echo=bool(request.echo),
                 param="prompt",
                 **standing,

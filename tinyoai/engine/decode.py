@@ -468,6 +468,9 @@ class Scheduler:
         token = sampler.sample(self._engine.logits(slot.index), suppress)
         job.n_generated += 1
         if token in self._engine.info.eog_ids:
+            if request.score_end and request.logprobs >= 0:
+                entry = self._token_logprob(token, sampler.logprob, sampler.top)
+                job.held.append((entry, emitter.n_fed))
             self._finish(job, "stop", out)
             return
         job.next_id = token
