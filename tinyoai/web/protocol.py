@@ -86,7 +86,8 @@ class Server:
     async def wait_idle(self, seconds: float) -> bool:
         """Whether all exchanges ended within so many seconds."""
         try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True
