@@ -127,7 +127,9 @@ class FakeEngine:
 
     def _answer(self, slot: int, tokens: list[int], row: Row) -> None:
         reply = self._replies[slot]
-        if reply is None or row.n_past < reply.start or IM_START in row.tokens:
+        # a plain prompt may come in pieces: without its newline it is taken for one that has none
+        unread = reply is None or row.n_past < reply.start or (reply.text is None and 10 in row.tokens)
+        if reply is None or unread or IM_START in row.tokens:
             reply = self._replies[slot] = _reply(tokens)
         script, at = reply.script, len(tokens) - reply.start
         pause = script.step_ms if len(row.tokens) == 1 else script.prefill_ms

@@ -336,10 +336,18 @@ class Worker:
             self._process.kill()
 
     async def _read_stderr(self) -> None:
+        try:
+            self._end(await self._until_exit())
+        except asyncio.CancelledError:
+            # the loop is being closed over it: nobody would see its end, and who waits for that must not for ever
+            self._kill("was left behind")
+            self._end(-signal.SIGKILL)
+            raise
+
+    async def _until_exit(self) -> int:
+        """Logs what the process says on stderr until it has ended; its exit code, negative for a signal."""
         stderr = self._process.stderr
-        if stderr is None:
-            return
-        while True:
+        while stderr is not None:
             try:
                 line = await stderr.readline()
             except ValueError:  # a line beyond the reader's limit; it has been dropped
@@ -347,8 +355,7 @@ class Worker:
             if not line:
                 break
             log.debug("%s: %s", self.load.name, line.decode("utf-8", "replace").rstrip())
-        code = await self._process.wait()
-        self._end(code)
+        return await self._process.wait()
 
     def _end(self, code: int) -> None:
         if code < 0:
