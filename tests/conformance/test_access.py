@@ -39,10 +39,11 @@ def chat(server: Server, key: str, text: str = "hello", **fields: Any) -> Reply:
 
 
 def test_the_sdk_raises_what_it_should(keyed: Server) -> None:
-    with pytest.raises(openai.AuthenticationError) as caught:
-        client(keyed, "wrong").models.list()
+    with client(keyed, "wrong") as sdk, pytest.raises(openai.AuthenticationError) as caught:
+        sdk.models.list()
     assert caught.value.code == "invalid_api_key"
-    assert [model.id for model in client(keyed, "sk-env").models.list()] == ["fake"]
+    with client(keyed, "sk-env") as sdk:
+        assert [model.id for model in sdk.models.list()] == ["fake"]
 
 
 @pytest.mark.rule(23)
@@ -76,8 +77,8 @@ def test_rates_by_key(keyed: Server) -> None:
     assert refused[0].error["code"] == "rate_limit_exceeded"
     assert 1 <= int(refused[0].headers["retry-after"]) <= 5
     assert chat(keyed, "sk-ben").status == 200
-    with pytest.raises(openai.RateLimitError):
-        client(keyed, "sk-ann").models.list()
+    with client(keyed, "sk-ann") as sdk, pytest.raises(openai.RateLimitError):
+        sdk.models.list()
 
 
 def test_tokens_are_counted(keyed: Server) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ ALICE = [
 
 
 @pytest.fixture
-def client(builtin: Server) -> OpenAI:
+def client(builtin: Server) -> Iterator[OpenAI]:
     """The SDK as its quick start has it."""
-    return OpenAI(base_url=builtin.url, api_key="not-needed", max_retries=0)
+    with OpenAI(base_url=builtin.url, api_key="not-needed", max_retries=0) as client:
+        yield client
 
 
 def test_the_first_question(client: OpenAI) -> None:
@@ -261,8 +263,7 @@ def test_a_flood_of_connections_leaves_those_that_are_there() -> None:
 
 
 def test_a_worker_killed_in_mid_stream_costs_that_stream_alone() -> None:
-    with serve() as server:
-        client = OpenAI(base_url=server.url, api_key="x", max_retries=0)
+    with serve() as server, OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
         stream = client.chat.completions.create(
             model="tinyoai-chat",
             messages=[{"role": "user", "content": "Tell me a story."}],

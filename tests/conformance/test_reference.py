@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -63,8 +64,7 @@ def curl(server: Server, path: str, body: Any = None, *flags: str) -> str:
 
 @pytest.mark.parametrize("name", ["slp-orchestra-mini", "gemma3-1b"])
 def test_smartloop_s_pages(name: str) -> None:
-    with serve("--model-name", name) as server:
-        client = python(server)
+    with serve("--model-name", name) as server, python(server) as client:
         said = client.chat.completions.create(
             model=name, messages=[{"role": "user", "content": "What is the capital of France?"}]
         )
@@ -116,9 +116,8 @@ def test_smg_s_chat(llama: Server) -> None:
     usage = whole["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert usage["completion_tokens"] > 5
-    said = python(llama, "your-api-key").chat.completions.create(
-        model=LLAMA, messages=[{"role": "user", "content": "Hello!"}]
-    )
+    with python(llama, "your-api-key") as client:
+        said = client.chat.completions.create(model=LLAMA, messages=[{"role": "user", "content": "Hello!"}])
     assert said.choices[0].message.content == "Hello! How can I help you today?"
 
 
@@ -206,18 +205,20 @@ def test_npu_stack_s_chat(mine: Server) -> None:
 
 
 def test_npu_stack_s_python(mine: Server) -> None:
-    client = python(mine, "any")
-    said = client.chat.completions.create(model="my-model", messages=[{"role": "user", "content": "Hello!"}])
-    assert said.choices[0].message.content
-    pieces = []
-    for chunk in client.chat.completions.create(
-        model="my-model", messages=[{"role": "user", "content": "Tell me a story"}], stream=True
-    ):
-        if chunk.choices[0].delta.content:
-            pieces.append(chunk.choices[0].delta.content)
-    assert "".join(pieces).startswith("Once upon a time")
-    vector = client.embeddings.create(model="my-model", input="Hello world").data[0].embedding
-    assert len(vector) == 256
+    with python(mine, "any") as client:
+        said = client.chat.completions.create(
+            model="my-model", messages=[{"role": "user", "content": "Hello!"}]
+        )
+        assert said.choices[0].message.content
+        pieces = []
+        for chunk in client.chat.completions.create(
+            model="my-model", messages=[{"role": "user", "content": "Tell me a story"}], stream=True
+        ):
+            if chunk.choices[0].delta.content:
+                pieces.append(chunk.choices[0].delta.content)
+        assert "".join(pieces).startswith("Once upon a time")
+        vector = client.embeddings.create(model="my-model", input="Hello world").data[0].embedding
+        assert len(vector) == 256
 
 
 def test_npu_stack_s_models(mine: Server) -> None:
@@ -232,14 +233,27 @@ def test_npu_stack_s_models(mine: Server) -> None:
     assert "uptime" in text
 
 
-def test_npu_stack_s_langchain(mine: Server) -> None:
-    llm = ChatOpenAI(base_url=mine.url, api_key=SecretStr("any"), model="my-model", temperature=0.7)
+@pytest.fixture
+def http() -> Iterator[dict[str, Any]]:
+    """LangChain closes no connection by itself, so it is given some that are closed here."""
+    asynchronous = httpx.AsyncClient()
+    with httpx.Client() as client:
+        yield {"http_client": client, "http_async_client": asynchronous}
+
+
+def test_npu_stack_s_langchain(mine: Server, http: dict[str, Any]) -> None:
+    llm = ChatOpenAI(base_url=mine.url, api_key=SecretStr("any"), model="my-model", temperature=0.7, **http)
     assert str(llm.invoke("What is an NPU?").content).startswith(NPU)
 
 
-def test_langchain_further(mine: Server) -> None:
+def test_langchain_further(mine: Server, http: dict[str, Any]) -> None:
     llm = ChatOpenAI(
-        base_url=mine.url, api_key=SecretStr("any"), model="my-model", temperature=0, stream_usage=True
+        base_url=mine.url,
+        api_key=SecretStr("any"),
+        model="my-model",
+        temperature=0,
+        stream_usage=True,
+        **http,
     )
     said = llm.invoke([SystemMessage("Answer in one word."), HumanMessage("What is the capital of Japan?")])
     assert said.content == "Tokyo."
@@ -249,9 +263,18 @@ def test_langchain_further(mine: Server) -> None:
     assert "".join(str(piece.content) for piece in pieces) == PARIS
     many = llm.batch([f"What is {a} + {b}?" for a, b in ((1, 2), (10, 20), (30, 12))])
     assert [message.content for message in many] == ["1 + 2 = 3.", "10 + 20 = 30.", "30 + 12 = 42."]
-    assert asyncio.run(llm.ainvoke("Hello!")).content
+
+    async def later() -> str:
+        async with http["http_async_client"]:
+            return str((await llm.ainvoke("Hello!")).content)
+
+    assert asyncio.run(later())
     vectors = OpenAIEmbeddings(
-        base_url=mine.url, api_key=SecretStr("any"), model="my-model", check_embedding_ctx_length=False
+        base_url=mine.url,
+        api_key=SecretStr("any"),
+        model="my-model",
+        check_embedding_ctx_length=False,
+        **http,
     )
     assert len(vectors.embed_query("Hello world")) == 256
 
