@@ -1,8 +1,10 @@
 """Keys, rates, the queue and deadlines, as clients meet them on a real server."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import openai
@@ -99,6 +101,26 @@ def test_tokens_are_counted(keyed: Server) -> None:
     assert used > 300
     # the bucket fills by 33 a second meanwhile
     assert before - used <= after <= before - used + 600
+
+
+@pytest.mark.parametrize("n_read", [0, 300])
+def test_the_tokens_of_a_stream_are_charged_though_its_reader_left(n_read: int) -> None:
+    text = '!{"text": "x", "repeat": %d, "step_ms": 1}' % (3000 if n_read else 300)
+    body = {"model": "fake", "messages": [{"role": "user", "content": text}], "stream": True}
+    with serve("--engine", "fake", "--rate-limit", ",300") as server:
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        answer = connection.getresponse()
+        if n_read:  # events of two lines
+            lines = [answer.readline() for _ in range(2 * n_read)]
+            assert all(line == b"\n" or line.startswith(b"data: {") for line in lines)
+        else:
+            assert answer.read().endswith(b"data: [DONE]\n\n")
+        connection.close()
+        deadline = time.monotonic() + 10
+        while (status := server.request("GET", "/v1/models").status) == 200 and time.monotonic() < deadline:
+            time.sleep(0.05)  # the server has yet to see that the reader left
+        assert status == 429
 
 
 @pytest.mark.rule(24)
@@ -224,6 +246,28 @@ def test_many_parts_are_one_request(narrow: Server) -> None:
     reply = narrow.request("POST", "/v1/completions", body, {"x-api-key": "a"})
     assert reply.status == 200
     assert [choice["text"] for choice in reply.json["choices"]] == [str(i) for i in range(100)]
+
+
+def test_requests_that_call_themselves_alike_are_many(narrow: Server) -> None:
+    replies: list[Reply] = []
+
+    def ask(path: str, **fields: Any) -> None:
+        headers = {"x-api-key": "a", "x-request-id": "the-same"}
+        replies.append(narrow.request("POST", path, {"model": "fake", **fields}, headers))
+
+    first = Asked(narrow, "a", SLOW)
+    time.sleep(0.2)
+    chats = [("/v1/chat/completions", {"messages": [{"role": "user", "content": SLOW}]})] * 4
+    asked = [
+        threading.Thread(target=ask, args=(path,), kwargs=fields)
+        for path, fields in [*chats, *[("/v1/embeddings", {"input": "x"})] * 4]
+    ]
+    for thread in asked:
+        thread.start()
+    for thread in asked:
+        thread.join(30)
+    assert first.wait().status == 200
+    assert [reply.status for reply in replies].count(429) == 6, "the line holds two"
 
 
 @pytest.mark.rule(27)

@@ -135,18 +135,44 @@ class Folded:
             self.done = event
 
 
+class Meter:
+    """Keeps an exchange's cost true at any time, since it is charged when the exchange ends, however it does.
+
+    Of an answer that is cut short the tokens are not known, but its pieces are.
+    """
+
+    __slots__ = ("_exchange", "_pieces")
+
+    def __init__(self, exchange: Exchange, n: int) -> None:
+        """For `n` choices."""
+        self._exchange = exchange
+        self._pieces = [0] * n
+
+    def piece(self, index: int) -> None:
+        """A piece of a choice has come."""
+        self._pieces[index] += 1
+        self._exchange.n_tokens += 1
+
+    def end(self, index: int, done: wire.Done) -> None:
+        """A choice is complete: what it cost is known."""
+        self._exchange.n_tokens += done.n_generated - self._pieces[index]
+
+
 async def fold(exchange: Exchange, source: AsyncGenerator[Indexed, None], n: int) -> list[Folded]:
     """The choices, whole. Raises errors.ApiError as the source does."""
     folded = [Folded() for _ in range(n)]
+    meter = Meter(exchange, n)
     waited: float | None = None
     async with aclosing(source):
         async for index, event in source:
             folded[index].add(event)
-            if isinstance(event, wire.Accepted):
+            if isinstance(event, wire.Delta):
+                meter.piece(index)
+            elif isinstance(event, wire.Accepted):
                 exchange.n_tokens += event.n_prompt
                 waited = max(waited or 0.0, event.queue_ms)
             elif isinstance(event, wire.Done):
-                exchange.n_tokens += event.n_generated
+                meter.end(index, event)
     if waited is not None:
         tell_wait(exchange, waited)
     return folded
@@ -162,7 +188,8 @@ def standing(exchange: Exchange, *, streamed: bool) -> dict[str, Any]:
 
     An unstreamed answer is due shortly before the client stops listening; the SDKs tell when that is.
     """
-    found: dict[str, Any] = {"client": exchange.client, "group": exchange.request_id}
+    # not the request's id, which the client may choose: all of one id would be one in the line
+    found: dict[str, Any] = {"client": exchange.client, "group": new_id("group")}
     limit = None if streamed else _read_timeout(exchange)
     if limit is not None:
         margin = min(MAX_MARGIN_S, max(MIN_MARGIN_S, MARGIN * limit))
@@ -321,16 +348,15 @@ class Chunks(ABC, Generic[Chunk]):
 async def stream(exchange: Exchange, lease: Lease, makes: Sequence[Make], chunks: Chunks[Any]) -> None:
     """Sends events as they come. A failure before the first is raised, later it is an error event."""
     dones: dict[int, wire.Done] = {}
-    n_deltas = 0
+    meter = Meter(exchange, len(makes))
     chunked = False
     ping: _Ping | None = None
 
     def take(event: wire.Delta) -> bool:
         """The short way for almost every token: out of the worker's frame and into the socket."""
-        nonlocal n_deltas
         if ping is None or exchange.congested:
             return False
-        n_deltas += 1
+        meter.piece(0)
         exchange.send(sse.event(chunks.delta(0, event), chunked))
         return True
 
@@ -338,7 +364,7 @@ async def stream(exchange: Exchange, lease: Lease, makes: Sequence[Make], chunks
         async with aclosing(events(lease, makes, take)) as source:
             async for index, event in source:
                 if isinstance(event, wire.Delta):
-                    n_deltas += 1
+                    meter.piece(index)
                     exchange.send(sse.event(chunks.delta(index, event), chunked))
                     if exchange.congested:
                         await exchange.drain()
@@ -352,6 +378,7 @@ async def stream(exchange: Exchange, lease: Lease, makes: Sequence[Make], chunks
                     data = chunks.first(index)
                 elif isinstance(event, wire.Done):
                     dones[index] = event
+                    meter.end(index, event)
                     data = chunks.last(index, event)
                 else:
                     continue
@@ -368,8 +395,6 @@ async def stream(exchange: Exchange, lease: Lease, makes: Sequence[Make], chunks
             raise
         exchange.fail(error)
     finally:
-        # of an answer that was cut short the tokens are not known, but its pieces are
-        exchange.n_tokens += max(n_deltas, sum(done.n_generated for done in dones.values()))
         if ping is not None:
             ping.stop()
 

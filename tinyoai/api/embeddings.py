@@ -42,7 +42,7 @@ class Embeddings:
         inputs: Sequence[tuple[str, str | list[int]]],
         lease: Lease,
     ) -> None:
-        pooling = lease.ready.pooling
+        pooling, standing = lease.ready.pooling, answers.standing(exchange, streamed=True)
 
         def make(field: str, given: str | list[int], call_id: int) -> wire.Embed:
             return wire.Embed(
@@ -50,8 +50,7 @@ class Embeddings:
                 prompt=_prompt(given, pooling),
                 dimensions=request.dimensions or 0,
                 param=field,
-                client=exchange.client,
-                group=exchange.request_id,
+                **standing,
             )
 
         parts: list[Any] = []
