@@ -59,6 +59,10 @@ def test_version() -> None:
         (["--grace", "nan"], "between"),
         (["--log-level", "loud"], "debug"),
         (["bake"], "bake"),
+        (["model.gguf"], "--model FILE"),
+        (["-p", "8000"], "-p"),
+        (["--api-key", ""], "--api-key: it is empty"),
+        (["--cors-origin", "app.example"], "https://app.example"),
         (["--host", "no such host"], "--host"),
     ],
 )
@@ -197,6 +201,11 @@ def test_a_second_signal_ends_at_once() -> None:
             assert not Path(f"/proc/{pid}").exists()
 
 
+def test_one_request_at_a_time_is_one() -> None:
+    with serve("--engine", "fake", "--parallel", "1") as server:
+        assert "1 request at a time" in server.banner
+
+
 def test_an_idle_kept_alive_connection_does_not_hold_up_the_end() -> None:
     with serve("--engine", "fake") as server, server.connect() as sock:
         sock.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -216,9 +225,16 @@ def test_a_killed_server_leaves_no_worker() -> None:
             time.sleep(0.05)
 
 
-def test_a_warning_where_others_may_come_in() -> None:
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--engine", "fake", "--host", "0.0.0.0"], "asks for no key"),
+        (["--ctx-size", "8000"], "a context of 8000 tokens is longer than the 1024"),
+    ],
+)
+def test_what_may_go_wrong_is_warned_of(flags: list[str], words: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tinyoai", "--engine", "fake", "--port", "0", "--host", "0.0.0.0"],
+        [sys.executable, "-m", "tinyoai", "--port", "0", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -227,7 +243,7 @@ def test_a_warning_where_others_may_come_in() -> None:
     try:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert "asks for no key" in process.stderr.readline()
+        assert words in process.stderr.readline()
     finally:
         process.kill()
         process.communicate()

@@ -8,6 +8,8 @@ room does its work.
 import asyncio
 import ipaddress
 import logging
+import os
+import re
 import resource
 import signal
 import socket
@@ -50,6 +52,8 @@ SPARE_FILES = 64
 """File descriptors kept for everything but clients: workers, logs, the listener."""
 OPEN_ROUTES = ("/health", "/docs", "/openapi.json")
 """What needs no key: health checks have none, and the documentation says nothing that is secret."""
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
+"""Scheme, host and perhaps a port, as browsers send it: anything else would never match."""
 PROGRESS_S = 1.0
 """Loading longer than this is told about."""
 
@@ -65,6 +69,8 @@ def _catalog(config: Config) -> Catalog:
     """What there is to serve. Raises errors.UsageError for a model or a folder that cannot be read."""
     if config.models_dir and not Path(config.models_dir).is_dir():
         raise errors.UsageError(f"--models-dir: {config.models_dir} is no folder", exit_code=1)
+    if config.models_dir and not os.access(config.models_dir, os.R_OK | os.X_OK):
+        raise errors.UsageError(f"--models-dir: {config.models_dir} may not be read", exit_code=1)
     if config.engine == "fake":
         model = Model(name=config.model_name or "fake", path="", architecture="fake")
         return Catalog(model, folder=config.models_dir, register=False)
@@ -231,6 +237,12 @@ class _App:
 
     def _guard(self) -> Guard:
         config = self._config
+        for origin in config.cors_origin:
+            if not ORIGIN.fullmatch(origin):
+                raise errors.UsageError(
+                    f"--cors-origin: {origin!r} is no origin: give scheme and host, such as "
+                    "https://app.example, or * for any"
+                )
         return Guard(
             loopback=_is_loopback(config.host),
             allowed_hosts=config.allowed_host,
@@ -276,7 +288,7 @@ class _App:
             f"tinyoai {__version__} is ready",
             f"  base URL  {url}",
             f"  model     {ready.name} ({ready.architecture}, {ready.quantization}{parameters}{size})",
-            f"  context   {ready.n_ctx} tokens, {ready.n_slots} requests at a time",
+            f"  context   {ready.n_ctx} tokens, {ready.n_slots} request{'s' if ready.n_slots > 1 else ''} at a time",
             f"  engine    {ready.engine}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
             f"  docs      {url.removesuffix('/v1')}/docs",
             "try it:",
@@ -285,6 +297,15 @@ class _App:
         if self._config.engine != "fake" and not self._config.model:
             lines.append("this model is a tiny demonstration; --model FILE serves one of yours")
         print("\n".join(lines), flush=True)
+        trained = self._pool.default.model.context
+        if 0 < trained < ready.n_ctx:
+            logger.warning(
+                "a context of %d tokens is longer than the %d that %s was trained with; "
+                "what it says beyond those may make no sense",
+                ready.n_ctx,
+                trained,
+                ready.name,
+            )
         if not _is_loopback(self._config.host) and not self._keys:
             logger.warning(
                 "ANYONE who can reach %s can use this server, for it asks for no key: "

@@ -43,7 +43,9 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", nargs="?", choices=["serve"], default="serve", help="serve (the default)")
+    parser.add_argument(
+        "command", nargs="?", metavar="serve", default="serve", help="what to do; the default"
+    )
     parser.add_argument("--version", action="version", version=f"tinyoai {__version__}")
     for option in OPTIONS:
         shown = f" (default: {option.default})" if option.default not in ("", 0, ()) else ""
@@ -70,6 +72,8 @@ def _check_flags(argv: Sequence[str]) -> None:
             close = difflib.get_close_matches(flag, known, 1)
             hint = f"did you mean {close[0]}?" if close else "see tinyoai --help"
             raise UsageError(f"there is no flag {flag}; {hint}")
+        if flag.startswith("-") and flag[1:2].isalpha() and flag != "-h":
+            raise UsageError(f"there is no flag {flag}; see tinyoai --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = sys.argv[1:] if argv is None else argv
         _check_flags(argv)
         flags = vars(_parser().parse_args(argv))
-        flags.pop("command")
+        command = flags.pop("command")
+        if command != "serve":
+            raise UsageError(f"there is no command {command!r}, only serve; a model file is --model FILE")
         config = resolve(flags, os.environ)
         from tinyoai.app import run  # late: --help and a wrong flag need no event loop
 

@@ -277,6 +277,8 @@ def resolve(flags: Mapping[str, str | Sequence[str]], environment: Mapping[str, 
             values[option.name] = tuple(
                 part.strip() for text in parts for part in text.split(",") if part.strip()
             )
+            if not values[option.name]:  # as from --api-key "$KEY" without a KEY: that must not open the door
+                raise UsageError(f"{source}: it is empty; give it a value or leave it out")
         elif isinstance(given, str):
             values[option.name] = _parse(option, given, source)
         else:

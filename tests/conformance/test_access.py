@@ -105,7 +105,7 @@ def test_tokens_are_counted(keyed: Server) -> None:
 
 @pytest.mark.parametrize("n_read", [0, 300])
 def test_the_tokens_of_a_stream_are_charged_though_its_reader_left(n_read: int) -> None:
-    text = '!{"text": "x", "repeat": %d, "step_ms": 1}' % (3000 if n_read else 300)
+    text = "!" + json.dumps({"text": "x", "repeat": 3000 if n_read else 300, "step_ms": 1})
     body = {"model": "fake", "messages": [{"role": "user", "content": text}], "stream": True}
     with serve("--engine", "fake", "--rate-limit", ",300") as server:
         connection = HTTPConnection("127.0.0.1", server.port, timeout=30)

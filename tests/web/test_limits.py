@@ -129,6 +129,42 @@ def test_a_reader_of_nothing_loses_its_answer(run: Clerk) -> None:
     run(_with(test, "/big", _big))
 
 
+@pytest.mark.parametrize("path", ["/flood", "/wide"])
+def test_who_says_no_more_and_reads_nothing_is_left_in_time(run: Clerk, path: str) -> None:
+    async def wide(exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.send(sse.event(b"x" * 8_000_000, exchange.chunked))
+        await asyncio.sleep(3600)
+
+    async def test(bench: Bench) -> None:
+        sock = small_window(bench)
+        await asyncio.get_running_loop().sock_sendall(sock, get(path))
+        await asyncio.sleep(0.2)
+        assert bench.server.n_busy == 1
+        sock.shutdown(socket.SHUT_WR)
+        while bench.server.connections:
+            await asyncio.sleep(0.05)
+        assert bench.server.n_busy == 0
+        sock.close()
+
+    run(_with(test, "/wide", wide, "GET"))
+
+
+def test_who_says_no_more_may_read_on_slowly(run: Clerk) -> None:
+    async def test(bench: Bench) -> None:
+        loop = asyncio.get_running_loop()
+        sock = small_window(bench, 16384)
+        await loop.sock_sendall(sock, get("/flood"))
+        await asyncio.sleep(0.2)
+        sock.shutdown(socket.SHUT_WR)
+        for _ in range(20):  # twice the stall time
+            assert await loop.sock_recv(sock, 3000)
+            await asyncio.sleep(0.06)
+        sock.close()
+
+    run(test)
+
+
 # -- memory --------------------------------------------------------------------------------------------
 
 

@@ -137,11 +137,11 @@ class Models:
         if entry.last_use:
             status.last_used = int(time.time() - (loop.time() - entry.last_use))
         if entry.timer is not None:
-            status.unloads_in = max(0.0, entry.timer.when() - loop.time())
+            status.unloads_in = round(max(0.0, entry.timer.when() - loop.time()), 3)
         if worker is not None and entry.state is State.READY:
             n_slots, n_busy = worker.ready.n_slots, worker.n_running
             status.pid = worker.pid
-            status.uptime = loop.time() - entry.loaded_at
+            status.uptime = round(loop.time() - entry.loaded_at, 3)
             status.memory.resident_bytes = resident.get(worker.pid, 0)
             status.slots = schema.Slots(total=n_slots, busy=n_busy, free=max(0, n_slots - n_busy))
             status.queue = max(0, worker.n_open - n_busy)
@@ -149,7 +149,7 @@ class Models:
 
     def _acted(self, exchange: Exchange, entry: Entry, status: schema.Acted, spent_s: float) -> None:
         body = schema.ModelAction(
-            status=status, name=entry.model.name, model=entry.model.name, seconds=spent_s
+            status=status, name=entry.model.name, model=entry.model.name, seconds=round(spent_s, 3)
         )
         exchange.respond(200, answers.encode(body))
 

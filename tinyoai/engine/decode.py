@@ -239,7 +239,7 @@ class Scheduler:
                 wire.Failed(
                     id=request.id,
                     kind="Overloaded",
-                    message=f"{self._line.n_requests} requests wait for this model already; try again in "
+                    message=f"the line for this model is full ({self._line.n_requests} waiting); try again in "
                     f"about {seconds:.0f} seconds",
                     retry_after=seconds,
                 )

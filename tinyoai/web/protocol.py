@@ -168,7 +168,11 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._cancel()
-        return False  # asyncio closes the transport
+        if self._state != "closing":
+            self._state = "closing"
+            self._buffer.clear()
+            self._arm(self._limits.stall_s)
+        return False  # asyncio closes the transport once all is written: the timer sees to it that this ends
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True

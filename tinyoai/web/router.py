@@ -52,7 +52,7 @@ class Router:
         path = _bare(_decoded(target))
         methods, params, route = self._find(path)
         if methods is None:
-            raise errors.NotFound(f"there is no {path[:200]} here; see the README for the endpoints")
+            raise errors.NotFound(f"there is no {path[:200]} here; /docs has all the endpoints")
         handler = methods.get("GET" if method == "HEAD" else method)
         if handler is None:
             allowed = sorted(methods) + (["HEAD"] if "GET" in methods else []) + ["OPTIONS"]
