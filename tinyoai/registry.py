@@ -6,7 +6,6 @@ about files; it must not know how files are found or read, nor how models run. S
 """
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
@@ -18,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from tinyoai import errors
+from tinyoai import home as data
 
 FILE = "registry.db"
 APPLICATION_ID = 0x746F6169
@@ -108,16 +108,11 @@ CREATE TABLE models (
 
 
 def folder(home: str) -> Path:
-    """The data directory: `home` if given, else tinyoai's by the XDG rules. Raises RegistryError."""
-    if home:
-        return Path(home)
-    given = os.environ.get("XDG_DATA_HOME", "")
-    if os.path.isabs(given):  # the XDG rules: a relative one counts as none
-        return Path(given) / "tinyoai"
+    """The data directory, see `tinyoai.home`. Raises RegistryError."""
     try:
-        return Path.home() / ".local" / "share" / "tinyoai"
-    except RuntimeError:
-        raise RegistryError("this user has no home directory; name a folder with --home") from None
+        return data.folder(home)
+    except errors.UsageError as error:
+        raise RegistryError(str(error)) from None
 
 
 class Registry:

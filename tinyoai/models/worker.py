@@ -8,15 +8,12 @@ give one. It knows no HTTP, and of a model only what Ready says.
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from tinyoai import wire
+from tinyoai import child, wire
 
 log = logging.getLogger("tinyoai.worker")
 
@@ -26,20 +23,6 @@ STALL_FACTOR = 20.0
 """A worker that was once silent for t seconds may be silent for this many times t."""
 STOP_S = 2.0
 """Seconds a worker has to leave by itself before it is killed."""
-
-
-_PYTHON = (sys.executable, "-P")
-"""-P: a file in the folder where the server was started must not pass for one of Python's modules."""
-
-
-def _environment() -> dict[str, str]:
-    """The server's own; with the path to this package where it is not installed but run in its source tree."""
-    root = Path(__file__).parent.parent.parent
-    if root.name in ("site-packages", "dist-packages"):
-        return dict(os.environ)
-    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
 
 Make = Callable[[int], wire.Ask]
 """Builds a question for the id that it is given."""
@@ -220,11 +203,11 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *_PYTHON,
+                *child.PYTHON,
                 "-m",
                 "tinyoai.engine",
                 str(theirs.fileno()),
-                env=_environment(),
+                env=child.environment(),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
