@@ -14,19 +14,21 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 
-from tinyoai import __version__, errors, gguf, log, wire
+from tinyoai import __version__, errors, gguf, home, log, running, wire
 from tinyoai import config as options
 from tinyoai.api.chat import Chat
 from tinyoai.api.completions import Completions
 from tinyoai.api.docs import Docs
 from tinyoai.api.embeddings import Embeddings
+from tinyoai.api.finetunes import Finetunes
 from tinyoai.api.health import Health
 from tinyoai.api.metrics import Metrics
 from tinyoai.api.models import Models
@@ -43,6 +45,8 @@ from tinyoai.web.router import Router
 logger = logging.getLogger("tinyoai.app")
 
 Number = TypeVar("Number", int, float)
+_Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+"""What getaddrinfo finds."""
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
 MAX_CONNECTIONS = 1024
@@ -63,6 +67,12 @@ def run(config: Config) -> int:
     log.setup(config.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_App(config).serve())
+
+
+def check(config: Config) -> None:
+    """Raises errors.UsageError for what `run` would refuse before it opens or starts anything."""
+    _addresses(config.host, config.port)
+    _App(config)._guard()
 
 
 def _catalog(config: Config) -> Catalog:
@@ -113,13 +123,17 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises errors.UsageError naming the address and what to do."""
+def _addresses(host: str, port: int) -> Sequence[_Address]:
+    """What a host's name stands for. Raises errors.UsageError."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise errors.UsageError(f"--host: {host!r} is no address of this machine: {error}") from None
-    family, kind, protocol, _, address = found[0]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises errors.UsageError naming the address and what to do."""
+    family, kind, protocol, _, address = _addresses(host, port)[0]
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -172,6 +186,7 @@ class _App:
         )
         self._load = self._pool.default.load
         self._models = Models(self._pool)
+        self._finetunes = Finetunes(self._pool, config.home, config.chat_template)
         self._health = Health(self._pool)
         self._metrics = Metrics(self._pool)
         self._stop = asyncio.Event()
@@ -184,7 +199,7 @@ class _App:
         sock = _listen(config.host, config.port)
         port = sock.getsockname()[1]
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
-        shown = f"[{host}]" if ":" in host else host
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
@@ -192,20 +207,30 @@ class _App:
         web = Server(self._router(), guard, limits, self._metrics.ended)
         self._metrics.n_in_flight = lambda: web.n_busy
         listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
-        opening = asyncio.ensure_future(self._pool.open(config.home))
+        opening = asyncio.ensure_future(self._open())
+        announcing: asyncio.Future[Path | None] | None = None
         try:
             ready = await self._first_load()
             if ready is not None:
-                self._greet(ready, f"http://{shown}:{port}/v1")
+                self._greet(ready, f"{url}/v1")
+                announcing = asyncio.ensure_future(asyncio.to_thread(self._announce, ready, url, host, port))
                 await self._stop.wait()
             listener.close()
             return await self._drain(web)
         finally:
             listener.close()
             web.abort()
-            await self._pool.stop()
             await asyncio.wait({opening})
+            await self._finetunes.jobs.close()
+            await self._pool.stop()
+            if announcing is not None and (announced := await announcing):
+                running.withdraw(announced)
             self._pool.catalog.close()
+
+    async def _open(self) -> None:
+        """What is on disk: the registry first, since a job's model is looked for there."""
+        await self._pool.open(self._config.home)
+        await self._finetunes.jobs.open()
 
     # -- building --------------------------------------------------------------------------------
 
@@ -225,6 +250,10 @@ class _App:
         router.add("POST", "/v1/models/unload", self._models.unload)
         router.add("GET", "/v1/models/{id:path}", self._models.one)
         router.add("DELETE", "/v1/models/{id:path}", self._models.forget)
+        router.add("POST", "/api/finetune/start", self._finetunes.start)
+        router.add("GET", "/api/finetune/jobs", self._finetunes.all)
+        router.add("GET", "/api/finetune/status/{job_id:path}", self._finetunes.status)
+        router.add("POST", "/api/finetune/stop/{job_id:path}", self._finetunes.stop)
         router.add("GET", "/health", self._health.ready)
         router.add("GET", "/health/live", self._health.live)
         router.add("GET", "/health/ready", self._health.ready)
@@ -314,6 +343,31 @@ class _App:
             )
         if self._config.api_key_file and keys.exposed(self._config.api_key_file):
             logger.warning("everyone on this machine can read %s: chmod 600 it", self._config.api_key_file)
+
+    def _announce(self, ready: wire.Ready, url: str, host: str, port: int) -> Path | None:
+        """Lets `tinyoai status` know of this server; the file that does, None where there can be none."""
+        try:
+            server = running.Running(
+                process=running.this(),
+                version=__version__,
+                host=host,
+                port=port,
+                server=url,
+                since=time.time(),
+                grace=self._config.grace,
+                model=ready.name,
+                architecture=ready.architecture,
+                quantization=ready.quantization,
+                n_ctx=ready.n_ctx,
+                n_slots=ready.n_slots,
+                file_size=ready.file_size,
+                engine=ready.engine,
+                n_gpu_layers=self._config.gpu_layers,
+            )
+            return running.announce(server, home.folder(self._config.home))
+        except errors.UsageError as error:
+            logger.warning("%s; tinyoai status will not show this server", error)
+            return None
 
     # -- ending ----------------------------------------------------------------------------------
 

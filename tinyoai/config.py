@@ -1,13 +1,15 @@
 """What can be set, once: name, type, bounds, default and help of every option.
 
-Owns the order flags > environment (TINYOAI_*) > defaults and the checks. `cli` makes flags of
-OPTIONS, so an option added here is a flag, a variable and a line of help. It must not know what
-the values are used for.
+Owns the order flags > environment (TINYOAI_*) > configuration file > defaults, the file's form and the checks.
+`cli` makes flags of OPTIONS, so an option added here is a flag, a variable, a key of the file and a line of
+help. It must not know what the values are used for, nor where the file is.
 """
 
+import difflib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -61,6 +63,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     """One option; `name` is its name in Config, with dashes its flag."""
 
     name: str
+    key: str
+    """Its name in the configuration file: a group, a dot, and what it is called there."""
     default: str | int | float | tuple[str, ...]
     """A tuple: the flag may be given several times, the variable separates by commas."""
     help: str
@@ -68,6 +72,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     low: float = 0
     high: float = 0
     choices: tuple[str, ...] = ()
+    path: bool = False
+    """A file or folder: what is remembered of it is its whole path."""
 
     @property
     def flag(self) -> str:
@@ -83,12 +89,14 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 OPTIONS: tuple[Option, ...] = (
     Option(
         name="host",
+        key="http.host",
         default="127.0.0.1",
         metavar="ADDR",
         help="address to listen on; 0.0.0.0 lets other machines in",
     ),
     Option(
         name="port",
+        key="http.port",
         default=8000,
         metavar="N",
         low=0,
@@ -97,48 +105,60 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         name="model",
+        key="model.file",
+        path=True,
         default="",
         metavar="FILE",
         help="a GGUF file, or a legacy GGML file with --model-type; without it the built-in model is served",
     ),
     Option(
         name="model_type",
+        key="model.type",
         default="",
         choices=("", *MODEL_TYPES),
         help="architecture of a legacy GGML file, which does not say it itself",
     ),
     Option(
         name="model_name",
+        key="model.name",
         default="",
         metavar="NAME",
         help="the id that clients use for the model; without it the file's name",
     ),
     Option(
         name="models_dir",
+        key="models.dir",
+        path=True,
         default="",
         metavar="FOLDER",
         help="serve every GGUF file in this folder and below it too, loaded when asked for",
     ),
     Option(
         name="memory_budget",
+        key="models.memory-budget",
         default="",
         metavar="SIZE",
         help="what all loaded models may take together, such as 4G; without it nine tenths of what can be had",
     ),
     Option(
         name="keep_alive",
+        key="models.keep-alive",
         default="-1",
         metavar="TIME",
         help="how long a model stays loaded without a request, such as 300 or 5m; 0 not at all, -1 for ever",
     ),
     Option(
         name="home",
+        key="home",
+        path=True,
         default="",
         metavar="FOLDER",
-        help="folder of the registry of models; without it ~/.local/share/tinyoai",
+        help="folder of the configuration file, of the registry of models and of the agent's files; "
+        "without it ~/.local/share/tinyoai",
     ),
     Option(
         name="ctx_size",
+        key="model.ctx-size",
         default=0,
         metavar="N",
         low=0,
@@ -147,6 +167,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         name="threads",
+        key="model.threads",
         default=0,
         metavar="N",
         low=0,
@@ -155,6 +176,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         name="parallel",
+        key="model.parallel",
         default=4,
         metavar="N",
         low=1,
@@ -163,6 +185,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         name="batch_size",
+        key="model.batch-size",
         default=32,
         metavar="N",
         low=1,
@@ -171,6 +194,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         name="gpu_layers",
+        key="model.gpu-layers",
         default=0,
         metavar="N",
         low=0,
@@ -179,27 +203,37 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         name="chat_template",
+        key="model.chat-template",
         default="auto",
         choices=TEMPLATES,
         help="how messages become a prompt; auto reads it from the model",
     ),
     Option(
         name="pooling",
+        key="model.pooling",
         default="auto",
         choices=POOLINGS,
         help="how a text's token states become its embedding; auto reads it from the model",
     ),
     Option(
         name="engine",
+        key="model.engine",
         default="ctransformers",
         choices=ENGINES,
         help="what evaluates the model; fake needs none and repeats what it is told",
     ),
     Option(
-        name="max_body", default=4 << 20, metavar="BYTES", low=1024, high=1 << 30, help="largest request body"
+        name="max_body",
+        key="http.max-body",
+        default=4 << 20,
+        metavar="BYTES",
+        low=1024,
+        high=1 << 30,
+        help="largest request body",
     ),
     Option(
         name="max_queue",
+        key="access.max-queue",
         default=32,
         metavar="N",
         low=0,
@@ -208,6 +242,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         name="queue_timeout",
+        key="access.queue-timeout",
         default=300.0,
         metavar="SECONDS",
         low=0.001,
@@ -216,36 +251,43 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         name="api_key",
+        key="access.api-key",
         default=(),
         metavar="KEY",
         help="ask clients for this key; may be given several times (a file or the environment hides it better)",
     ),
     Option(
         name="api_key_file",
+        key="access.api-key-file",
+        path=True,
         default="",
         metavar="FILE",
         help="ask clients for a key of this file: one on each line, and after a blank its owner's name",
     ),
     Option(
         name="rate_limit",
+        key="access.rate-limit",
         default="",
         metavar="N[,TOKENS]",
         help="requests, and tokens, a minute for each key, or without keys for each address",
     ),
     Option(
         name="cors_origin",
+        key="http.cors-origin",
         default=(),
         metavar="ORIGIN",
         help="let pages of this origin (https://app.example, or *) use the server from a browser; may be repeated",
     ),
     Option(
         name="allowed_host",
+        key="http.allowed-host",
         default=(),
         metavar="NAME",
         help="a further name by which a server on a loopback address may be called; may be repeated",
     ),
     Option(
         name="grace",
+        key="http.grace",
         default=20.0,
         metavar="SECONDS",
         low=0,
@@ -254,36 +296,164 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         name="load_timeout",
+        key="models.load-timeout",
         default=300.0,
         metavar="SECONDS",
         low=1,
         high=86_400,
         help="how long loading the model may take",
     ),
-    Option(name="log_level", default="info", choices=LOG_LEVELS, help="how much is logged to stderr"),
+    Option(
+        name="log_level",
+        key="log.level",
+        default="info",
+        choices=LOG_LEVELS,
+        help="how much is logged to stderr",
+    ),
 )
 
 
-def resolve(flags: Mapping[str, str | Sequence[str]], environment: Mapping[str, str]) -> Config:
-    """Flags over environment over defaults, checked. Raises UsageError naming where a value came from."""
+Text = str | Sequence[str]
+"""A value as it was given, before the checks; several for an option that may be repeated."""
+
+
+class Stored(NamedTuple):
+    """What a configuration file sets, by the option's name."""
+
+    path: str
+    values: Mapping[str, Text]
+
+
+class Given(NamedTuple):
+    """A value that somebody gave, and where."""
+
+    text: Text
+    source: str
+    """The flag, the variable, or the key and its file: what a complaint begins with."""
+    exit_code: int = 2
+
+
+def given(
+    option: Option, flags: Mapping[str, Text], environment: Mapping[str, str], stored: Stored | None = None
+) -> Given | None:
+    """The value that holds for an option, flags over environment over file; None: its default."""
+    if option.name in flags:
+        return Given(flags[option.name], option.flag)
+    if environment.get(option.variable):
+        return Given(environment[option.variable], option.variable)
+    if stored is not None and option.name in stored.values:
+        return Given(stored.values[option.name], f"{option.key} in {stored.path}", 1)
+    return None
+
+
+def resolve(
+    flags: Mapping[str, Text], environment: Mapping[str, str], stored: Stored | None = None
+) -> Config:
+    """Flags over environment over file over defaults, checked.
+
+    Raises UsageError naming where a value came from; its exit code is 1 for the file.
+    """
     values: dict[str, Any] = {}
     for option in OPTIONS:
-        given: str | Sequence[str] | None = flags.get(option.name)
-        source = option.flag
-        if given is None and environment.get(option.variable):
-            given, source = environment[option.variable], option.variable
-        if given is not None and isinstance(option.default, tuple):
-            parts = [given] if isinstance(given, str) else given
-            values[option.name] = tuple(
-                part.strip() for text in parts for part in text.split(",") if part.strip()
-            )
-            if not values[option.name]:  # as from --api-key "$KEY" without a KEY: that must not open the door
-                raise UsageError(f"{source}: it is empty; give it a value or leave it out")
-        elif isinstance(given, str):
-            values[option.name] = _parse(option, given, source)
-        else:
-            values[option.name] = option.default
+        found = given(option, flags, environment, stored)
+        values[option.name] = option.default if found is None else parse(option, found)
     return Config(**values)
+
+
+def blame(
+    error: UsageError, flags: Mapping[str, Text], environment: Mapping[str, str], stored: Stored | None
+) -> UsageError:
+    """A complaint that begins with a flag, as of the variable or the file where that value came from."""
+    for option in OPTIONS:
+        if str(error).startswith(option.flag + ":"):
+            found = given(option, flags, environment, stored)
+            if found is not None:
+                return UsageError(
+                    found.source + str(error).removeprefix(option.flag),
+                    exit_code=min(found.exit_code, error.exit_code),
+                )
+    return error
+
+
+# -- the configuration file --------------------------------------------------------------------------
+
+
+def find(name: str) -> Option:
+    """The option of a key such as http.port; its plain name does as well. Raises UsageError with the nearest."""
+    wanted = name.strip().lower().replace("_", "-")
+    names: dict[str, Option] = {}
+    for option in OPTIONS:
+        plain = option.flag.removeprefix("--")
+        names |= {plain: option, f"{group(option)}.{plain}": option}
+    names |= {option.key: option for option in OPTIONS}
+    if wanted in names:
+        return names[wanted]
+    close = difflib.get_close_matches(wanted, names, 1)
+    hint = f"did you mean {names[close[0]].key}?" if close else "tinyoai get shows all there are"
+    raise UsageError(f"there is no setting {name!r}; {hint}")
+
+
+def group(option: Option) -> str:
+    """The first part of an option's key."""
+    return option.key.partition(".")[0]
+
+
+def decode(data: bytes, path: str) -> dict[str, Any]:
+    """A configuration file's keys, unchecked. Raises UsageError if it is no JSON object."""
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise UsageError(
+            f"the configuration file {path} is damaged: {error}; mend it, or move it away", exit_code=1
+        ) from None
+
+
+def stored(settings: Mapping[str, Any], path: str) -> Stored:
+    """What a configuration file's keys set. Raises UsageError naming file and key."""
+    values: dict[str, Text] = {}
+    for key, value in settings.items():
+        try:
+            option = find(key)
+        except UsageError as error:
+            raise UsageError(f"the configuration file {path}: {error}", exit_code=1) from None
+        where = f"{key} in {path}"
+        if option.name == "home":
+            raise UsageError(f"{where}: that is where this file is; use --home or TINYOAI_HOME", exit_code=1)
+        if option.name in values:
+            raise UsageError(f"{where}: it is set twice, under two names", exit_code=1)
+        values[option.name] = _text(option, value, where)
+    return Stored(path, values)
+
+
+def _text(option: Option, value: object, where: str) -> Text:
+    if isinstance(option.default, tuple) and isinstance(value, list) and all(type(v) is str for v in value):
+        return tuple(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        kind = "a text or a list of texts" if isinstance(option.default, tuple) else "a text or a number"
+        raise UsageError(f"{where}: it must be {kind}", exit_code=1)
+    if option.path and value:
+        value = os.path.expanduser(value)
+        if not os.path.isabs(value):
+            raise UsageError(f"{where}: {value!r} is no whole path; it must begin with /", exit_code=1)
+    return value
+
+
+def parse(option: Option, found: Given) -> str | int | float | tuple[str, ...]:
+    """A value of the option's type. Raises UsageError for one that is of another, or out of bounds."""
+    if isinstance(option.default, tuple):
+        texts = [found.text] if isinstance(found.text, str) else found.text
+        parts = tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+        if not parts:  # as from --api-key "$KEY" without a KEY: that must not open the door
+            raise UsageError(
+                f"{found.source}: it is empty; give it a value or leave it out", exit_code=found.exit_code
+            )
+        return parts
+    try:
+        return _parse(option, str(found.text), found.source)
+    except UsageError as error:
+        raise UsageError(str(error), exit_code=found.exit_code) from None
 
 
 _TIME = re.compile(

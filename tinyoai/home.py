@@ -1,7 +1,7 @@
-"""The data directory: where it is, how a file in it is replaced, and how two processes take turns.
+"""The data directory: where it is, who may read what is written there, and how two processes take turns.
 
-Owns the XDG rules, and that a reader, a crash or a power cut finds the old file or the new one, never half of
-one. What is written is for its owner's eyes alone. It must not know what the files mean.
+Owns the XDG rules and the sentence that is said when nothing can be written there. What is written is for its
+owner's eyes alone. It must not know what the files mean.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinyoai import disk
 from tinyoai.errors import UsageError
 
 
@@ -27,35 +28,12 @@ def folder(home: str) -> Path:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replaces a file, or makes it and its folder, for its owner alone. Raises UsageError, the old file intact.
-
-    Of several processes that write the same file at once, each must hold `turn`.
-    """
-    new = path.with_name(path.name + ".new")
+    """Replaces a file, or makes it and its folder, for its owner alone. Raises UsageError, the old file intact."""
     try:
         make(path.parent)
-        try:
-            _replace(path, new, data)
-        except OSError:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            raise
+        disk.replace(path, data)
     except OSError as error:
         raise _told(path, error) from None
-
-
-def _replace(path: Path, new: Path, data: bytes) -> None:
-    new.unlink(missing_ok=True)  # one that a crash left, or a link that somebody put there
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-    here = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(here)  # else a power cut could undo the renaming
-    finally:
-        os.close(here)
 
 
 def make(place: Path) -> None:
