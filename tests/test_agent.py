@@ -69,7 +69,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield made
     finally:
         known = agent.note(made.home)
-        if known is not None and running.alive(known.process):
+        if known is not None and agent.current(made.home) is not None:
             os.kill(known.process.pid, signal.SIGKILL)
             made.wait(lambda: not running.alive(known.process))
 
@@ -303,10 +303,11 @@ def test_a_process_that_was_given_the_agents_number_is_not_ended(place: Place) -
         mine = running.of(other.pid)
         assert mine is not None
         stale = running.Process(pid=other.pid, start=mine.start - 1)
-        known = agent.Note(process=stale, flags={}, keyed=False)
-        (place.home / agent.NOTE).write_bytes(msgspec.json.encode(known))
-        assert place.run("agent", "stop").stdout == "no agent is running\n"
-        assert other.poll() is None
+        for process in (stale, mine):  # nor one that somebody wrote down there
+            known = agent.Note(process=process, flags={}, keyed=False)
+            (place.home / agent.NOTE).write_bytes(msgspec.json.encode(known))
+            assert place.run("agent", "stop").stdout == "no agent is running\n"
+            assert other.poll() is None
     finally:
         other.kill()
         other.wait()

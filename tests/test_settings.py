@@ -1,5 +1,6 @@
 """The configuration file: get, set, unset, what wins over what, and what is said of a file that is wrong."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -87,6 +88,10 @@ def test_get_tells_what_holds_and_where_it_comes_from(tmp_path: Path) -> None:
         for row in map(str.split, tiny(tmp_path, "get", TINYOAI_GRACE="7").stdout.splitlines())
     }
     assert len(rows) == len(OPTIONS)
+    groups = [key.partition(".")[0] for key in rows]
+    assert (
+        sum(one != other for one, other in itertools.pairwise(groups)) == len(set(groups)) - 1
+    )  # each in one piece
     assert rows["http.port"] == ["9090", "config.json"]
     assert rows["http.grace"] == ["7.0", "TINYOAI_GRACE"]
     assert rows["http.host"] == ["127.0.0.1"]

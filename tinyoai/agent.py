@@ -29,6 +29,9 @@ PROGRESS_S = 1.0
 """Waiting longer than this is told about."""
 POLL_S = 0.05
 
+_PROGRAM = [os.fsencode(word) for word in (*child.PYTHON[1:], "-m", "tinyoai", "serve")]
+"""How the agent stands in the list of processes, behind the interpreter."""
+
 Flags = Mapping[str, str | Sequence[str]]
 """What serve is given, by the option's name."""
 
@@ -59,7 +62,16 @@ def note(place: Path) -> Note | None:
 def current(place: Path) -> Process | None:
     """The agent's process, if it runs."""
     known = note(place)
-    return known.process if known is not None and running.alive(known.process) else None
+    return known.process if known is not None and _alive(known.process) else None
+
+
+def _alive(process: Process) -> bool:
+    """Whether it runs and is an agent: whoever can write to the data directory could name any process there."""
+    try:
+        words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return words[1 : 1 + len(_PROGRAM)] == _PROGRAM and running.alive(process)
 
 
 def server(place: Path, process: Process) -> Running | None:
@@ -98,7 +110,7 @@ def _start(place: Path, flags: Flags, variables: Mapping[str, str], keyed: bool,
     with open(log, "ab", buffering=0) as file:
         begin = os.fstat(log).st_size
         started = subprocess.Popen(
-            [*child.PYTHON, "-m", "tinyoai", "serve", *_words(flags)],
+            [child.PYTHON[0], *map(os.fsdecode, _PROGRAM), *_words(flags)],
             cwd="/",
             env={**child.environment(), **variables, "TINYOAI_HOME": str(place)},
             stdin=subprocess.DEVNULL,
@@ -210,11 +222,11 @@ def stop(place: Path) -> str:
 
 
 def _ended(process: Process, patience: float, told: str) -> bool:
-    return any(not running.alive(process) for _ in _ticks(patience, told))
+    return any(not _alive(process) for _ in _ticks(patience, told))
 
 
 def _signal(process: Process, number: signal.Signals) -> None:
-    if running.alive(process):  # right before: the number may be another's by now
+    if _alive(process):  # right before: the number may be another's by now
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
@@ -222,34 +234,27 @@ def _signal(process: Process, number: signal.Signals) -> None:
 # -- its log -----------------------------------------------------------------------------------------
 
 
-def logs(place: Path, n_lines: int) -> tuple[bytes, int]:
-    """The log's last lines, and where it ends. Raises UsageError if there is none."""
+def logs(place: Path, n_lines: int, *, follow: bool) -> Iterator[bytes]:
+    """The log's last lines; and if asked to follow, what is added, for ever, of a new log too. Raises UsageError."""
+    path = place / LOG
     try:
-        with open(place / LOG, "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - MAX_LOG))
-            lines = file.read(MAX_LOG).splitlines(keepends=True)
-            return b"".join(lines[-n_lines:] if n_lines else []), end
+        file = open(path, "rb")  # noqa: SIM115 # it is another one after a rotation
     except FileNotFoundError:
         raise UsageError("there is no log: no agent was ever started here", exit_code=1) from None
     except OSError as error:
-        raise UsageError(f"{place / LOG} cannot be read: {error.strerror}", exit_code=1) from None
-
-
-def follow(place: Path, at: int) -> Iterator[bytes]:
-    """What is written to the log from a position on, for ever; a new log is read from its start."""
-    file = open(place / LOG, "rb")  # noqa: SIM115 # it is another one after a rotation
+        raise UsageError(f"{path} cannot be read: {error.strerror}", exit_code=1) from None
     try:
-        file.seek(min(at, os.fstat(file.fileno()).st_size))
-        while True:
-            data = file.read(1 << 16)
-            if data:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LOG))
+        yield b"".join(file.read().splitlines(keepends=True)[-n_lines:] if n_lines else [])
+        while follow:
+            if data := file.read(1 << 16):
                 yield data
                 continue
             with contextlib.suppress(OSError):
-                if os.stat(place / LOG).st_ino != os.fstat(file.fileno()).st_ino:
+                if os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
+                    new = open(path, "rb")  # noqa: SIM115
                     file.close()
-                    file = open(place / LOG, "rb")  # noqa: SIM115
+                    file = new
                     continue
             time.sleep(4 * POLL_S)
     finally:

@@ -56,8 +56,8 @@ examples:
   tinyoai get http             a group
   tinyoai get http.port        one value, alone on its line
 
-A flag wins over a variable (TINYOAI_PORT), a variable over the file, the file over the default. The file is
-config.json in the data directory. API keys are shown in part.
+The groups are http, model, models, access and log. A flag wins over a variable (TINYOAI_PORT), a variable over the
+file, the file over the default. The file is config.json in the data directory. API keys are shown in part.
 """
 
 _SET = """\
@@ -443,14 +443,9 @@ def _logs(argv: Sequence[str]) -> int:
         raise UsageError("-n: it must be 0 or more")
     from tinyoai import agent
 
-    place = _place(flags)
-    data, end = agent.logs(place, flags["lines"])
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-    if flags["follow"]:
-        for data in agent.follow(place, end):
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+    for data in agent.logs(_place(flags), flags["lines"], follow=flags["follow"]):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
     return 0
 
 

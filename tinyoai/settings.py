@@ -5,11 +5,12 @@ by one process after another, each to a file that was checked as a whole. It mus
 """
 
 import errno
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from tinyoai import config, home
 from tinyoai.config import OPTIONS, Given, Option, Stored
@@ -107,8 +108,8 @@ def _key(name: str) -> str:
 
 
 def _write(place: Path, settings: Mapping[str, Any]) -> None:
-    text = json.dumps(dict(sorted(settings.items())), indent=2, ensure_ascii=False)
-    home.write(place / FILE, text.encode() + b"\n")
+    text = msgspec.json.format(msgspec.json.encode(dict(sorted(settings.items()))))
+    home.write(place / FILE, text + b"\n")
 
 
 # -- showing -----------------------------------------------------------------------------------------
@@ -117,7 +118,10 @@ def _write(place: Path, settings: Mapping[str, Any]) -> None:
 def choose(names: Sequence[str]) -> tuple[list[Option], bool]:
     """The options of keys and of groups, all without any; and whether exactly one key was asked for."""
     if not names:
-        return list(OPTIONS), False
+        order = list(
+            dict.fromkeys(map(config.group, sorted(OPTIONS, key=lambda option: "." not in option.key)))
+        )
+        return sorted(OPTIONS, key=lambda option: order.index(config.group(option))), False
     chosen: list[Option] = []
     for name in names:
         members = [option for option in OPTIONS if config.group(option) == name and "." in option.key]
