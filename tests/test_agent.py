@@ -216,6 +216,13 @@ def test_status_of_a_server_that_hangs(place: Place, monkeypatch: pytest.MonkeyP
         server.process.send_signal(signal.SIGCONT)
 
 
+def test_status_of_a_server_on_another_address(place: Place) -> None:
+    with serve("--engine", "fake", "--host", "::1", env=place.env()) as server:
+        place.wait(lambda: running.servers(place.home))
+        (found,) = place.servers()
+        assert (found["base_url"], found["state"]) == (f"http://[::1]:{server.port}/v1", "ok")
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0, "0 s"), (59, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min"), (90_000, "1 d 1 h")],
@@ -329,6 +336,11 @@ def test_an_agent_that_cannot_start_says_why(place: Place, tmp_path: Path) -> No
     with serve("--engine", "fake", env=place.env()) as other:
         line = refused(place.run("agent", "start", "--engine", "fake", "--port", str(other.port)), 1)
         assert "choose another with --port" in line
+        assert place.start("--model-name", "good").returncode == 0
+        line = refused(place.run("agent", "restart", "--engine", "fake", "--port", str(other.port)), 1)
+        assert "choose another with --port" in line
+        assert place.run("agent", "restart").returncode == 0  # with the flags that were good
+        assert place.agent()["model"] == "good"
     assert "whole number" in refused(place.run("agent", "start", "--port", "x"), 2)
 
 

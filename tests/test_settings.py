@@ -228,6 +228,13 @@ def test_a_wrong_file_is_one_line_with_file_and_key(content: bytes, words: str, 
     assert path.read_bytes() == content
 
 
+def test_a_complaint_names_the_variable_that_a_value_came_from(tmp_path: Path) -> None:
+    line = refused(tiny(tmp_path, "--engine", "fake", TINYOAI_CORS_ORIGIN="app.example"), 2)
+    assert line.startswith("tinyoai: TINYOAI_CORS_ORIGIN: 'app.example'")
+    line = refused(tiny(tmp_path, "--engine", "fake", "--api-key-file", "/none", TINYOAI_RATE_LIMIT="1"), 1)
+    assert line.startswith("tinyoai: --api-key-file: /none")
+
+
 def test_unset_mends_a_wrong_file(tmp_path: Path) -> None:
     file_of(tmp_path).write_text('{"http.prot": 1, "http.port": "x", "model.parallel": 2}')
     assert tiny(tmp_path, "unset", "http.prot", "port").returncode == 0

@@ -106,6 +106,7 @@ def start(
 
 
 def _start(place: Path, flags: Flags, variables: Mapping[str, str], keyed: bool, patience: float) -> Running:
+    before = note(place)
     log = _open_log(place / LOG)
     with open(log, "ab", buffering=0) as file:
         begin = os.fstat(log).st_size
@@ -121,8 +122,7 @@ def _start(place: Path, flags: Flags, variables: Mapping[str, str], keyed: bool,
     try:
         process = running.of(started.pid)
         if process is not None:
-            known = Note(process=process, flags=dict(flags), keyed=keyed)
-            home.write(place / NOTE, msgspec.json.encode(known))
+            _remember(place, Note(process=process, flags=dict(flags), keyed=keyed))
         return _wait(place, started, begin, patience + SPARE_S)
     except BaseException:
         started.terminate()  # nobody would know of it, or want it
@@ -130,7 +130,15 @@ def _start(place: Path, flags: Flags, variables: Mapping[str, str], keyed: bool,
             started.wait(SPARE_S)
         started.kill()
         started.wait()
+        _remember(place, before)  # a restart is to take flags that are known to do
         raise
+
+
+def _remember(place: Path, known: Note | None) -> None:
+    if known is not None:
+        home.write(place / NOTE, msgspec.json.encode(known))
+    else:
+        (place / NOTE).unlink(missing_ok=True)
 
 
 def _wait(place: Path, started: "subprocess.Popen[bytes]", begin: int, patience: float) -> Running:
