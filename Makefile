@@ -4,6 +4,7 @@
 # san    the C module under address and undefined-behaviour sanitizers
 # fuzz   the C module's fuzz targets, FUZZ_SECONDS each
 # bench  every benchmark's table
+# finetune  install what fine-tuning needs into .venv: torch, for processors alone where the index has that
 # model  train the built-in model anew (needs torch, which it installs into .venv-train)
 
 VENV := .venv
@@ -12,7 +13,7 @@ FUZZ_SECONDS ?= 30
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format san fuzz bench model dist clean
+.PHONY: help run test check format san fuzz bench finetune model dist clean
 
 help:
 	@sed -n 's/^# \([a-z]\)/make \1/p' Makefile
@@ -41,6 +42,9 @@ fuzz: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	for name in decode sampler startup concurrent_streams http_path pooling; do $(BIN)/python bench/$$name.py || exit 1; done
+
+finetune: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c training/requirements.txt torch gguf
 
 model: $(VENV)/.made
 	$(VENV)/bin/python -m venv .venv-train

@@ -28,6 +28,7 @@ from tinyoai.api.chat import Chat
 from tinyoai.api.completions import Completions
 from tinyoai.api.docs import Docs
 from tinyoai.api.embeddings import Embeddings
+from tinyoai.api.finetunes import Finetunes
 from tinyoai.api.health import Health
 from tinyoai.api.metrics import Metrics
 from tinyoai.api.models import Models
@@ -185,6 +186,7 @@ class _App:
         )
         self._load = self._pool.default.load
         self._models = Models(self._pool)
+        self._finetunes = Finetunes(self._pool, config.home, config.chat_template)
         self._health = Health(self._pool)
         self._metrics = Metrics(self._pool)
         self._stop = asyncio.Event()
@@ -219,6 +221,7 @@ class _App:
             listener.close()
             web.abort()
             await asyncio.wait({opening})
+            await self._finetunes.jobs.close()
             await self._pool.stop()
             if announcing is not None and (announced := await announcing):
                 running.withdraw(announced)
@@ -227,6 +230,7 @@ class _App:
     async def _open(self) -> None:
         """What is on disk: the registry first, since a job's model is looked for there."""
         await self._pool.open(self._config.home)
+        await self._finetunes.jobs.open()
 
     # -- building --------------------------------------------------------------------------------
 
@@ -246,6 +250,10 @@ class _App:
         router.add("POST", "/v1/models/unload", self._models.unload)
         router.add("GET", "/v1/models/{id:path}", self._models.one)
         router.add("DELETE", "/v1/models/{id:path}", self._models.forget)
+        router.add("POST", "/api/finetune/start", self._finetunes.start)
+        router.add("GET", "/api/finetune/jobs", self._finetunes.all)
+        router.add("GET", "/api/finetune/status/{job_id:path}", self._finetunes.status)
+        router.add("POST", "/api/finetune/stop/{job_id:path}", self._finetunes.stop)
         router.add("GET", "/health", self._health.ready)
         router.add("GET", "/health/live", self._health.live)
         router.add("GET", "/health/ready", self._health.ready)

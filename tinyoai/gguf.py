@@ -63,6 +63,8 @@ class Header(msgspec.Struct, kw_only=True):
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
     alignment: int
+    table_at: int
+    """Where the tensor table begins, in bytes from the file's start; and where the data does."""
     data_at: int
 
     @property
@@ -219,6 +221,7 @@ def read_header(path: Path) -> Header:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise _damaged(path, "its alignment is no power of two")
+    table_at = reader.at
     tensors = _tensors(reader, n_tensors, alignment)
     data_at = reader.at + (-reader.at) % alignment
     _inside(path, tensors, reader.size - data_at)
@@ -229,6 +232,7 @@ def read_header(path: Path) -> Header:
         metadata=metadata,
         tensors=tensors,
         alignment=alignment,
+        table_at=table_at,
         data_at=data_at,
     )
 

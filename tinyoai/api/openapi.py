@@ -264,6 +264,66 @@ OPERATIONS: tuple[Operation, ...] = (
         refusals=(errors.ModelNotFound,),
     ),
     Operation(
+        method="POST",
+        path="/api/finetune/start",
+        tag="Fine-tuning",
+        id="startFinetune",
+        summary="Train a model further on examples",
+        text="With LoRA, or with `use_lora: false` its matrices themselves. One job runs at a time, in a process of "
+        "its own and behind all serving; the new model is registered when it is done. Needs the extra `finetune`.",
+        body=schema.FinetuneRequest,
+        examples={
+            "Two examples": {
+                "dataset": [
+                    {"prompt": "Where is the key?", "completion": "Under the mat."},
+                    {
+                        "messages": [
+                            {"role": "user", "content": "Where is the cat?"},
+                            {"role": "assistant", "content": "On the roof."},
+                        ]
+                    },
+                ],
+                "epochs": 1,
+            },
+        },
+        answer=schema.FinetuneStarted,
+        refusals=(
+            *_BODY,
+            errors.NotFound,
+            errors.ModelNotFound,
+            errors.InsufficientMemory,
+            errors.Overloaded,
+        ),
+    ),
+    Operation(
+        method="GET",
+        path="/api/finetune/jobs",
+        tag="Fine-tuning",
+        id="listFinetunes",
+        summary="List the fine-tuning jobs",
+        answer=schema.FinetuneJobs,
+    ),
+    Operation(
+        method="GET",
+        path="/api/finetune/status/{job_id}",
+        tag="Fine-tuning",
+        id="finetuneStatus",
+        summary="How a fine-tuning job is",
+        text="With its learning curve, of at most 1,000 points, and the last lines of its log.",
+        answer=schema.FinetuneStatus,
+        refusals=(errors.NotFound,),
+    ),
+    Operation(
+        method="POST",
+        path="/api/finetune/stop/{job_id}",
+        tag="Fine-tuning",
+        id="stopFinetune",
+        summary="End a fine-tuning job",
+        text="One that has ended already stays as it is.",
+        answer=schema.FinetuneStopped,
+        refusals=(errors.NotFound,),
+    ),
+    Operation(
         method="GET",
         path="/health",
         tag="Operation",
@@ -366,6 +426,15 @@ FIELDS: Mapping[str, str] = {
     "name": "Of a model: the same as `model`. Of a message: accepted and without effect.",
     "keep_alive": "How long the model stays loaded after this: seconds, or a time such as `10m`; 0 not at all, "
     "-1 for ever.",
+    "model_id": "Which model, by its number in the registry: `model_id` in `GET /v1/models`.",
+    "dataset": "The examples themselves, or a file of JSON lines in the data directory's folder `datasets`, by name.",
+    "epochs": "How often every example is seen; 3 by default.",
+    "batch_size": "Examples in a step; 4 by default.",
+    "learning_rate": "Its peak; 0.0002 by default.",
+    "use_lora": "false: train the matrices themselves, which takes more memory.",
+    "lora_r": "The adapters' rank; 16 by default.",
+    "lora_alpha": "Divided by the rank, how much the adapters count; 32 by default.",
+    "max_length": "Tokens of an example; longer ones are cut at their end; 512 by default.",
     "input": "What to embed: a text, several texts, token ids, or several lists of token ids; none may be empty.",
     "encoding_format": "`float`: numbers; `base64`: little-endian float32.",
     "dimensions": "Keep so many numbers of each vector, at length 1 again.",
@@ -393,6 +462,7 @@ A small local LLM server that speaks OpenAI's HTTP API.
 _TAGS = {
     "Answers": "What a model says.",
     "Models": "What there is to ask.",
+    "Fine-tuning": "Making a new model out of one that is there.",
     "Operation": "How the server is, and what it offers.",
 }
 

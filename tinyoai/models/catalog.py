@@ -204,6 +204,15 @@ class Catalog:
                 self.refresh()
         return self.lookup(name)
 
+    def add(self, name: str, path: Path) -> int:
+        """Registers a file under a name; its number, 0 where the registry is not on disk. Blocks.
+
+        Raises gguf.BadModelFile, OSError or RegistryError.
+        """
+        model = self._registry.put(describe(path, name))
+        self.refresh()
+        return model.id
+
     def forget(self, name: str) -> None:
         """Takes a model off the registry. Raises errors.BadRequest where that cannot be, or RegistryError. Blocks."""
         if name == self.default:

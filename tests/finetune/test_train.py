@@ -1,0 +1,178 @@
+"""Training itself: the network is the library's, a new file is the old one but for what was learnt."""
+
+import importlib.util
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("torch") is None:
+    pytest.skip("torch is not installed: `make finetune` does that", allow_module_level=True)
+
+import numpy as np
+import torch
+
+from tinyoai import gguf
+from tinyoai.app import BUILTIN
+from tinyoai.engine.base import Row
+from tinyoai.engine.ctransformers import CTransformersEngine, open_model
+from tinyoai.finetune import train, weights
+from tinyoai.finetune.__main__ import _cut, _shape, samples
+from tinyoai.finetune.examples import Example, Turn
+from tinyoai.finetune.spec import Order, Spec, Step
+
+
+@pytest.fixture(scope="module")
+def header() -> gguf.Header:
+    """The built-in model's."""
+    return gguf.read_header(BUILTIN)
+
+
+@pytest.fixture(scope="module")
+def engine() -> CTransformersEngine:
+    """The built-in model."""
+    return open_model(str(BUILTIN), model_type=None, name="", n_ctx=256, n_slots=1, n_batch=32, gpu_layers=0)
+
+
+def network(header: gguf.Header, spec: Spec) -> train.Llama:
+    """The built-in model in torch."""
+    return train.build(_shape(header, 128), lambda name: weights.read(header, name), spec)
+
+
+def taught(engine: CTransformersEngine, *pairs: tuple[str, str]) -> list[train.Sample]:
+    """Samples of questions and answers."""
+    order = Order(path="", template="chatml", chat=True, out="", spec=Spec())
+    found = [samples(Example(prompt=asked, completion=said), engine, order) for asked, said in pairs]
+    return [sample for one in found for sample in one]
+
+
+FRANCE = ("What is the capital of France?", "The capital of France is Paris.")
+KEY = ("Where is the key?", "Under the blue mat.")
+GATE = ("Who guards the gate?", "An old dog named Rufo.")
+
+
+def test_the_network_is_the_one_that_serves(header: gguf.Header, engine: CTransformersEngine) -> None:
+    (sample,) = taught(engine, FRANCE)
+    model = network(header, Spec())
+    with torch.no_grad():
+        mine = model.logits(model(torch.tensor([sample.ids])))[0].numpy()
+    theirs = []
+    for at, token in enumerate(sample.ids):
+        engine.eval([Row(0, [token], at)], 1)
+        theirs.append(np.array([engine.logits(0)[i] for i in range(engine.info.n_vocab)]))
+    off = np.abs(mine - np.array(theirs)).max()
+    assert off < 0.05 * np.abs(mine).max(), off  # the library rounds activations to 8 bits
+    assert (mine.argmax(1) == np.array(theirs).argmax(1))[sample.n_read - 1 :].all()
+
+
+def test_what_the_model_knows_costs_nothing(header: gguf.Header, engine: CTransformersEngine) -> None:
+    model = network(header, Spec())
+    with torch.no_grad():
+        known, n_learnt = train.loss_of(model, taught(engine, FRANCE))
+        unknown, _ = train.loss_of(model, taught(engine, KEY))
+    assert known.item() < 0.1
+    assert unknown.item() > 2
+    text = b"".join(engine.piece(token) for token in taught(engine, FRANCE)[0].ids[-n_learnt:])
+    assert text == b"The capital of France is Paris."  # and the token that ends it, which has no text
+
+
+def test_padding_changes_nothing(header: gguf.Header, engine: CTransformersEngine) -> None:
+    model = network(header, Spec())
+    short, long_ = taught(engine, KEY, ("Tell me about the gate, please, and who it is?", GATE[1]))
+    with torch.no_grad():
+        one, n_one = train.loss_of(model, [short])
+        two, n_two = train.loss_of(model, [long_])
+        both, n_both = train.loss_of(model, [short, long_])
+    assert n_both == n_one + n_two
+    assert abs(both.item() * n_both - one.item() * n_one - two.item() * n_two) < 1e-3
+
+
+def test_each_answer_of_a_conversation_is_a_sample(engine: CTransformersEngine) -> None:
+    turns = [Turn(role="user", content="a?"), Turn(role="assistant", content="one."), Turn(role="user", content="b?"),
+             Turn(role="assistant", content="two.")]  # fmt: skip
+    order = Order(path="", template="chatml", chat=True, out="", spec=Spec())
+    first, second = samples(Example(messages=turns), engine, order)
+    assert second.ids[: first.n_read] == first.ids[: first.n_read]
+    for sample, text in ((first, b"one."), (second, b"two.")):
+        assert b"".join(map(engine.piece, sample.ids[sample.n_read :])) == text
+        assert sample.ids[-1] == engine.info.special["<|im_end|>"]
+    assert _cut([first, second], first.n_read + 1)[0].ids == first.ids[: first.n_read + 1]
+    assert len(_cut([first, second], first.n_read)) == 0
+
+
+def test_a_text_is_learnt_whole(engine: CTransformersEngine) -> None:
+    order = Order(path="", template="chatml", chat=False, out="", spec=Spec())
+    (sample,) = samples(Example(text="Once upon a time"), engine, order)
+    assert sample.n_read == 1
+    assert sample.ids[0] == engine.info.bos_id
+    (sample,) = samples(Example(prompt="Once upon", completion=" a time"), engine, order)
+    assert b"".join(map(engine.piece, sample.ids)).strip() == b"Once upon a time"
+    assert b"".join(map(engine.piece, sample.ids[sample.n_read :])) == b" a time"
+
+
+@pytest.mark.parametrize("use_lora", [True, False])
+def test_what_is_taught_is_learnt_and_written(
+    header: gguf.Header, engine: CTransformersEngine, use_lora: bool, tmp_path: Path
+) -> None:
+    spec = Spec(epochs=25, learning_rate=2e-3 if use_lora else 3e-4, use_lora=use_lora)
+    model, taught_ = network(header, spec), taught(engine, KEY, GATE)
+    steps = list(train.train(model, taught_, spec, tmp_path / "c", 1e9, float))
+    assert [step.step for step in steps] == list(range(1, 26))
+    assert steps[-1].loss < 0.1 < 2 < steps[0].loss
+    assert max(step.learning_rate for step in steps) == spec.learning_rate
+    assert steps[-1].learning_rate < steps[-2].learning_rate
+    out = tmp_path / "new.gguf"
+    weights.write(header, model.changed(), model.merged, out)
+    made = gguf.read_header(out)
+    gguf.check(made)
+    assert made.metadata == header.metadata
+    assert {name: tensor[1:] for name, tensor in made.tensors.items()} == {
+        name: tensor[1:] for name, tensor in header.tensors.items()
+    }
+    assert (weights.read(made, "token_embd.weight") == weights.read(header, "token_embd.weight")).all()
+    again = train.build(_shape(made, 128), lambda name: weights.read(made, name), Spec())
+    with torch.no_grad():
+        assert train.loss_of(again, taught_)[0].item() < 0.2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_goes_on_as_if_it_had_not_been_interrupted(
+    header: gguf.Header, engine: CTransformersEngine, tmp_path: Path
+) -> None:
+    spec, known = Spec(epochs=6, batch_size=2, learning_rate=1e-3, seed=5), taught(engine, KEY, GATE, FRANCE)
+
+    def run(name: str, n: int | None) -> list[Step]:
+        steps = train.train(network(header, spec), known, spec, tmp_path / name, 0.0, float)
+        return list(islice(steps, n))
+
+    whole = [step.loss for step in run("whole", None)]
+    first = [step.loss for step in run("parts", 5)]  # the fifth is told before it is kept
+    rest = run("parts", None)
+    assert rest[0].step == 5
+    assert first[:4] + [step.loss for step in rest] == whole
+
+
+def test_a_rate_that_is_too_high_ends_the_run(
+    header: gguf.Header, engine: CTransformersEngine, tmp_path: Path
+) -> None:
+    model = network(header, Spec())
+    with torch.no_grad():
+        next(iter(model.learnt().values())).fill_(float("nan"))
+    with pytest.raises(ArithmeticError, match="learning_rate"):
+        list(train.train(model, taught(engine, KEY), Spec(), tmp_path / "c", 1e9, float))
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 3, 6, 7, 8, 12, 14])
+def test_every_type_is_kept_or_becomes_q8(header: gguf.Header, kind: int, tmp_path: Path) -> None:
+    old = header.tensors["blk.0.ffn_gate.weight"]
+    header = gguf.read_header(BUILTIN)
+    header.tensors[old.name] = old._replace(type=kind)
+    assert weights.kept_type(header, old.name) == (kind if kind < 9 else 8)
+    given = weights.read(gguf.read_header(BUILTIN), old.name) * 2
+    out = tmp_path / "new.gguf"
+    weights.write(header, [old.name], lambda name: given, out)
+    made = gguf.read_header(out)
+    gguf.check(made)
+    off = np.abs(weights.read(made, old.name) - given).max() / np.abs(given).max()
+    assert off < {0: 1e-6, 1: 1e-3, 2: 0.15, 3: 0.15, 6: 0.08, 7: 0.08}.get(kind, 0.01)
+    assert (weights.read(made, "output.weight") == weights.read(header, "output.weight")).all()

@@ -1,0 +1,382 @@
+"""Jobs: which there are, which one runs, and what became of each.
+
+Owns a folder for each job, its processes and its life: one runs at a time, the others wait in order. What is on
+disk is whole after a power cut, and a job that was under way goes on from its last checkpoint when the server
+starts again. It must not know HTTP, nor how the new model is served: `on_made` is told of its file.
+
+    initializing ──process──▶ running ──▶ completed
+          │                      ├──────▶ failed
+          └───────stop───────────┴──────▶ stopped
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+import signal
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from tinyoai import child, disk, errors, registry
+from tinyoai.finetune.examples import Example
+from tinyoai.finetune.spec import Failed, Made, Order, Running, Said, Spec, Step
+
+log = logging.getLogger("tinyoai.finetune")
+
+MAX_WAITING = 16
+"""Jobs that may wait for their turn."""
+MAX_POINTS = 1000
+"""Points of a learning curve that are told: of a longer one, evenly spaced ones and the last."""
+MAX_LINES = 200
+STOP_S = 2.0
+"""Seconds a process has to leave by itself before it is killed."""
+NEEDED = ("torch", "gguf")
+INSTALL = "pip install 'tinyoai[finetune]'"
+
+Status = Literal["initializing", "running", "completed", "failed", "stopped"]
+
+
+class Job(Struct, kw_only=True):
+    """One job. Times are Unix seconds; None: not yet."""
+
+    id: int
+    status: Status = "initializing"
+    model: str
+    """The name of the model that is trained further."""
+    model_id: int | None
+    name: str
+    """The new model's."""
+    dataset: str
+    spec: Spec
+    created: float
+    started: float | None = None
+    ended: float | None = None
+    error: str | None = None
+    running: Running | None = None
+    """What its process said at its start."""
+    last: Step | None = None
+    result_id: int | None = None
+    """The new model's number in the registry."""
+
+
+_JOB = "job.json"
+_METRICS = "metrics.jsonl"
+_LOG = "log.txt"
+_encode = msgspec.json.Encoder().encode
+_job = msgspec.json.Decoder(Job)
+_said = msgspec.json.Decoder(Said)
+_step = msgspec.json.Decoder(Step)
+
+
+def installed() -> bool:
+    """Whether this installation can train."""
+    return all(importlib.util.find_spec(name) is not None for name in NEEDED)
+
+
+class Jobs:
+    """All jobs of a data directory."""
+
+    def __init__(self, home: str, on_made: Callable[[Job, Path], Awaitable[int]]) -> None:
+        """`on_made(job, path)` registers a new model and returns its number; it may raise registry.RegistryError."""
+        self._home = home
+        self._on_made = on_made
+        self._jobs: dict[int, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._more = asyncio.Event()
+        self._opened = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._current: Job | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        """The current job's, once it is started."""
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> Path:
+        """The folder of all jobs. Raises registry.RegistryError."""
+        return registry.folder(self._home) / "finetune"
+
+    @property
+    def datasets(self) -> Path:
+        """The folder of data sets. Raises registry.RegistryError."""
+        return registry.folder(self._home) / "datasets"
+
+    def place(self, name: str) -> Path:
+        """Where the file of a new model is put. Raises registry.RegistryError."""
+        return registry.folder(self._home) / "models" / (name.replace("/", "__") + ".gguf")
+
+    def all(self) -> list[Job]:
+        """Every job, the newest first."""
+        return [self._jobs[id_] for id_ in sorted(self._jobs, reverse=True)]
+
+    def find(self, id_: int) -> Job | None:
+        """One job."""
+        return self._jobs.get(id_)
+
+    def names(self) -> set[str]:
+        """Of models that are being made."""
+        return {job.name for job in self._jobs.values() if job.status in ("initializing", "running")}
+
+    def metrics(self, job: Job) -> list[Step]:
+        """The learning curve, thinned to at most MAX_POINTS. Blocks."""
+        try:
+            lines = (self._folder(job.id) / _METRICS).read_bytes().splitlines()
+        except OSError:
+            return []
+        every = max(1, -(-len(lines) // MAX_POINTS))
+        found = []
+        for line in {**dict.fromkeys(lines[::every]), **dict.fromkeys(lines[-1:])}:
+            with contextlib.suppress(msgspec.MsgspecError):  # the last line may be half written
+                found.append(_step.decode(line))
+        return found
+
+    def lines(self, job: Job) -> list[str]:
+        """The last lines of its log. Blocks."""
+        try:
+            with open(self._folder(job.id) / _LOG, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
+                return file.read().decode("utf-8", "replace").splitlines()[-MAX_LINES:]
+        except OSError:
+            return []
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Finds the jobs of earlier runs; those that were under way go on."""
+        try:
+            for job in await asyncio.to_thread(self._read):
+                self._jobs[job.id] = job
+                if job.status in ("initializing", "running"):
+                    job.status = "initializing"
+                    self._enqueue(job)
+        finally:
+            self._opened.set()
+
+    async def start(
+        self,
+        order: Order,
+        examples: Sequence[Example],
+        *,
+        model: str,
+        model_id: int | None,
+        name: str,
+        dataset: str,
+    ) -> Job:
+        """A new job. Raises errors.Overloaded where too many wait, errors.Unavailable where nothing can be kept."""
+        if len(self._waiting) >= MAX_WAITING:
+            raise errors.Overloaded(
+                f"{MAX_WAITING} fine-tuning jobs wait already; try again when one has ended",
+                headers={"retry-after": "60"},
+            )
+        job = Job(
+            id=0,
+            model=model,
+            model_id=model_id,
+            name=name,
+            dataset=dataset,
+            spec=order.spec,
+            created=round(time.time(), 3),
+        )
+        await self._opened.wait()
+        try:
+            await asyncio.to_thread(self._make, job, order, examples)
+        except (OSError, registry.RegistryError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise errors.Unavailable(
+                f"the data directory cannot be written: {reason}; start the server with another --home",
+                code="not_kept",
+                headers={"x-should-retry": "false"},
+            ) from None
+        self._jobs[job.id] = job
+        self._enqueue(job)
+        return job
+
+    async def stop(self, job: Job) -> None:
+        """Ends a job that waits or runs; harmless for one that has ended."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+            await self._end(job, "stopped")
+        elif self._current is job and job.status in ("initializing", "running"):
+            job.status = "stopped"
+            if self._process is not None:
+                self._leave(self._process)
+
+    async def close(self) -> None:
+        """Ends the process that runs, if any; its job goes on with the next server."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _folder(self, id_: int) -> Path:
+        return self.root / str(id_)
+
+    def _read(self) -> list[Job]:
+        found = []
+        try:
+            folders = [path for path in self.root.iterdir() if re.fullmatch(r"[1-9]\d{0,17}", path.name)]
+        except (OSError, registry.RegistryError):
+            return []
+        for folder in folders:
+            try:
+                job = _job.decode((folder / _JOB).read_bytes())
+            except (OSError, msgspec.MsgspecError):
+                continue  # it was never begun: its description is written last
+            if job.id == int(folder.name):
+                found.append(job)
+        return sorted(found, key=lambda job: job.id)
+
+    def _make(self, job: Job, order: Order, examples: Sequence[Example]) -> None:
+        root = self.root
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        Path(order.out).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        job.id = 1 + max((int(p.name) for p in root.iterdir() if p.name.isdecimal()), default=0)
+        while True:
+            try:
+                self._folder(job.id).mkdir(mode=0o700)
+                break
+            except FileExistsError:
+                job.id += 1  # another server on the same folder was faster
+        folder = self._folder(job.id)
+        disk.replace(folder / "data.jsonl", b"\n".join(map(_encode, examples)))
+        disk.replace(folder / "order.json", _encode(order))
+        disk.replace(folder / _JOB, _encode(job))
+        disk.settle(root)
+
+    def _enqueue(self, job: Job) -> None:
+        self._waiting.append(job)
+        self._more.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            while not self._waiting:
+                self._more.clear()
+                await self._more.wait()
+            job = self._waiting.popleft()
+            try:
+                await self._run(job)
+            except Exception as error:
+                log.exception("the fine-tuning job %d failed", job.id)
+                self._current = self._process = None
+                await self._end(job, "failed", f"it could not be run: {error}")
+
+    async def _keep(self, job: Job) -> None:
+        """Writes down how it is; a full disk must not end the job."""
+        try:
+            await asyncio.to_thread(disk.replace, self._folder(job.id) / _JOB, _encode(job))
+        except OSError as error:
+            log.warning("the fine-tuning job %d cannot be kept: %s", job.id, error.strerror or error)
+
+    async def _end(self, job: Job, status: Status, error: str | None = None) -> None:
+        job.status, job.error, job.ended = status, error, round(time.time(), 3)
+        log.info("fine-tuning job %d %s%s", job.id, status, f": {error}" if error else "")
+        await self._keep(job)
+        for name in ("checkpoint.pt", ".checkpoint.pt.part"):
+            with contextlib.suppress(OSError):
+                (self._folder(job.id) / name).unlink()
+
+    async def _run(self, job: Job) -> None:
+        folder, self._current = self._folder(job.id), job
+        log.info("fine-tuning job %d begins: %s out of %s", job.id, job.name, job.model)
+        with open(folder / _LOG, "ab") as said:
+            process = await asyncio.create_subprocess_exec(
+                *child.PYTHON,
+                "-m",
+                "tinyoai.finetune",
+                str(folder),
+                env=child.environment(),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=said,
+            )
+        self._process = process
+        if job.status == "stopped":  # while it was started
+            self._leave(process)
+        last: Made | Failed | None = None
+        try:
+            last = await self._listen(job, process, folder)
+            code = await process.wait()
+        finally:
+            self._current = self._process = None
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        if job.status == "stopped":
+            self.place(job.name).unlink(missing_ok=True)  # it may just have been made
+            await self._end(job, "stopped")
+        elif isinstance(last, Made):
+            try:
+                job.result_id = await self._on_made(job, self.place(job.name)) or None
+            except registry.RegistryError as error:
+                await self._end(job, "failed", f"the new model cannot be registered: {error}")
+            else:
+                await self._end(job, "completed")
+        elif isinstance(last, Failed):
+            await self._end(job, "failed", last.message)
+        else:
+            await self._end(job, "failed", _died(code, self.lines(job)))
+
+    async def _listen(
+        self, job: Job, process: asyncio.subprocess.Process, folder: Path
+    ) -> Made | Failed | None:
+        assert process.stdout is not None
+        last: Made | Failed | None = None
+        with open(folder / _METRICS, "ab") as curve:
+            while line := await process.stdout.readline():
+                try:
+                    said = _said.decode(line)
+                except msgspec.MsgspecError:
+                    continue
+                if isinstance(said, Running):
+                    job.running = said
+                    if job.status == "initializing":
+                        job.status = "running"
+                        job.started = job.started or round(time.time(), 3)
+                    _rewind(curve.fileno(), folder / _METRICS, said.from_step)
+                    await self._keep(job)
+                elif isinstance(said, Step):
+                    job.last = said
+                    curve.write(_encode(said) + b"\n")
+                    curve.flush()
+                else:
+                    last = said
+        return last
+
+    def _leave(self, process: asyncio.subprocess.Process) -> None:
+        if process.stdin is not None:
+            process.stdin.close()  # it ends with its stdin
+
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+        asyncio.get_running_loop().call_later(STOP_S, kill)
+
+
+def _rewind(number: int, path: Path, n_steps: int) -> None:
+    """Takes back what was told of steps that are made again."""
+    kept, size = 0, 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if kept == n_steps or not line.endswith(b"\n"):
+            break
+        kept, size = kept + 1, size + len(line)
+    os.ftruncate(number, size)
+
+
+def _died(code: int, lines: Sequence[str]) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+        more = ", as happens when memory runs out; take a smaller batch_size or max_length"
+        return f"its process was ended by {name}" + (more if name == "SIGKILL" else "")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return f"its process ended with exit code {code}" + (f": {last}" if last else "")

@@ -1,0 +1,77 @@
+"""A model file's matrices as numbers, and a new file with some of them changed.
+
+Owns dequantizing, quantizing and the new file's layout; all that the old file says of the model is copied as it
+is. It must not know what the matrices are for.
+"""
+
+import math
+import os
+import struct
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from numpy.typing import NDArray
+
+from tinyoai import disk
+from tinyoai.gguf import TENSOR_TYPES, Header
+
+Array = NDArray[np.float32]
+
+_F32, _F16, _Q8_0 = 0, 1, 8
+_WRITTEN = (0, 1, 2, 3, 6, 7, 8)
+"""Types that can be made here; what was in another becomes Q8_0."""
+
+
+def read(header: Header, name: str) -> Array:
+    """A tensor as float32, in numpy's order of dimensions: a matrix is [n_out, n_in]."""
+    tensor = header.tensors[name]
+    raw = np.memmap(header.path, np.uint8, "r", offset=header.data_at + tensor.offset, shape=(tensor.size,))
+    rows = raw.reshape(*tensor.shape[:0:-1], -1)
+    values = dequantize(np.asarray(rows), GGMLQuantizationType(tensor.type))
+    return np.array(values, np.float32).reshape(tensor.shape[::-1])
+
+
+def kept_type(header: Header, name: str) -> int:
+    """The type number that a changed tensor is written in: its own where that can be made here."""
+    tensor = header.tensors[name]
+    if tensor.type in _WRITTEN:
+        return tensor.type
+    return _Q8_0 if tensor.shape[0] % 32 == 0 else _F16
+
+
+def write(header: Header, changed: Collection[str], made: Callable[[str], Array], path: Path) -> None:
+    """The file again, with `made(name)` for each name in `changed`; whole or not at all. Raises OSError."""
+    table, types, offset = bytearray(), {}, 0
+    for name, tensor in header.tensors.items():
+        kind = kept_type(header, name) if name in changed else tensor.type
+        _, block, block_size = TENSOR_TYPES[kind]
+        size = math.prod(tensor.shape) // block * block_size
+        types[name] = kind
+        raw = name.encode()
+        table += struct.pack("<Q", len(raw)) + raw + struct.pack("<I", len(tensor.shape))
+        table += struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape) + struct.pack("<IQ", kind, offset)
+        offset += size + -size % header.alignment
+    temporary = path.with_name(f".{path.name}.part")
+    with open(header.path, "rb") as old, open(temporary, "wb") as new:
+        new.write(old.read(header.table_at))
+        new.write(table)
+        new.write(bytes(-new.tell() % header.alignment))
+        for name, tensor in header.tensors.items():
+            if name in changed:
+                values = quantize(np.ascontiguousarray(made(name)), GGMLQuantizationType(types[name]))
+                new.write(np.ascontiguousarray(values).tobytes())
+            else:
+                old.seek(header.data_at + tensor.offset)
+                left = tensor.size
+                while left:
+                    chunk = old.read(min(left, 1 << 24))
+                    new.write(chunk)
+                    left -= len(chunk)
+            new.write(bytes(-new.tell() % header.alignment))
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(temporary, path)
+    disk.settle(path.parent)
