@@ -62,7 +62,7 @@ def main() -> None:
         f"{args.out.name}: {args.out.stat().st_size / 1e6:.1f} MB after {time.monotonic() - started:.0f} s",
         flush=True,
     )
-    table = score(args.out, 200, show=4)
+    table = score(args.out, 1000, show=4)
     print(table)
     args.score.write_text(
         "# Score of the built-in model\n\nGreedy answers of the exported file, run by ctransformers, to dialogues "
