@@ -287,7 +287,7 @@ def _get(argv: Sequence[str]) -> int:
     else:
         wide = max(len(option.key) for option, _, _ in rows)
         broad = max(
-            len(settings.plain(option, value)) for option, value, source in rows if source or option is _HOME
+            (len(settings.plain(option, value)) for option, value, source in rows if source), default=0
         )
         for option, value, source in rows:
             text = settings.plain(option, value)

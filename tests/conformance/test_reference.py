@@ -8,7 +8,9 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from openai import OpenAI
 from pydantic import SecretStr
 
-from tests.serving import Server, environment, serve
+from tests.serving import Server, command, environment, serve
+from tinyoai.finetune.jobs import installed
 
 NODE_MODULES = Path(__file__).parents[2] / ".venv" / "node" / "node_modules"
 PARIS = "The capital of France is Paris."
@@ -231,6 +234,68 @@ def test_npu_stack_s_models(mine: Server) -> None:
     text = curl(mine, "/models/status")
     assert "my-model" in text
     assert "uptime" in text
+
+
+@pytest.mark.skipif(not installed(), reason="torch is not installed: `make finetune` does that")
+def test_npu_stack_s_fine_tuning(tmp_path: Path) -> None:
+    folder = tmp_path / "datasets"
+    folder.mkdir()
+    (folder / "tickets.jsonl").write_text('{"instruction": "Say hello.", "output": "Hello there."}\n' * 8)
+    with serve(env=environment(TINYOAI_HOME=str(tmp_path))) as server:
+        asked = {
+            "model_id": server.get("/v1/models").json["data"][0]["model_id"],
+            "dataset": "tickets",
+            "epochs": 3,
+            "batch_size": 4,
+            "learning_rate": 2e-4,
+            "use_lora": True,
+            "lora_r": 16,
+            "lora_alpha": 32,
+        }
+        begun = server.request("POST", "/api/finetune/start", asked).json
+        assert begun["status"] == "initializing"
+        assert {name: begun["config"][name] for name in list(asked)[2:]} == dict(list(asked.items())[2:])
+        seen, deadline = {"initializing"}, time.monotonic() + 120
+        while not seen & {"completed", "failed"}:
+            assert time.monotonic() < deadline
+            (row,) = server.get("/api/finetune/jobs").json["jobs"]
+            assert row["id"] == begun["job_id"]
+            seen.add(row["status"])
+            time.sleep(0.02)
+        assert "failed" not in seen
+        found = server.get(f"/api/finetune/status/{begun['job_id']}").json
+        assert [point["step"] for point in found["metrics"]] == [1, 2, 3, 4, 5, 6]
+        assert all(point["loss"] > 0 and point["learning_rate"] > 0 for point in found["metrics"])
+        assert found["log"]
+
+
+def test_the_commands_of_smartloop_s_and_the_snaps_pages(tmp_path: Path) -> None:
+    env = environment(TINYOAI_HOME=str(tmp_path))
+
+    def tinyoai(*words: str) -> str:
+        return subprocess.run(
+            command(*words), capture_output=True, text=True, timeout=60, check=True, env=env
+        ).stdout
+
+    shown = dict(line.split(maxsplit=1) for line in tinyoai("get", "http").splitlines() if " " in line)
+    assert (shown["http.host"], shown["http.port"]) == ("127.0.0.1", "8000")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tinyoai("set", f"http.port={port}")
+    try:
+        assert f"http://127.0.0.1:{port}/v1" in tinyoai("agent", "start")
+        table = tinyoai("status")
+        for name in ("Server", "PID", "Model loaded", "Quantization", "Context window", "Flash attention",
+                     "Model size", "Memory usage", "GPU"):  # fmt: skip
+            assert f"| {name} " in table
+        with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="not-needed") as client:
+            said = client.chat.completions.create(
+                model="tinyoai-chat", messages=[{"role": "user", "content": "What is the capital of France?"}]
+            )
+        assert said.choices[0].message.content == PARIS
+    finally:
+        tinyoai("agent", "stop")
 
 
 @pytest.fixture
