@@ -552,8 +552,10 @@ def _operation(operation: Operation, model: str) -> Json:
                 "name": name,
                 "in": "path",
                 "required": True,
-                "schema": {"type": "string", "minLength": 1},
-                "example": model,
+                "schema": {"type": "string", "minLength": 1}
+                if name == "id"
+                else {"type": "integer", "minimum": 1},
+                "example": model if name == "id" else 1,
             }
             for name in parameters
         ]
