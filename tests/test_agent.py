@@ -281,6 +281,16 @@ def test_a_setting_takes_effect_after_a_restart(place: Place) -> None:
     assert place.agent()["model"] == "changed"
 
 
+def test_a_setting_under_a_remembered_flag_says_that_a_restart_is_not_enough(place: Place) -> None:
+    assert place.start("--model-name", "flag").returncode == 0
+    for words in (("set", "model.name=file", "model.parallel=2"), ("unset", "model.name")):
+        said = place.run(*words).stdout
+        assert "--model-name, and a flag wins" in said
+        assert "agent restart" not in said
+        assert "--parallel" not in said
+    assert "tinyoai agent restart" in place.run("set", "model.parallel=3").stdout
+
+
 def test_a_wrong_setting_does_not_end_the_agent_that_runs(place: Place) -> None:
     assert place.start().returncode == 0
     pid = place.agent()["pid"]

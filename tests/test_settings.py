@@ -60,6 +60,13 @@ def test_an_unknown_key_has_its_nearest_named() -> None:
         config.find("zzzzzzzzzz")
 
 
+def test_an_unknown_key_of_the_file_can_be_taken_off_as_it_says(tmp_path: Path) -> None:
+    file_of(tmp_path).write_text('{"zz zz": 1, "http.port": 9090}')
+    assert refused(tiny(tmp_path, "get"), 1).endswith("tinyoai unset 'zz zz' takes it off")
+    assert tiny(tmp_path, "unset", "zz zz").returncode == 0
+    assert json.loads(file_of(tmp_path).read_text()) == {"http.port": 9090}
+
+
 # -- what wins ---------------------------------------------------------------------------------------
 
 
@@ -138,6 +145,7 @@ def test_set_writes_for_its_owner_alone_and_unset_takes_back(tmp_path: Path) -> 
         ("http.port=70000", "http.port: 70000 is not between"),
         ("model.engine=vllm", "ctransformers, fake"),
         ("http.port", "key=value"),
+        ("model-name=again", "model.name is given twice"),
         ("home=/tmp", "--home"),
         ("access.api-key=", "access.api-key: it is empty"),
         ("access.rate-limit=many", "access.rate-limit: 'many'"),
@@ -148,13 +156,19 @@ def test_set_writes_for_its_owner_alone_and_unset_takes_back(tmp_path: Path) -> 
         ("model.file=/none.gguf", "/none.gguf cannot be read"),
         ("http.cors-origin=app.example", "http.cors-origin: 'app.example'"),
         ("http.host=no such host", "http.host: 'no such host'"),
-        ("model.name=a\nb", "printed"),
+        ("http.host=a\nb", "printed"),
     ],
 )
 def test_what_a_flag_would_not_take_is_not_written(pair: str, words: str, tmp_path: Path) -> None:
     file_of(tmp_path).write_text('{"model.parallel": 2}')
     assert words in refused(tiny(tmp_path, "set", "model.name=good", pair), 2)
     assert file_of(tmp_path).read_text() == '{"model.parallel": 2}'
+
+
+def test_several_values_of_one_key_go_with_commas(tmp_path: Path) -> None:
+    done = tiny(tmp_path, "set", "http.cors-origin=https://a.example", "cors-origin=https://b.example")
+    assert "http.cors-origin is given twice; put commas" in refused(done, 2)
+    assert not file_of(tmp_path).exists()
 
 
 def test_paths_are_remembered_whole(tmp_path: Path) -> None:

@@ -313,17 +313,19 @@ class _App:
             '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
         )
         key = " -H 'Authorization: Bearer YOUR_KEY'" if self._keys else ""
+        folder = self._config.models_dir
         lines = [
             f"tinyoai {__version__} is ready",
             f"  base URL  {url}",
             f"  model     {ready.name} ({ready.architecture}, {ready.quantization}{parameters}{size})",
+            *([f"  more      the models in {folder}, loaded when asked for: {url}/models"] if folder else []),
             f"  context   {ready.n_ctx} tokens, {ready.n_slots} request{'s' if ready.n_slots > 1 else ''} at a time",
             f"  engine    {ready.engine}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
             f"  docs      {url.removesuffix('/v1')}/docs",
             "try it:",
             f"  curl -N {url}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         ]
-        if self._config.engine != "fake" and not self._config.model:
+        if self._config.engine != "fake" and not self._config.model and not folder:
             lines.append("this model is a tiny demonstration; --model FILE serves one of yours")
         print("\n".join(lines), flush=True)
         trained = self._pool.default.model.context

@@ -307,11 +307,12 @@ def _set(argv: Sequence[str]) -> int:
 
         check(config)
 
-    for option, value in settings.change(place, flags["pairs"], check):
+    changes = settings.change(place, flags["pairs"], check)
+    for option, value in changes:
         print(f"{option.key} = {settings.plain(option, value)}")
         if os.environ.get(option.variable):
             print(f"tinyoai: {option.variable} is set here and wins over the file", file=sys.stderr)
-    _say_when(place)
+    _say_when(place, [option for option, _ in changes])
     return 0
 
 
@@ -324,17 +325,23 @@ def _unset(argv: Sequence[str]) -> int:
     gone = settings.remove(place, flags["names"])
     print(f"no longer set: {', '.join(gone)}" if gone else "none of that was set")
     if gone:
-        _say_when(place)
+        _say_when(place, [option for option in OPTIONS if option.key in gone])
     return 0
 
 
-def _say_when(place: Path) -> None:
+def _say_when(place: Path, changed: Sequence[Option]) -> None:
     """What must be done for a change to take effect."""
     from tinyoai import agent, running
 
     process = agent.current(place)
-    if process is not None:
-        print("it takes effect after: tinyoai agent restart")
+    known = agent.note(place)
+    if process is not None and known is not None:
+        held = [option.flag for option in changed if option.name in known.flags]
+        if held:  # a restart keeps its flags, and they win over the file
+            print(f"the agent was started with {' and '.join(held)}, and a flag wins over the file")
+            print("it takes effect after: tinyoai agent stop, and tinyoai agent start without that flag")
+        else:
+            print("it takes effect after: tinyoai agent restart")
     for server in running.servers(place):
         if server.process != process:
             print(f"{server.server} (pid {server.process.pid}) takes it when that server is started again")

@@ -8,6 +8,7 @@ help. It must not know what the values are used for, nor where the file is.
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -378,8 +379,11 @@ def blame(
 # -- the configuration file --------------------------------------------------------------------------
 
 
-def find(name: str) -> Option:
-    """The option of a key such as http.port; its plain name does as well. Raises UsageError with the nearest."""
+def find(name: str, otherwise: str = "tinyoai get shows all there are") -> Option:
+    """The option of a key such as http.port; its plain name does as well.
+
+    Raises UsageError with the nearest, or with `otherwise` where nothing is near.
+    """
     wanted = name.strip().lower().replace("_", "-")
     names: dict[str, Option] = {}
     for option in OPTIONS:
@@ -389,7 +393,7 @@ def find(name: str) -> Option:
     if wanted in names:
         return names[wanted]
     close = difflib.get_close_matches(wanted, names, 1)
-    hint = f"did you mean {names[close[0]].key}?" if close else "tinyoai get shows all there are"
+    hint = f"did you mean {names[close[0]].key}?" if close else otherwise
     raise UsageError(f"there is no setting {name!r}; {hint}")
 
 
@@ -413,7 +417,8 @@ def stored(settings: Mapping[str, Any], path: str) -> Stored:
     values: dict[str, Text] = {}
     for key, value in settings.items():
         try:
-            option = find(key)
+            # get could not show them: it reads this file, too
+            option = find(key, f"tinyoai unset {shlex.quote(key)} takes it off")
         except UsageError as error:
             raise UsageError(f"the configuration file {path}: {error}", exit_code=1) from None
         where = f"{key} in {path}"

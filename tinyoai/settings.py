@@ -60,6 +60,9 @@ def change(
         if not equals:
             raise UsageError(f"{pair!r} sets nothing; write it as key=value, such as http.port=9090")
         option = config.find(name)
+        if option.key in changes:
+            several = "; put commas between its values" if isinstance(option.default, tuple) else ""
+            raise UsageError(f"{option.key} is given twice{several}")
         if not text.isprintable():  # a byte that is no UTF-8 is none either, and no file could hold it
             raise UsageError(f"{option.key}: {text!r} holds what cannot be printed")
         if option.name == "home":

@@ -156,6 +156,7 @@ def test_a_model_s_own_file_is_no_name_for_it(served: Server, files: Path) -> No
 
 def test_a_new_file_is_served_when_it_is_asked_for(own: Path) -> None:
     with serve("--engine", "fake", "--models-dir", str(own)) as server:
+        assert f"the models in {own}," in server.banner
         assert server.chat("x", model="org/new").status == 404
         (own / "org").mkdir()
         os.link(own / "a.gguf", own / "org" / "new.gguf")

@@ -444,7 +444,7 @@ def inputs(request: EmbeddingRequest) -> list[tuple[str, str | list[int]]]:
     named = [("input" if single else f"input[{i}]", item) for i, item in enumerate(found)]
     for field, item in named:
         if not item:
-            raise errors.BadRequest(f"{field}: it is empty, and nothing has no embedding", param=field)
+            raise errors.BadRequest(f"{field}: it is empty; send a text", param=field)
         if isinstance(item, str):
             _no_nul(field, item)
     return named
