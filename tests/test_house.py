@@ -40,7 +40,15 @@ DOORS = {
     "openapi_ui_bundles": set(),
     # the worker ignores Ctrl-C, the server's handle names what ended a worker, the fake engine dies on demand, the
     # agent is told to stop
-    "signal": {"app.py", "agent.py", "engine/__main__.py", "models/worker.py", "engine/fake.py", "finetune/jobs.py", "finetune/__main__.py"},
+    "signal": {
+        "app.py",
+        "agent.py",
+        "engine/__main__.py",
+        "models/worker.py",
+        "engine/fake.py",
+        "finetune/jobs.py",
+        "finetune/__main__.py",
+    },
     "pickle": set(),
     "training": set(),
     # its import takes as long as the rest of a worker's start: only a worker that embeds pays for it, and training
@@ -142,7 +150,9 @@ def test_processes_are_started_in_one_place(path: Path) -> None:
             assert name not in CALLS or name_of(path) in CALLS[name], f"{name_of(path)} uses {name}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room(p) != "engine" and name_of(p) != TRAINER], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if room(p) != "engine" and name_of(p) != TRAINER], ids=name_of
+)
 def test_only_a_worker_imports_the_engine(path: Path) -> None:
     for imported in imports(path):
         assert imported.split(".")[:2] != ["tinyoai", "engine"], f"{name_of(path)} imports {imported}"
