@@ -7,6 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,9 @@ def test_one_runs_and_the_others_wait_until_they_are_stopped(home: Path) -> None
         until(served, 3, "running", n_steps=1)
         assert status(served, 1)["completed_at"]
         (pid,) = trainers(served)
+        assert os.getsid(pid) == pid, "Ctrl-C is for the server"
+        os.kill(pid, signal.SIGTERM)  # as systemd does to all at once: the server decides
+        until(served, 3, "running", n_steps=status(served, 3)["current_step"] + 2)
         assert os.getpriority(os.PRIO_PROCESS, pid) > 0, "serving goes first"
         os.kill(pid, signal.SIGKILL)
         failed = until(served, 3, "failed")
@@ -193,6 +197,28 @@ def test_what_cannot_be_trained_is_said(home: Path) -> None:
         assert served.get("/api/finetune/jobs").json["jobs"] == []
         long_ = start(served, dataset=[{"prompt": "word " * 100, "completion": "x"}], max_length=32)
         assert "max_length" in until(served, long_["job_id"], "failed")["error"]
+
+
+@trains
+def test_a_name_and_its_file_are_one_jobs(home: Path) -> None:
+    def asked(server: Server, **fields: Any) -> Any:
+        return server.request("POST", "/api/finetune/start", {"model_id": 1, **LONG, **fields})
+
+    with server(home) as served:
+        with ThreadPoolExecutor(8) as pool:
+            replies = list(pool.map(lambda _: asked(served, name="twin"), range(8)))
+        assert sorted(reply.status for reply in replies) == [200] + [400] * 7
+        with ThreadPoolExecutor(4) as pool:
+            replies = list(pool.map(lambda _: asked(served), range(4)))
+        assert len({reply.json["name"] for reply in replies}) == 4
+        assert asked(served, name="a/b").status == 200
+        assert asked(served, name="a__b").error["param"] == "name"
+        (home / "models" / "gone.gguf").write_bytes(b"")
+        assert "file" in asked(served, name="gone").error["message"]
+    long_ = "x" * 250
+    with serve("--model-name", long_, env=environment(TINYOAI_HOME=str(home))) as served:
+        reply = served.request("POST", "/api/finetune/start", {"model": long_, **LONG})
+        assert (reply.status, reply.error["param"]) == (400, "name")
 
 
 @trains

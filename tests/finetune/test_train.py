@@ -1,6 +1,8 @@
 """Training itself: the network is the library's, a new file is the old one but for what was learnt."""
 
 import importlib.util
+import os
+import subprocess
 from itertools import islice
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import pytest
 if importlib.util.find_spec("torch") is None:
     pytest.skip("torch is not installed: `make finetune` does that", allow_module_level=True)
 
+import msgspec
 import numpy as np
 import torch
 
-from tinyoai import gguf
+from tinyoai import child, gguf
 from tinyoai.app import BUILTIN
 from tinyoai.engine.base import Row
 from tinyoai.engine.ctransformers import CTransformersEngine, open_model
@@ -152,6 +155,34 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(
     assert first[:4] + [step.loss for step in rest] == whole
 
 
+@pytest.mark.parametrize("damage", ["empty", "short", "torn", "keys", "shapes", "state", "of"])
+def test_a_checkpoint_that_cannot_be_used_counts_as_none(
+    header: gguf.Header, engine: CTransformersEngine, tmp_path: Path, damage: str
+) -> None:
+    spec, known, path = Spec(epochs=2, batch_size=1), taught(engine, KEY, GATE), tmp_path / "c"
+    first = list(islice(train.train(network(header, spec), known, spec, path, 0.0, float, "this"), 3))
+    data = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    name = next(iter(state["learnt"]))
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "short":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "torn":
+        path.write_bytes(bytes(4096) + data[4096:])
+    elif damage == "keys":
+        del state["learnt"][name]
+    elif damage == "shapes":
+        state["learnt"][name] = state["learnt"][name][:1]
+    elif damage == "state":
+        state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    if damage in ("keys", "shapes", "state"):
+        torch.save(state, path)
+    of = "other" if damage == "of" else "this"
+    again = list(islice(train.train(network(header, spec), known, spec, path, 1e9, float, of), 3))
+    assert [(step.step, step.loss) for step in again] == [(step.step, step.loss) for step in first]
+
+
 def test_a_rate_that_is_too_high_ends_the_run(
     header: gguf.Header, engine: CTransformersEngine, tmp_path: Path
 ) -> None:
@@ -176,3 +207,95 @@ def test_every_type_is_kept_or_becomes_q8(header: gguf.Header, kind: int, tmp_pa
     off = np.abs(weights.read(made, old.name) - given).max() / np.abs(given).max()
     assert off < {0: 1e-6, 1: 1e-3, 2: 0.15, 3: 0.15, 6: 0.08, 7: 0.08}.get(kind, 0.01)
     assert (weights.read(made, "output.weight") == weights.read(header, "output.weight")).all()
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing(header: gguf.Header, tmp_path: Path) -> None:
+    def full(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        weights.write(header, ["blk.0.ffn_gate.weight"], full, tmp_path / "new.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_parent_that_is_cut_short_meanwhile_ends_it(tmp_path: Path) -> None:
+    parent = tmp_path / "parent.gguf"
+    parent.write_bytes(BUILTIN.read_bytes())
+    header = gguf.read_header(parent)
+    os.truncate(parent, parent.stat().st_size - 100)
+    with pytest.raises(OSError, match="cut short"):
+        weights.write(header, [], lambda name: np.zeros(1, np.float32), tmp_path / "new.gguf")
+
+
+ORDER = Order(path=str(BUILTIN), template="chatml", chat=True, out="", spec=Spec(epochs=1, max_length=64))
+
+
+def program(folder: Path, order: Order, prelude: str = "") -> tuple[list[dict[str, object]], str]:
+    """What the training program says on stdout and on stderr."""
+    if not (folder / "order.json").exists():
+        (folder / "order.json").write_bytes(msgspec.json.encode(order))
+    (folder / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}')
+    words = [*child.PYTHON, "-c", f"{prelude}\nimport runpy, sys\nsys.argv = ['', {str(folder)!r}]\n"
+             "runpy.run_module('tinyoai.finetune', run_name='__main__')"]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, env=child.environment(), stdin=pipe(), timeout=120)
+    return [msgspec.json.decode(line) for line in done.stdout.splitlines()], done.stderr.decode()
+
+
+def pipe() -> int:
+    """A stdin that stays open."""
+    return os.pipe()[0]
+
+
+FAULTS = """
+import torch
+def save(*_):
+    raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0")
+import tinyoai.finetune.train as train
+import tinyoai.finetune.weights as weights
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("train.loss_of = lambda *_: torch.empty(1 << 60)", "memory"),
+        ("train.loss_of = lambda *_: {}['x']", "KeyError"),
+    ],
+)
+def test_a_fault_is_a_sentence(tmp_path: Path, fault: str, words: str) -> None:
+    said, errors = program(
+        tmp_path, msgspec.structs.replace(ORDER, out=str(tmp_path / "o.gguf")), FAULTS + fault
+    )
+    assert said[-1]["type"] == "Failed"
+    assert words in str(said[-1]["message"])
+    assert "Traceback" not in errors
+
+
+def test_a_disk_too_full_for_a_checkpoint_is_no_end(tmp_path: Path) -> None:
+    order = msgspec.structs.replace(ORDER, out=str(tmp_path / "o.gguf"))
+    fault = "torch.save = save; import time; time.monotonic = iter(range(0, 10**9, 100)).__next__"
+    said, errors = program(tmp_path, order, FAULTS + fault)
+    assert said[-1]["type"] == "Made"
+    assert "checkpoint of step 1 cannot be written" in errors
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["order", "model", "kind", "out"])
+def test_what_changed_before_it_began_is_a_sentence(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    order = msgspec.structs.replace(ORDER, out=str(tmp_path / "o.gguf"))
+    if damage == "order":
+        (folder / "order.json").write_bytes(b"{")
+    elif damage == "model":
+        order = msgspec.structs.replace(order, path=str(tmp_path / "none.gguf"))
+    elif damage == "kind":
+        data = BUILTIN.read_bytes().replace(b"llama", b"gptxx", 1)
+        (tmp_path / "other.gguf").write_bytes(data)
+        order = msgspec.structs.replace(order, path=str(tmp_path / "other.gguf"))
+    else:
+        order = msgspec.structs.replace(order, out=str(tmp_path / "no" / "o.gguf"))
+    said, errors = program(folder, order)
+    assert said[-1]["type"] == "Failed"
+    assert str(tmp_path) not in str(said[-1]["message"])
+    assert "Traceback" not in errors

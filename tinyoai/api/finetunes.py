@@ -5,6 +5,7 @@ model with its parent's settings. It must not know how training works.
 """
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,16 @@ class Finetunes:
                 code="finetune_not_installed",
             )
         await self._pool.look()
+        await self.jobs.opened()
         model = self._model(request)
         spec = _spec(request)
         _check_memory(model, spec)
-        name = self._name(request, model)
+        self._name(request, model)
         try:
             given, label = await asyncio.to_thread(self._examples, request)
         except examples.DatasetError as error:
             raise errors.BadRequest(f"dataset: {error}", param="dataset") from None
+        name = self._name(request, model)  # once more: from here to the job nobody can take it
         order = Order(
             path=model.path,
             template=self._template if self._template != "auto" else model.template,
@@ -147,25 +150,29 @@ class Finetunes:
         return model
 
     def _name(self, request: schema.FinetuneRequest, model: Model) -> str:
-        view, making = self._pool.catalog.view, self.jobs.names()
+        view = self._pool.catalog.view
+        known = (view.models, view.missing, view.broken, view.aliases)
+        making = {self.jobs.place(name) for name in self.jobs.names()}  # a/b and a__b have the same file
 
         def taken(name: str) -> bool:
-            known = (view.models, view.missing, view.broken, view.aliases, making)
-            return any(name in names for names in known) or self.jobs.place(name).exists()
+            place = self.jobs.place(name)
+            return any(name in names for names in known) or place in making or os.path.lexists(place)
 
         if request.name is None:
             tuned, count = f"{model.name}-tuned", 1
             while taken(tuned):
                 count += 1
                 tuned = f"{model.name}-tuned-{count}"
-            return tuned
-        if not request.name.isprintable() or len(request.name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        else:
+            tuned = request.name
+        if not tuned.isprintable() or len(tuned.encode("utf-8", "replace")) > MAX_NAME_BYTES:
             raise errors.BadRequest(f"name: take at most {MAX_NAME_BYTES} printable characters", param="name")
-        if taken(request.name):
+        if taken(tuned):
             raise errors.BadRequest(
-                f"name: there is a model {request.name!r} already; choose another", param="name"
+                f"name: there is a model {tuned!r} already, or the file of one that was; choose another",
+                param="name",
             )
-        return request.name
+        return tuned
 
     def _examples(self, request: schema.FinetuneRequest) -> tuple[list[examples.Example], str]:
         """In a thread: what is to be learnt, and what it is called."""

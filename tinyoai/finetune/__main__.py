@@ -40,7 +40,11 @@ def _settle() -> Say:
     words = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # the libraries print on stdout; nothing of that may be taken for ours
     os.nice(NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # these may reach all processes at once; the server decides
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("800")  # first of all when memory is short, before the workers
@@ -129,8 +133,12 @@ def _shape(header: gguf.Header, n_ctx: int) -> train.Shape:
 def _learn(folder: Path, say: Say) -> None:
     order = msgspec.json.decode((folder / "order.json").read_bytes(), type=Order)
     given = examples.parse((folder / "data.jsonl").read_bytes())
+    status = os.stat(order.path)
+    of = f"{status.st_size}:{status.st_mtime_ns}:{order.spec}"
     header = gguf.read_header(Path(order.path))
     gguf.check(header)
+    if header.architecture != "llama":
+        raise ValueError(f"the model's file has become one of {header.architecture}; llama can be trained")
     n_most = min(order.spec.max_length, int(header.value("context_length")))
     print(f"reading {len(given)} examples", file=sys.stderr, flush=True)
     engine = open_model(order.path, model_type=None, name="", n_ctx=64, n_slots=1, n_batch=32, gpu_layers=0)
@@ -147,7 +155,7 @@ def _learn(folder: Path, say: Say) -> None:
     model = train.build(_shape(header, n_most), lambda name: weights.read(header, name), order.spec)
     checkpoint = folder / "checkpoint.pt"
     n_trained = sum(parameter.numel() for parameter in model.learnt().values())
-    steps = train.train(model, found, order.spec, checkpoint, SAVE_S, time.monotonic)
+    steps = train.train(model, found, order.spec, checkpoint, SAVE_S, time.monotonic, of)
     said = False
     for step in steps:
         if not said:
@@ -180,8 +188,13 @@ def main(folder: str) -> int:
     except OSError as error:
         what = _without_paths(str(error.filename or "a file"), folder)
         say(Failed(message=f"{what} cannot be read or written: {error.strerror or error}"))
-    except MemoryError:
-        say(Failed(message="memory ran out; take a smaller batch_size or max_length"))
+    except Exception as error:
+        # torch tells of memory in a RuntimeError
+        if isinstance(error, MemoryError) or "allocate memory" in str(error) or "enough memory" in str(error):
+            say(Failed(message="memory ran out; take a smaller batch_size or max_length"))
+        else:
+            what = (str(error).splitlines() or [""])[0]
+            say(Failed(message=_without_paths(f"training failed: {type(error).__name__}: {what}", folder)))
     return 0
 
 
@@ -190,6 +203,7 @@ def _without_paths(text: str, folder: str) -> str:
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         order = msgspec.json.decode((Path(folder) / "order.json").read_bytes(), type=Order)
         text = text.replace(order.path, "the model's file").replace(order.out, "the new file")
+        text = text.replace(str(Path(order.out).parent), "the folder of models")
     return text.replace(folder, "the job's folder")
 
 

@@ -2,7 +2,8 @@
 
 Owns a folder for each job, its processes and its life: one runs at a time, the others wait in order. What is on
 disk is whole after a power cut, and a job that was under way goes on from its last checkpoint when the server
-starts again. It must not know HTTP, nor how the new model is served: `on_made` is told of its file.
+starts again. Of servers on the same data directory the one that holds a job's lock file works on it. It must not
+know HTTP, nor how the new model is served: `on_made` is told of its file.
 
     initializing ──process──▶ running ──▶ completed
           │                      ├──────▶ failed
@@ -11,10 +12,12 @@ starts again. It must not know HTTP, nor how the new model is served: `on_made` 
 
 import asyncio
 import contextlib
+import fcntl
 import importlib.util
 import logging
 import os
 import re
+import shutil
 import signal
 import time
 from collections import deque
@@ -34,10 +37,12 @@ log = logging.getLogger("tinyoai.finetune")
 MAX_WAITING = 16
 """Jobs that may wait for their turn."""
 MAX_POINTS = 1000
-"""Points of a learning curve that are told: of a longer one, evenly spaced ones and the last."""
+"""Points of a learning curve that are kept: of a longer one, evenly spaced ones and the last."""
 MAX_LINES = 200
 STOP_S = 2.0
 """Seconds a process has to leave by itself before it is killed."""
+LOOK_S = 1.0
+"""Seconds between two looks at whether another server has left one of its jobs."""
 NEEDED = ("torch", "gguf")
 INSTALL = "pip install 'tinyoai[finetune]'"
 
@@ -70,6 +75,9 @@ class Job(Struct, kw_only=True):
 _JOB = "job.json"
 _METRICS = "metrics.jsonl"
 _LOG = "log.txt"
+_LOCK = "lock"
+_PATH = re.compile(r"(?:/[^/\s'\":]+)+/(?=[^/\s'\":])")
+"""The folders before a file's name."""
 _encode = msgspec.json.Encoder().encode
 _job = msgspec.json.Decoder(Job)
 _said = msgspec.json.Decoder(Said)
@@ -90,6 +98,12 @@ class Jobs:
         self._on_made = on_made
         self._jobs: dict[int, Job] = {}
         self._waiting: deque[Job] = deque()
+        self._starting: set[str] = set()
+        """Names of new models whose jobs are being written down."""
+        self._locks: dict[int, int] = {}
+        """Lock files of the jobs that are this server's, until they have ended."""
+        self._claiming = asyncio.Lock()
+        self._keeping = asyncio.Lock()
         self._more = asyncio.Event()
         self._opened = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -123,27 +137,28 @@ class Jobs:
 
     def names(self) -> set[str]:
         """Of models that are being made."""
-        return {job.name for job in self._jobs.values() if job.status in ("initializing", "running")}
+        return self._starting | {job.name for job in self._jobs.values() if job.ended is None}
 
     def metrics(self, job: Job) -> list[Step]:
-        """The learning curve, thinned to at most MAX_POINTS. Blocks."""
+        """The learning curve, of at most MAX_POINTS points and the last. Blocks."""
         try:
             lines = (self._folder(job.id) / _METRICS).read_bytes().splitlines()
         except OSError:
             return []
-        every = max(1, -(-len(lines) // MAX_POINTS))
         found = []
-        for line in {**dict.fromkeys(lines[::every]), **dict.fromkeys(lines[-1:])}:
+        for line in lines:
             with contextlib.suppress(msgspec.MsgspecError):  # the last line may be half written
                 found.append(_step.decode(line))
-        return found
+        last = job.last
+        return [*found, last] if last is not None and found and last.step > found[-1].step else found
 
     def lines(self, job: Job) -> list[str]:
-        """The last lines of its log. Blocks."""
+        """The last lines of its log, files without their folders. Blocks."""
         try:
             with open(self._folder(job.id) / _LOG, "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
-                return file.read().decode("utf-8", "replace").splitlines()[-MAX_LINES:]
+                lines = file.read().decode("utf-8", "replace").splitlines()[-MAX_LINES:]
+                return [_PATH.sub("", line) for line in lines]
         except OSError:
             return []
 
@@ -154,11 +169,15 @@ class Jobs:
         try:
             for job in await asyncio.to_thread(self._read):
                 self._jobs[job.id] = job
-                if job.status in ("initializing", "running"):
+                if job.ended is None:
                     job.status = "initializing"
                     self._enqueue(job)
         finally:
             self._opened.set()
+
+    async def opened(self) -> None:
+        """Returns when the jobs of earlier runs are known."""
+        await self._opened.wait()
 
     async def start(
         self,
@@ -171,7 +190,8 @@ class Jobs:
         dataset: str,
     ) -> Job:
         """A new job. Raises errors.Overloaded where too many wait, errors.Unavailable where nothing can be kept."""
-        if len(self._waiting) >= MAX_WAITING:
+        n_own = sum(job.id in self._locks for job in self._waiting)
+        if n_own + len(self._starting) >= MAX_WAITING:
             raise errors.Overloaded(
                 f"{MAX_WAITING} fine-tuning jobs wait already; try again when one has ended",
                 headers={"retry-after": "60"},
@@ -185,7 +205,39 @@ class Jobs:
             spec=order.spec,
             created=round(time.time(), 3),
         )
-        await self._opened.wait()
+        self._starting.add(name)
+        # who asked may leave meanwhile: what is written down is begun all the same, or it would be unseen
+        return await asyncio.shield(self._begin(job, order, examples))
+
+    async def stop(self, job: Job) -> None:
+        """Ends a job that waits or runs; harmless for one that has ended. Raises errors.BadRequest if it cannot."""
+        if job.ended is None and not await self._claim(job):
+            raise errors.BadRequest(
+                f"another server on the same data directory works on the job {job.id}; stop it there"
+            )
+        if job in self._waiting:
+            self._waiting.remove(job)
+            if job.ended is None:
+                await self._end(job, "stopped")
+            else:  # by another server, meanwhile
+                self._let_go(job.id)
+        elif self._current is job and job.ended is None:
+            job.status, job.ended = "stopped", round(time.time(), 3)
+            if self._process is not None:
+                self._leave(self._process)
+            await self._keep(job)  # it must not go on with the next server, whatever comes
+
+    async def close(self) -> None:
+        """Ends the process that runs, if any; its job goes on with the next server."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        for id_ in list(self._locks):
+            self._let_go(id_)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    async def _begin(self, job: Job, order: Order, examples: Sequence[Example]) -> Job:
         try:
             await asyncio.to_thread(self._make, job, order, examples)
         except (OSError, registry.RegistryError) as error:
@@ -195,27 +247,38 @@ class Jobs:
                 code="not_kept",
                 headers={"x-should-retry": "false"},
             ) from None
+        finally:
+            self._starting.discard(job.name)
         self._jobs[job.id] = job
         self._enqueue(job)
         return job
 
-    async def stop(self, job: Job) -> None:
-        """Ends a job that waits or runs; harmless for one that has ended."""
-        if job in self._waiting:
-            self._waiting.remove(job)
-            await self._end(job, "stopped")
-        elif self._current is job and job.status in ("initializing", "running"):
-            job.status = "stopped"
-            if self._process is not None:
-                self._leave(self._process)
+    async def _claim(self, job: Job) -> bool:
+        """Whether the job is this server's from now on; what another has made of it is known then."""
+        async with self._claiming:
+            return job.id in self._locks or await asyncio.to_thread(self._lock, job)
 
-    async def close(self) -> None:
-        """Ends the process that runs, if any; its job goes on with the next server."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+    def _lock(self, job: Job) -> bool:
+        try:
+            number = os.open(self._folder(job.id) / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return True  # its folder is gone or cannot be written: running it will say so
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(number)
+        else:
+            self._locks[job.id] = number
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            found = _job.decode((self._folder(job.id) / _JOB).read_bytes())
+            for field in Job.__struct_fields__:
+                setattr(job, field, getattr(found, field))
+        return job.id in self._locks
 
-    # -- inside ----------------------------------------------------------------------------------
+    def _let_go(self, id_: int) -> None:
+        number = self._locks.pop(id_, None)
+        if number is not None:
+            os.close(number)
 
     def _folder(self, id_: int) -> Path:
         return self.root / str(id_)
@@ -247,10 +310,16 @@ class Jobs:
             except FileExistsError:
                 job.id += 1  # another server on the same folder was faster
         folder = self._folder(job.id)
-        disk.replace(folder / "data.jsonl", b"\n".join(map(_encode, examples)))
-        disk.replace(folder / "order.json", _encode(order))
-        disk.replace(folder / _JOB, _encode(job))
-        disk.settle(root)
+        try:
+            self._lock(job)
+            disk.replace(folder / "data.jsonl", b"\n".join(map(_encode, examples)))
+            disk.replace(folder / "order.json", _encode(order))
+            disk.replace(folder / _JOB, _encode(job))
+            disk.settle(root)
+        except BaseException:
+            self._let_go(job.id)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _enqueue(self, job: Job) -> None:
         self._waiting.append(job)
@@ -260,21 +329,39 @@ class Jobs:
 
     async def _work(self) -> None:
         while True:
-            while not self._waiting:
-                self._more.clear()
-                await self._more.wait()
-            job = self._waiting.popleft()
+            job = await self._next()
             try:
                 await self._run(job)
-            except Exception as error:
+                continue
+            except OSError as error:
+                reason = error.strerror or "a file cannot be read or written"
+            except Exception:
                 log.exception("the fine-tuning job %d failed", job.id)
-                self._current = self._process = None
-                await self._end(job, "failed", f"it could not be run: {error}")
+                reason = "the server's log says why"
+            self._current = self._process = None
+            await self._end(job, "failed", f"it could not be run: {reason}")
+
+    async def _next(self) -> Job:
+        """The first that waits and that no other server works on."""
+        while True:
+            self._more.clear()
+            for job in list(self._waiting):
+                mine = await self._claim(job)
+                if job in self._waiting and (mine or job.ended is not None):
+                    self._waiting.remove(job)
+                    if job.ended is None:
+                        job.status = "initializing"
+                        return job
+                    self._let_go(job.id)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S if self._waiting else None):
+                    await self._more.wait()
 
     async def _keep(self, job: Job) -> None:
         """Writes down how it is; a full disk must not end the job."""
         try:
-            await asyncio.to_thread(disk.replace, self._folder(job.id) / _JOB, _encode(job))
+            async with self._keeping:  # or an older word could be written over a newer one
+                await asyncio.to_thread(disk.replace, self._folder(job.id) / _JOB, _encode(job))
         except OSError as error:
             log.warning("the fine-tuning job %d cannot be kept: %s", job.id, error.strerror or error)
 
@@ -282,12 +369,16 @@ class Jobs:
         job.status, job.error, job.ended = status, error, round(time.time(), 3)
         log.info("fine-tuning job %d %s%s", job.id, status, f": {error}" if error else "")
         await self._keep(job)
-        for name in ("checkpoint.pt", ".checkpoint.pt.part"):
+        place = self.place(job.name)
+        left = [self._folder(job.id) / name for name in ("checkpoint.pt", ".checkpoint.pt.part")]
+        for path in (*left, place.with_name(f".{place.name}.part")):
             with contextlib.suppress(OSError):
-                (self._folder(job.id) / name).unlink()
+                path.unlink()
+        self._let_go(job.id)
 
     async def _run(self, job: Job) -> None:
         folder, self._current = self._folder(job.id), job
+        lock = self._locks.get(job.id)
         log.info("fine-tuning job %d begins: %s out of %s", job.id, job.name, job.model)
         with open(folder / _LOG, "ab") as said:
             process = await asyncio.create_subprocess_exec(
@@ -299,6 +390,9 @@ class Jobs:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=said,
+                # it holds the job as long as it lives: nobody else may begin before it is gone
+                pass_fds=() if lock is None else (lock,),
+                start_new_session=True,  # Ctrl-C reaches the whole group; the server decides
             )
         self._process = process
         if job.status == "stopped":  # while it was started
@@ -308,9 +402,10 @@ class Jobs:
             last = await self._listen(job, process, folder)
             code = await process.wait()
         finally:
-            self._current = self._process = None
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            await process.wait()
+            self._current = self._process = None
         if job.status == "stopped":
             self.place(job.name).unlink(missing_ok=True)  # it may just have been made
             await self._end(job, "stopped")
@@ -331,6 +426,7 @@ class Jobs:
     ) -> Made | Failed | None:
         assert process.stdout is not None
         last: Made | Failed | None = None
+        every = 1
         with open(folder / _METRICS, "ab") as curve:
             while line := await process.stdout.readline():
                 try:
@@ -338,7 +434,9 @@ class Jobs:
                 except msgspec.MsgspecError:
                     continue
                 if isinstance(said, Running):
-                    job.running = said
+                    job.running, every = said, max(1, -(-said.n_steps // MAX_POINTS))
+                    if job.last is not None and job.last.step > said.from_step:
+                        job.last = None
                     if job.status == "initializing":
                         job.status = "running"
                         job.started = job.started or round(time.time(), 3)
@@ -346,8 +444,9 @@ class Jobs:
                     await self._keep(job)
                 elif isinstance(said, Step):
                     job.last = said
-                    curve.write(_encode(said) + b"\n")
-                    curve.flush()
+                    if (said.step - 1) % every == 0:
+                        curve.write(_encode(said) + b"\n")
+                        curve.flush()
                 else:
                     last = said
         return last
@@ -365,11 +464,15 @@ class Jobs:
 
 def _rewind(number: int, path: Path, n_steps: int) -> None:
     """Takes back what was told of steps that are made again."""
-    kept, size = 0, 0
+    size = 0
     for line in path.read_bytes().splitlines(keepends=True):
-        if kept == n_steps or not line.endswith(b"\n"):
+        try:
+            known = line.endswith(b"\n") and _step.decode(line).step <= n_steps
+        except msgspec.MsgspecError:
             break
-        kept, size = kept + 1, size + len(line)
+        if not known:
+            break
+        size += len(line)
     os.ftruncate(number, size)
 
 

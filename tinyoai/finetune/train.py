@@ -10,6 +10,7 @@ LoRA: y = W x + (alpha / r) B A x with W frozen, A drawn at random and B zero at
 import math
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -200,14 +201,15 @@ def train(
     checkpoint: Path,
     save_every_s: float,
     clock: Callable[[], float],
+    of: str = "",
 ) -> Iterator[Step]:
     """Trains in place, a Step for each step; from the checkpoint on where there is one. Raises ArithmeticError.
 
-    Saves a checkpoint every so many seconds.
+    Saves a checkpoint every so many seconds. One that is damaged, or not `of` this model and order, counts as none.
     """
     learnt = model.learnt()
     optimizer = torch.optim.AdamW(list(learnt.values()), lr=spec.learning_rate, weight_decay=0.0)
-    first = _resume(learnt, optimizer, checkpoint)
+    first = _resume(learnt, optimizer, checkpoint, of)
     steps, per_epoch = n_steps(len(samples), spec), math.ceil(len(samples) / spec.batch_size)
     begun = saved = clock()
     order: list[int] = []
@@ -239,27 +241,50 @@ def train(
         )
         if now - saved >= save_every_s:
             saved = now
-            _save(learnt, optimizer, step + 1, checkpoint)
+            try:
+                _save(learnt, optimizer, step + 1, checkpoint, of)
+            except (OSError, RuntimeError) as error:  # torch tells a full disk either way; it is no end yet
+                reason = getattr(error, "strerror", None) or "the disk may be full"
+                print(f"the checkpoint of step {step + 1} cannot be written: {reason}", file=sys.stderr)
 
 
-def _save(learnt: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int, path: Path) -> None:
+def _save(
+    learnt: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int, path: Path, of: str
+) -> None:
     temporary = path.with_name(f".{path.name}.part")
-    state = {"step": step, "learnt": dict(learnt), "optimizer": optimizer.state_dict()}
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    state = {"of": of, "step": step, "learnt": dict(learnt), "optimizer": optimizer.state_dict()}
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     disk.settle(path.parent)
 
 
-def _resume(learnt: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, path: Path) -> int:
-    """The number of steps made before; 0 without a checkpoint."""
+def _resume(learnt: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, path: Path, of: str) -> int:
+    """The number of steps made before; 0 without a checkpoint that can be used, and nothing is changed then."""
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+        step, values, means = int(state["step"]), state["learnt"], state["optimizer"]["state"]
+        if state["of"] != of or values.keys() != learnt.keys():
+            raise ValueError("of another run")
+        for i, (name, parameter) in enumerate(learnt.items()):
+            for value in (values[name], means[i]["exp_avg"], means[i]["exp_avg_sq"]):
+                if value.shape != parameter.shape:
+                    raise ValueError("of another shape")
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:  # what torch raises for a damaged file is no single kind
+        print(
+            f"the checkpoint cannot be used ({type(error).__name__}); from the start again", file=sys.stderr
+        )
+        return 0
     with torch.no_grad():
         for name, parameter in learnt.items():
-            parameter.copy_(state["learnt"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+            parameter.copy_(values[name])
+    return step

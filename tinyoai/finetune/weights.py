@@ -4,6 +4,7 @@ Owns dequantizing, quantizing and the new file's layout; all that the old file s
 is. It must not know what the matrices are for.
 """
 
+import errno
 import math
 import os
 import struct
@@ -55,23 +56,35 @@ def write(header: Header, changed: Collection[str], made: Callable[[str], Array]
         table += struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape) + struct.pack("<IQ", kind, offset)
         offset += size + -size % header.alignment
     temporary = path.with_name(f".{path.name}.part")
-    with open(header.path, "rb") as old, open(temporary, "wb") as new:
+    try:
+        _write(header, bytes(table), types, dict.fromkeys(changed, made), temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    disk.settle(path.parent)
+
+
+def _write(
+    header: Header, table: bytes, types: dict[str, int], made: dict[str, Callable[[str], Array]], path: Path
+) -> None:
+    with open(header.path, "rb") as old, open(path, "wb") as new:
         new.write(old.read(header.table_at))
         new.write(table)
         new.write(bytes(-new.tell() % header.alignment))
         for name, tensor in header.tensors.items():
-            if name in changed:
-                values = quantize(np.ascontiguousarray(made(name)), GGMLQuantizationType(types[name]))
+            if name in made:
+                values = quantize(np.ascontiguousarray(made[name](name)), GGMLQuantizationType(types[name]))
                 new.write(np.ascontiguousarray(values).tobytes())
             else:
                 old.seek(header.data_at + tensor.offset)
                 left = tensor.size
                 while left:
                     chunk = old.read(min(left, 1 << 24))
+                    if not chunk:
+                        raise OSError(errno.EIO, "it was cut short meanwhile", str(header.path))
                     new.write(chunk)
                     left -= len(chunk)
             new.write(bytes(-new.tell() % header.alignment))
         new.flush()
         os.fsync(new.fileno())
-    os.replace(temporary, path)
-    disk.settle(path.parent)
