@@ -60,6 +60,15 @@ WRONG_IN_BOTH: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_a_word_that_is_none_of_a_few_has_them_named() -> None:
+    with pytest.raises(
+        errors.BadRequest, match="'wizard'; it is one of system, developer, user, assistant, tool"
+    ):
+        chat(messages=[{"role": "wizard", "content": "hi"}])
+    with pytest.raises(errors.BadRequest, match="'hex'; it is one of float, base64"):
+        schema.embedding_request(b'{"model": "m", "input": "hi", "encoding_format": "hex"}')
+
+
 @pytest.mark.parametrize("endpoint", [chat, completion])
 @pytest.mark.parametrize(("fields", "param"), WRONG_IN_BOTH)
 def test_a_wrong_field_is_named_the_same_on_both_endpoints(

@@ -5,7 +5,7 @@ ignored, known ones are checked. It must not know models, workers or sockets.
 """
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -31,6 +31,8 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Choices = Annotated[int, Meta(ge=1, le=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Encoding = Literal["float", "base64"]
 Acted = Literal["loaded", "already_loaded", "unloaded", "unloading", "not_loaded"]
 """unloading: it is in use, and goes with its last running answer."""
 KeepAlive = float | Annotated[str, Meta(min_length=1, max_length=32)]
@@ -58,7 +60,7 @@ class ContentPart(Struct, kw_only=True):
 class ChatMessage(Struct, kw_only=True):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Role
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -157,7 +159,7 @@ class EmbeddingRequest(Struct, kw_only=True):
 
     model: ModelName
     input: str | list[str | TokenId | list[TokenId]]
-    encoding_format: Literal["float", "base64"] | None = None
+    encoding_format: Encoding | None = None
     dimensions: Natural | None = None
     keep_alive: KeepAlive | None = None
     user: str | None = None
@@ -194,6 +196,8 @@ T = TypeVar("T")
 
 _PATH = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`$")
+_ENUMS = {"role": get_args(Role), "encoding_format": get_args(Encoding)}
+"""What msgspec does not say: the values that a field of a request can have."""
 _chat = msgspec.json.Decoder(ChatRequest)
 _completion = msgspec.json.Decoder(CompletionRequest)
 _load = msgspec.json.Decoder(LoadRequest)
@@ -230,6 +234,9 @@ def _explain(message: str) -> errors.BadRequest:
         return errors.BadRequest(f"the field {param!r} is required", param=param)
     if not param:
         return errors.BadRequest(f"the body must be a JSON object: {_lower(what)}")
+    field = param.rpartition(".")[2]
+    if field in _ENUMS and what.startswith("Invalid enum value"):
+        what += f"; it is one of {', '.join(_ENUMS[field])}"
     return errors.BadRequest(f"{param}: {_lower(what)}", param=param)
 
 
