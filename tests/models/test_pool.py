@@ -6,6 +6,7 @@ The workers are real processes with the scripted engine; the files are real too,
 import asyncio
 import os
 import random
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -414,3 +415,34 @@ def test_a_process_that_is_killed_while_it_loads_is_started_again(folder: Path) 
         assert entry.n_deaths == len(killed) == DEATHS - 1
 
     drive(body, folder)
+
+
+def test_a_model_that_two_clients_take_away_at_once_is_taken_away(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(pool: Pool) -> None:
+        monkeypatch.setattr(pool.catalog, "forget", lambda name: None)
+        await said(pool, "a")
+        await asyncio.gather(pool.forget("a"), pool.forget("a"))
+        assert [entry.model.name for entry in pool.entries] == ["default"]
+
+    drive(body, folder)
+
+
+def test_a_model_taken_away_while_it_makes_room_is_no_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(pool: Pool) -> None:
+        monkeypatch.setattr(pool.catalog, "forget", lambda name: None)
+        await said(pool, "a")
+        await said(pool, "b")
+        pool._budget = need(folder)  # for one of the three: two must go
+        worker = pool.find("a").worker
+        assert worker is not None
+        os.kill(worker.pid, signal.SIGSTOP)  # it takes its time to leave
+        asking = asyncio.ensure_future(said(pool, "c"))
+        await until(pool.find("a"), State.UNLOADED)
+        await pool.forget("b")
+        assert await asking == "hello"
+
+    drive(body, folder, room=3)

@@ -281,3 +281,15 @@ def test_an_unknown_model_is_named() -> None:
     pool = fake_pool()
     with pytest.raises(errors.ModelNotFound, match="'gpt-4'"):
         pool.find("gpt-4")
+
+
+def test_it_does_not_end_by_the_signal_that_all_processes_of_a_service_get() -> None:
+    async def body() -> None:
+        worker = await Worker.start(FAKE, timeout=30)
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+        said, last = await text(worker.call(generate("hello")))
+        assert (said, type(last)) == ("hello", wire.Done)
+        await worker.stop()
+
+    run(body())

@@ -102,7 +102,6 @@ class Entry:
         self.deaths: deque[float] = deque(maxlen=DEATHS)
         """When its process last ended by itself, and how often it did in all."""
         self.n_deaths = 0
-        self.n_deaths = 0
         """All of them, since the server started."""
         self.retry_at = 0.0
         self.refusal: errors.ApiError | None = None
@@ -312,7 +311,8 @@ class Pool:
             entry.leaving = True
         elif entry is not None:
             await self._unload(entry)
-            if not entry.uses:
+            # another may have taken it away meanwhile, or use it again
+            if self._entries.get(name) is entry and not entry.uses and entry.task is None:
                 del self._entries[name]
 
     async def stop(self) -> None:
@@ -403,7 +403,9 @@ class Pool:
                     raise errors.ModelLoading("nobody waits for it any more")
             for name in decision.unload:
                 log.info("unloading %s to make room for %s", name, entry.model.name)
-                await self._unload(self._entries[name])
+                chosen = self._entries.get(name)  # it may have been forgotten while another was unloaded
+                if chosen is not None:
+                    await self._unload(chosen)
 
     async def _keep(self, entry: Entry) -> None:
         """Starts a worker and starts it again when it dies, until it fails for good."""
