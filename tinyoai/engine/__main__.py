@@ -37,8 +37,9 @@ def _settle() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.dup2(2, 1)  # the libraries print on stdout; nothing of that may be taken for ours
     faulthandler.enable()
-    for number in (signal.SIGINT, signal.SIGTERM):  # these may reach all processes at once; the server decides
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C and a service's stop reach all processes at once; the server decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would have nothing to do here
     try:
