@@ -54,7 +54,7 @@ BACKLOG = 1024
 """Clients that may wait to be accepted; beyond that their kernels try again a second later."""
 SPARE_FILES = 64
 """File descriptors kept for everything but clients: workers, logs, the listener."""
-OPEN_ROUTES = ("/health", "/docs", "/openapi.json")
+OPEN_ROUTES = ("/", "/health", "/docs", "/openapi.json")
 """What needs no key: health checks have none, and the documentation says nothing that is secret."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
 """Scheme, host and perhaps a port, as browsers send it: anything else would never match."""
@@ -260,6 +260,7 @@ class _App:
         router.add("GET", "/metrics", self._metrics)
         docs = Docs(lambda: self._load.name)
         router.add("GET", "/openapi.json", docs.openapi)
+        router.add("GET", "/", docs.home)
         router.add("GET", "/docs", docs.page)
         router.add("GET", "/docs/{name:path}", docs.file)
         return router

@@ -101,6 +101,13 @@ def test_the_start_says_where_it_is(fake: Server) -> None:
     assert f"http://127.0.0.1:{fake.port}/docs\n" in fake.banner
 
 
+@pytest.mark.parametrize("path", ["/", "/v1/"])
+def test_the_bare_address_leads_there(fake: Server, path: str) -> None:
+    reply = fake.get(path)
+    assert reply.status == 302
+    assert fake.get(path + reply.headers["location"]).headers["content-type"].startswith("text/html")
+
+
 def test_headers_keep_everything_else_out(fake: Server) -> None:
     page = fake.get("/docs")
     assert page.status == 200

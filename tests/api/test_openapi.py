@@ -13,8 +13,8 @@ from tinyoai.app import _App
 from tinyoai.config import resolve
 from tinyoai.finetune.jobs import installed
 
-ASIDE = {("GET", "/docs/{name}")}
-"""Routes that are no part of the API: the files of the documentation's page."""
+ASIDE = {("GET", "/docs/{name}"), ("GET", "/")}
+"""Routes that are no part of the API: the files of the documentation's page, and the way to it."""
 
 POSTS = [operation for operation in OPERATIONS if operation.body is not None]
 EXAMPLES = [

@@ -130,11 +130,17 @@ def test_wrong_settings_are_told_and_the_model_is_not_served(
     catalog = opened(folder, tmp_path / "home")
     assert "a" not in catalog.view.models
     assert words in catalog.view.broken["a"]
-    with pytest.raises(errors.ModelNotFound, match=r"settings file"):
+    assert str(folder) not in catalog.view.broken["a"], "clients are told of models, never of folders"
+    with pytest.raises(errors.ModelNotFound, match=r"settings file a\.json"):
         catalog.lookup("a")
     (folder / "a.json").write_text("{}")
     catalog.refresh()
     assert catalog.lookup("a").name == "a"
+
+
+def test_a_suffix_in_capitals_is_one(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    put(folder / "OLD.GGUF", llama)
+    assert opened(folder, tmp_path / "home").lookup("OLD").path.endswith("OLD.GGUF")
 
 
 def test_a_broken_file_is_told_and_served_once_it_is_whole(

@@ -93,6 +93,10 @@ class Docs:
         headers = [*_HEADERS, ("cache-control", "no-cache")]
         exchange.respond(200, html.encode(), content_type="text/html; charset=utf-8", headers=headers)
 
+    async def home(self, exchange: Exchange) -> None:
+        """Who opens the server's address in a browser wants to read what it is."""
+        exchange.respond(302, b"", headers=[("location", "docs")])
+
     async def file(self, exchange: Exchange) -> None:
         """One of the page's files. Raises errors.NotFound."""
         name = exchange.route_params["name"]

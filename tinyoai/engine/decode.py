@@ -240,7 +240,7 @@ class Scheduler:
                     id=request.id,
                     kind="Overloaded",
                     message=f"the line for this model is full ({self._line.n_requests} waiting); try again in "
-                    f"about {seconds:.0f} seconds",
+                    f"about {seconds:.0f} second{'' if seconds < 1.5 else 's'}",
                     retry_after=seconds,
                 )
             ]

@@ -112,17 +112,17 @@ def _settings(path: Path) -> Settings:
     try:
         settings = msgspec.json.decode(file.read_bytes(), type=Settings)
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise gguf.BadModelFile(f"its settings file {file} is not as it should be: {error}") from None
+        raise gguf.BadModelFile(f"the settings file {file} is not as it should be: {error}") from None
     known = ["auto", *template.names()]
     if settings.template not in known:
         raise gguf.BadModelFile(
-            f"its settings file {file} asks for the template {settings.template!r}; there is {', '.join(known)}"
+            f"the settings file {file} asks for the template {settings.template!r}; there is {', '.join(known)}"
         )
     if not 0 <= settings.context <= 1 << 20:
-        raise gguf.BadModelFile(f"its settings file {file} asks for a context that no model has")
+        raise gguf.BadModelFile(f"the settings file {file} asks for a context that no model has")
     for alias in settings.aliases:
         if not _is_name(alias):
-            raise gguf.BadModelFile(f"its settings file {file} has an alias that is no name: {alias[:40]!r}")
+            raise gguf.BadModelFile(f"the settings file {file} has an alias that is no name: {alias[:40]!r}")
     return settings
 
 
@@ -260,7 +260,8 @@ class Catalog:
                     missing[name] = row
             except (gguf.BadModelFile, OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
-                broken[name] = reason.replace(str(path), "its file")
+                settings = path.with_suffix(".json")
+                broken[name] = reason.replace(str(settings), settings.name).replace(str(path), "its file")
         return View(models=models, missing=missing, broken=broken, aliases=_aliases(list(models.values())))
 
     def _examine(self, name: str, path: Path, row: Model | None) -> Model:
@@ -299,9 +300,9 @@ class Catalog:
         for where, folders, files in os.walk(self._folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for file in sorted(files):
-                if file.endswith(SUFFIX) and not file.startswith("."):
+                if file.lower().endswith(SUFFIX) and not file.startswith("."):
                     path = Path(where, file)
-                    name = path.relative_to(self._folder).as_posix().removesuffix(SUFFIX)
+                    name = path.relative_to(self._folder).as_posix()[: -len(SUFFIX)]
                     yield os.fsencode(name).decode("utf-8", "replace"), path
 
 
