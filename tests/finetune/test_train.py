@@ -22,7 +22,8 @@ from tinyoai.engine.ctransformers import CTransformersEngine, open_model
 from tinyoai.finetune import train, weights
 from tinyoai.finetune.__main__ import _cut, _shape, samples
 from tinyoai.finetune.examples import Example, Turn
-from tinyoai.finetune.spec import Order, Spec, Step
+from tinyoai.finetune.spec import Order, Spec, Step, memory_needed
+from tinyoai.models.catalog import describe
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +300,23 @@ def test_what_changed_before_it_began_is_a_sentence(tmp_path: Path, damage: str)
     assert said[-1]["type"] == "Failed"
     assert str(tmp_path) not in str(said[-1]["message"])
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("use_lora", "lora_r"), [(True, 16), (True, 256), (False, 16)])
+def test_training_takes_no_more_memory_than_was_reckoned(tmp_path: Path, use_lora: bool, lora_r: int) -> None:
+    spec = Spec(epochs=2, batch_size=16, max_length=128, use_lora=use_lora, lora_r=lora_r)
+    order = msgspec.structs.replace(ORDER, out=str(tmp_path / "o.gguf"), spec=spec)
+    (tmp_path / "order.json").write_bytes(msgspec.json.encode(order))
+    text = "the cat sat on a mat " * 40
+    (tmp_path / "data.jsonl").write_text(f'{{"text": "{text}"}}\n' * 16)
+    stdin = pipe()
+    process = subprocess.Popen(
+        [*child.PYTHON, "-m", "tinyoai.finetune", str(tmp_path)],
+        env=child.environment(), stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    _, code, used = os.wait4(process.pid, 0)
+    process.returncode = code
+    assert code == 0
+    model = describe(BUILTIN, "m")
+    assert model.shape is not None
+    assert used.ru_maxrss * 1024 < memory_needed(model.parameters, model.shape, spec)

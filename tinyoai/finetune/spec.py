@@ -10,6 +10,8 @@ from tinyoai.registry import Shape
 
 BASE = 400 << 20
 """A process that has loaded torch, in bytes."""
+HELD = 1.6
+"""What the allocator holds for each byte that a step needs, as measured: freed pieces of many sizes lie between."""
 
 
 class Spec(Struct, frozen=True, kw_only=True):
@@ -30,7 +32,8 @@ def memory_needed(n_params: int, shape: Shape, spec: Spec) -> int:
     """Bytes that training takes at most, about: everything is float32.
 
     The weights; what is trained, with its gradient and AdamW's two means; and what the backward pass needs of
-    each token: in every block a dozen rows of the width and four of the feed-forward's, and its logits.
+    each token: in every block a dozen rows of the width and four of the feed-forward's, what goes through the
+    adapters, and its logits.
     """
     d, ff = shape.n_embd, shape.n_ff
     gqa = d // shape.n_head * shape.n_head_kv
@@ -39,8 +42,10 @@ def memory_needed(n_params: int, shape: Shape, spec: Spec) -> int:
         trained = shape.n_layer * sum(spec.lora_r * (n_in + n_out) for n_in, n_out in sides)
     else:
         trained = shape.n_layer * sum(n_in * n_out for n_in, n_out in sides)
-    row = shape.n_layer * (12 * d + 4 * ff) + 4 * shape.n_vocab
-    return BASE + 4 * (n_params + 4 * trained + spec.batch_size * spec.max_length * row)
+    adapters = len(sides) * spec.lora_r if spec.use_lora else 0
+    row = shape.n_layer * (12 * d + 4 * ff + adapters) + 4 * shape.n_vocab
+    step = spec.batch_size * spec.max_length * row
+    return BASE + 4 * (n_params + 4 * trained + int(HELD * step))
 
 
 class Order(Struct, frozen=True, kw_only=True):

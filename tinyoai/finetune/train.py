@@ -69,7 +69,7 @@ class Adapted(nn.Module):
         y = F.linear(x, self.weight)
         if self.down is None or self.up is None:
             return y
-        return y + F.linear(F.linear(x, self.down), self.up) * self.scale
+        return y.add_(F.linear(F.linear(x, self.down), self.up), alpha=self.scale)
 
     def merged(self) -> Tensor:
         """The matrix with what its adapter has learnt."""
