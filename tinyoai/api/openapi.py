@@ -319,9 +319,10 @@ OPERATIONS: tuple[Operation, ...] = (
         tag="Fine-tuning",
         id="stopFinetune",
         summary="End a fine-tuning job",
-        text="One that has ended already stays as it is.",
+        text="One that has ended already stays as it is; one that another server on the same data directory works on "
+        "is stopped there.",
         answer=schema.FinetuneStopped,
-        refusals=(errors.NotFound,),
+        refusals=(errors.BadRequest, errors.NotFound),
     ),
     Operation(
         method="GET",
