@@ -9,6 +9,7 @@ import contextlib
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -122,6 +123,8 @@ class Registry:
         self.problem = problem
         self._db = database
         self._lock = threading.Lock()
+        # from Python 3.13 on, a connection that is dropped open complains
+        weakref.finalize(self, database.close)
 
     @classmethod
     def open(cls, home: str) -> "Registry":
