@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "tinyoai"
 
 FLOORS = {
     "errors": -1, "disk": -1, "_native": -1,
-    "config": 0, "home": 0, "child": 0, "log": 0, "metrics": 0, "wire": 0, "native": 0,
+    "config": 0, "memory": 0, "home": 0, "child": 0, "log": 0, "metrics": 0, "wire": 0, "native": 0,
     "gguf": 1, "text": 1,
     "engine": 2, "web": 2, "registry": 2, "running": 2, "settings": 2,
     "models": 3, "finetune": 3,

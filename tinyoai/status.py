@@ -5,14 +5,13 @@ health, which needs no key, and its memory from /proc. It must not know how serv
 """
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from tinyoai.models import memory
+from tinyoai import memory
 from tinyoai.running import Process, Running, family
 
 PATIENCE_S = 5.0
@@ -25,7 +24,7 @@ def facts(server: Running, place: Path, agent: Process | None) -> dict[str, Any]
     models = health.get("models", [])
     loaded = [model["id"] for model in models if model["state"] == "ready"]
     mine: dict[str, str] = next((model for model in models if model["id"] == server.model), {})
-    used, machine = sum(memory.resident(pid) for pid in family(server.process.pid)), _machine()
+    used, machine = sum(memory.resident(pid) for pid in family(server.process.pid)), memory.machine()
     return {
         "server": server.server,
         "base_url": server.base_url,
@@ -117,12 +116,3 @@ def _health(server: Running) -> dict[str, Any]:
         return {}
     finally:
         connection.close()
-
-
-def _machine() -> int:
-    """All the memory that the machine has, in bytes; 0 if nothing says."""
-    try:
-        found = re.search(r"^MemTotal:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(found[1]) * 1024 if found else 0

@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.test_decode import finish, submit, text_of
 from tests.engines import make
-from tinyoai import wire
+from tinyoai import memory, wire
 from tinyoai.engine import ctransformers
 from tinyoai.engine.base import EngineError, ModelRefused, Row
 from tinyoai.engine.ctransformers import CTransformersEngine, open_model
@@ -274,10 +274,10 @@ def test_numbers_that_are_not_finite_are_found_at_load(folder: Path) -> None:
 
 def test_too_little_memory_is_told_before_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make.llama(folder / "memory.gguf")
-    monkeypatch.setattr(ctransformers, "_memory_available", lambda: 70_000_000)
+    monkeypatch.setattr(memory, "available", lambda: 70_000_000)
     with pytest.raises(ModelRefused, match=r"--ctx-size \d+ would fit"):
         opened(path, n_ctx=100_000)
-    monkeypatch.setattr(ctransformers, "_memory_available", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(ModelRefused, match="smaller"):
         opened(path)
 

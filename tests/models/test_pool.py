@@ -15,7 +15,7 @@ import pytest
 
 from tests.engines import make
 from tinyoai import errors, wire
-from tinyoai.models import memory
+from tinyoai.models import need as estimate
 from tinyoai.models.catalog import Catalog
 from tinyoai.models.pool import DEATHS, FOREVER, Entry, Pool, State
 from tinyoai.registry import Model
@@ -43,7 +43,7 @@ def need(folder: Path) -> int:
     model = Catalog(DEFAULT, folder=str(folder), register=False)
     model.refresh()
     found = model.lookup("a")
-    return memory.need(found, load(found)).total
+    return estimate.need(found, load(found)).total
 
 
 Body = Callable[[Pool], Coroutine[Any, Any, None]]
@@ -190,8 +190,8 @@ def test_what_cannot_fit_is_refused_with_the_context_that_would(folder: Path) ->
         assert pool.find("b").state is State.UNLOADED
         assert loaded(pool) == []  # nothing was unloaded or started for it
         fits = int(caught.value.message.partition("a context of ")[2].split()[0])
-        assert fits % memory.BLOCK == 0
-        n_ctx = fits + memory.BLOCK
+        assert fits % estimate.BLOCK == 0
+        n_ctx = fits + estimate.BLOCK
         with pytest.raises(errors.InsufficientMemory):
             await said(pool, "b")
         n_ctx = fits

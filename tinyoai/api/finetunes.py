@@ -11,12 +11,11 @@ from typing import Any
 
 import msgspec
 
-from tinyoai import disk, errors, gguf
+from tinyoai import disk, errors, gguf, memory
 from tinyoai.api import answers, schema
 from tinyoai.finetune import examples
 from tinyoai.finetune.jobs import INSTALL, Job, Jobs, installed
 from tinyoai.finetune.spec import Order, Spec, memory_needed
-from tinyoai.models import memory
 from tinyoai.models.catalog import Settings
 from tinyoai.models.pool import Pool
 from tinyoai.registry import Model, RegistryError

@@ -7,9 +7,8 @@ holds can be loaded. It must not know how models are found, loaded or kept up.
 import asyncio
 import time
 
-from tinyoai import errors
+from tinyoai import errors, memory
 from tinyoai.api import answers, schema
-from tinyoai.models import memory
 from tinyoai.models.pool import Entry, Pool, State
 from tinyoai.registry import Model, RegistryError
 from tinyoai.web.exchange import Exchange

@@ -21,7 +21,7 @@ from typing import Any
 import _cffi_backend
 from msgspec import structs
 
-from tinyoai import gguf
+from tinyoai import gguf, memory
 from tinyoai.engine.base import EngineError, ModelInfo, ModelRefused, Row
 from tinyoai.engine.threads import available
 
@@ -634,7 +634,7 @@ def _legacy_header(file: Path, size: int, model_type: str) -> dict[str, int]:
 
 def _check_memory(header: gguf.Header, n_ctx: int, n_slots: int) -> None:
     """Refuses before loading what would not fit, naming the largest context that would."""
-    room = _memory_available()
+    room = memory.available()
     if room is None:
         return
     n_embd, n_head = int(header.value("embedding_length")), int(header.value("attention.head_count"))
@@ -654,22 +654,6 @@ def _check_memory(header: gguf.Header, n_ctx: int, n_slots: int) -> None:
         f"{header.path} needs about {needed / 1e6:.0f} MB with {n_ctx} tokens of context for each of {n_slots} "
         f"requests, and {room / 1e6:.0f} MB are free; {advice}"
     )
-
-
-def _memory_available() -> int | None:
-    """Bytes that can still be had: of the machine, and of this process's cgroup."""
-    room: int | None = None
-    try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        room = int(found[1]) * 1024 if found else None
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            left = max(0, int(limit) - used)
-            room = left if room is None else min(room, left)
-    except (OSError, ValueError):
-        pass  # no cgroup, or no /proc: what is known counts
-    return room
 
 
 def _try_out(engine: CTransformersEngine, file: Path) -> None:

@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from tinyoai import errors, wire
-from tinyoai.models import memory
+from tinyoai import errors, memory, wire
 from tinyoai.models.catalog import Catalog
+from tinyoai.models.need import SHARE, need
 from tinyoai.models.plan import Loaded, plan
 from tinyoai.models.worker import Call, LoadDied, LoadError, Make, Take, Worker
 from tinyoai.registry import Defaults, Model
@@ -92,7 +92,7 @@ class Entry:
         # what it is
         self.model = model
         self.load = load
-        self.need = memory.need(model, load)
+        self.need = need(model, load)
         # how it is
         self.state = State.UNLOADED
         self.why = ""
@@ -190,7 +190,7 @@ class Pool:
         if room is None:
             return sys.maxsize
         own = sum(memory.held(entry.worker.pid) for entry in self.entries if entry.worker is not None)
-        return int(memory.SHARE * (room + own))
+        return int(SHARE * (room + own))
 
     def planned_context(self, model: Model) -> int:
         """The context window in tokens that a model is loaded with."""
@@ -414,7 +414,7 @@ class Pool:
             try:
                 entry.model = await asyncio.to_thread(self.catalog.current, name)
                 entry.load = self._make_load(entry.model)
-                entry.need = memory.need(entry.model, entry.load)
+                entry.need = need(entry.model, entry.load)
                 await self._make_room(entry)
             except errors.ApiError as error:
                 entry.refusal = error

@@ -1,61 +1,15 @@
-"""How much memory there is, how much a process holds, and how much a model will need.
+"""How much memory there is, and how much a process holds.
 
-Owns the reading of /proc and of the cgroup, and the estimate from a model's shape. It must not know what
-is loaded or what is to be done when memory is short. All sizes are in bytes.
+Owns the reading of /proc and of the cgroup. It must not know models, nor what is to be done when memory is
+short. All sizes are in bytes.
 """
 
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
-
-from tinyoai import wire
-from tinyoai.registry import Model
-
-BASE = 40 << 20
-"""A worker without a model, with its interpreter and libraries."""
-BLOCK = 32
-"""Context windows are told in multiples of this."""
-SHARE = 0.9
-"""How much of what can be had is used where no budget is set: the rest is for everything else."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-class Need(NamedTuple):
-    """What a model takes: `fixed`, and `per_token` of its context window over all slots."""
-
-    fixed: int
-    per_token: int
-    n_ctx: int
-
-    @property
-    def total(self) -> int:
-        """With its whole context window filled in every slot."""
-        return self.fixed + self.per_token * self.n_ctx
-
-    def largest_context(self, budget: int) -> int:
-        """The context window in tokens that would fit; 0 if not even one block would, or none would help."""
-        if not self.per_token or self.fixed >= budget:
-            return 0
-        fits = (budget - self.fixed) // self.per_token
-        return min(fits, self.n_ctx) // BLOCK * BLOCK
-
-
-def need(model: Model, load: wire.Load) -> Need:
-    """The estimate: the file, which is mapped; a KV cache of two F16 numbers for each layer and position, and
-    scratch for a batch, in every slot. Without a shape (legacy files, the scripted engine) the file alone."""
-    shape = model.shape
-    if shape is None:
-        return Need(BASE + model.size, 0, load.n_ctx)
-    n_gqa = shape.n_embd // shape.n_head * shape.n_head_kv
-    cache = 2 * 2 * shape.n_layer * n_gqa
-    # F32 in both: attention of a batch over the whole context, its scores and their softmax; and a batch's rows,
-    # several of the model's width at a time, the feed-forward's and the logits
-    attention = 2 * 4 * load.n_batch * shape.n_head
-    rows = 4 * load.n_batch * (8 * shape.n_embd + 3 * shape.n_ff + shape.n_vocab)
-    return Need(BASE + model.size + load.n_slots * rows, load.n_slots * (cache + attention), load.n_ctx)
 
 
 def held(pid: int) -> int:
@@ -83,9 +37,18 @@ def available() -> int | None:
     return min(known) if known else None
 
 
+def machine() -> int | None:
+    """All that the machine has; None if nothing says."""
+    return _meminfo("MemTotal")
+
+
 def _machine() -> int | None:
+    return _meminfo("MemAvailable")
+
+
+def _meminfo(name: str) -> int | None:
     try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        found = re.search(rf"^{name}:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
