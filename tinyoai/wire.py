@@ -321,6 +321,11 @@ class _Unframer:
         self._buffer = bytearray()
 
     def bodies(self, data: bytes) -> Iterable[bytes]:
+        if not self._buffer and len(data) > _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(data)
+            if length == len(data) - _LENGTH.size <= MAX_FRAME:  # almost always: one frame, whole
+                yield data[_LENGTH.size :]
+                return
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)

@@ -352,12 +352,14 @@ async def stream(exchange: Exchange, lease: Lease, makes: Sequence[Make], chunks
     chunked = False
     ping: _Ping | None = None
 
+    count, delta, send = meter.piece, chunks.delta, exchange.send
+
     def take(event: wire.Delta) -> bool:
         """The short way for almost every token: out of the worker's frame and into the socket."""
         if ping is None or exchange.congested:
             return False
-        meter.piece(0)
-        exchange.send(sse.event(chunks.delta(0, event), chunked))
+        count(0)
+        send(sse.event(delta(0, event), chunked))
         return True
 
     try:

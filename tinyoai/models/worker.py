@@ -74,7 +74,7 @@ class Call:
 
     def put(self, event: wire.Event) -> None:
         """One more event, from the books alone."""
-        if isinstance(event, wire.Delta):
+        if type(event) is wire.Delta:
             # nothing may overtake what is queued
             if self.take is not None and not self._events and self.take(event):
                 return
@@ -103,15 +103,16 @@ class Books:
 
     def receive(self, event: wire.Event) -> None:
         """Gives an event to its call. Raises wire.WireError for one that breaks the law."""
-        if not 0 < event.id <= self._last_id:
-            raise wire.WireError(f"an answer to call {event.id}, which was never made")
         call = self.open.get(event.id)
         if call is None:
+            if not 0 < event.id <= self._last_id:
+                raise wire.WireError(f"an answer to call {event.id}, which was never made")
             # ended on this side already by cancel; only its last words may still be on the way
             return
-        if isinstance(event, wire.Accepted) and call.accepted:
-            raise wire.WireError(f"call {event.id} was accepted twice")
-        if isinstance(event, wire.Delta | wire.Vector | wire.Done) and not call.accepted:
+        if call.accepted:
+            if type(event) is wire.Accepted:
+                raise wire.WireError(f"call {event.id} was accepted twice")
+        elif isinstance(event, wire.Delta | wire.Vector | wire.Done):
             raise wire.WireError(f"call {event.id} is answered before it was accepted")
         call.put(event)
         if call.ended:
@@ -294,7 +295,9 @@ class Worker:
             self._longest = max(self._longest, now - self._heard)
         self._heard = now
         for message in messages:
-            if isinstance(message, wire.Ready | wire.LoadFailed):
+            if type(message) is wire.Delta:  # almost all are, and isinstance takes three times as long
+                self._books.receive(message)
+            elif isinstance(message, wire.Ready | wire.LoadFailed):
                 if not self._first.done():
                     self._first.set_result(message)
             elif not isinstance(message, wire.Beat):
