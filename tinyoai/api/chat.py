@@ -58,12 +58,7 @@ class Chat:
     def _makes(
         self, exchange: Exchange, request: schema.ChatRequest, lease: Lease, n: int
     ) -> list[answers.Make]:
-        messages = [
-            template.Message(role=message.role, content=schema.content(message, index))
-            for index, message in enumerate(request.messages)
-        ]
-        name = lease.template(self._template)
-        rendered = template.render(name, messages, special=lease.ready.special)
+        rendered = lease.render(self._template, turns(request.messages))
         base = answers.sampling(request)
         standing = answers.standing(exchange, streamed=bool(request.stream))
         limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
@@ -85,6 +80,14 @@ class Chat:
             )
 
         return [partial(make, index) for index in range(n)]
+
+
+def turns(messages: Sequence[schema.ChatMessage]) -> list[template.Message]:
+    """The conversation. Raises errors.BadRequest for a part that is no text."""
+    return [
+        template.Message(role=message.role, content=schema.content(message, index))
+        for index, message in enumerate(messages)
+    ]
 
 
 def _logprobs(entries: Sequence[wire.TokenLogprob]) -> schema.ChatLogprobs:

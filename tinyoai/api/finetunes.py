@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from tinyoai import disk, errors, gguf, memory
 from tinyoai.api import answers, schema
@@ -219,7 +220,7 @@ def _check_memory(model: Model, spec: Spec) -> None:
 
 
 def _config(spec: Spec) -> schema.FinetuneConfig:
-    return schema.FinetuneConfig(**{name: getattr(spec, name) for name in Spec.__struct_fields__})
+    return schema.FinetuneConfig(**structs.asdict(spec))
 
 
 def _row(job: Job) -> dict[str, Any]:

@@ -6,16 +6,13 @@ its usual name. It must not know how models are loaded or kept up.
 """
 
 from collections.abc import Collection
-from typing import Literal
 
 from tinyoai.api import answers, schema
 from tinyoai.models.pool import Pool, State
 from tinyoai.web.exchange import Exchange
 
-Status = Literal["ok", "loading", "failed", "draining"]
 
-
-def status(states: Collection[State], *, draining: bool) -> Status:
+def status(states: Collection[State], *, draining: bool) -> schema.Ready:
     """The whole server's state from those of its models: one that can answer is enough."""
     if draining:
         return "draining"

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tinyoai import config, errors
+from tinyoai.finetune import spec as finetune
 from tinyoai.registry import Defaults, Kind
 
 MAX_MESSAGES = 2048
@@ -814,9 +815,6 @@ class ModelList(Struct, kw_only=True):
     data: list[Model]
 
 
-FinetuneState = Literal["initializing", "running", "completed", "failed", "stopped"]
-
-
 class FinetuneConfig(Struct, kw_only=True):
     """How a job trains."""
 
@@ -834,7 +832,7 @@ class FinetuneStarted(Struct, kw_only=True):
     """The answer of POST /api/finetune/start."""
 
     job_id: int
-    status: FinetuneState
+    status: finetune.Status
     model: str
     name: str
     """The new model's: it is asked by this name once the job is completed."""
@@ -847,7 +845,7 @@ class FinetuneJob(Struct, kw_only=True):
     """One job. Times are Unix seconds; `completed_at` is its end, good or bad."""
 
     id: int
-    status: FinetuneState
+    status: finetune.Status
     model: str
     model_id: int | None
     name: str
@@ -900,7 +898,7 @@ class FinetuneStopped(Struct, kw_only=True):
     """The answer of POST /api/finetune/stop/{job_id}: what it is now."""
 
     job_id: int
-    status: FinetuneState
+    status: finetune.Status
 
 
 class Alive(Struct, kw_only=True):
@@ -917,8 +915,11 @@ class ModelHealth(Struct, kw_only=True):
     reason: str
 
 
+Ready = Literal["ok", "loading", "failed", "draining"]
+
+
 class Health(Struct, kw_only=True):
     """The answer of GET /health and /health/ready."""
 
-    status: Literal["ok", "loading", "failed", "draining"]
+    status: Ready
     models: list[ModelHealth]

@@ -8,9 +8,9 @@ from contextlib import aclosing
 
 from tinyoai import errors, wire
 from tinyoai.api import answers, schema
+from tinyoai.api.chat import turns
 from tinyoai.models.pool import Lease, Pool
 from tinyoai.models.worker import Make
-from tinyoai.text import template
 from tinyoai.web.exchange import Exchange
 
 
@@ -68,13 +68,9 @@ class Tokens:
     async def apply_template(self, exchange: Exchange) -> None:
         """The prompt that a chat request with these messages has, and its length in tokens."""
         request = schema.template_request(await exchange.read_body())
-        messages = [
-            template.Message(role=message.role, content=schema.content(message, index))
-            for index, message in enumerate(request.messages)
-        ]
+        messages = turns(request.messages)
         async with self._pool.lease(self._name(request.model)) as lease:
-            ready, name = lease.ready, lease.template(self._template)
-            segments = template.render(name, messages, special=ready.special).segments
+            ready, segments = lease.ready, lease.render(self._template, messages).segments
             tokens = await _tokens(
                 lease,
                 lambda call_id: wire.Tokenize(id=call_id, prompt=segments, text=True, param="messages"),

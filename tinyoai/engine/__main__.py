@@ -11,7 +11,6 @@ import ctypes
 import faulthandler
 import os
 import queue
-import resource
 import signal
 import socket
 import sys
@@ -19,12 +18,14 @@ import threading
 import time
 from collections.abc import Iterable
 
-from tinyoai import native, wire
+from tinyoai import child, native, wire
 from tinyoai.engine import reading, threads
 from tinyoai.engine.base import Engine, EngineError
 from tinyoai.engine.decode import Job, Scheduler, prepare
 
 REFUSED = 3
+OOM_SCORE = 500
+"""Before the server, which can start another."""
 BEAT_S = 1.0
 """Seconds of silence after which a busy loop says that it lives."""
 
@@ -35,18 +36,9 @@ _PR_SET_PDEATHSIG = 1
 def _settle() -> None:
     """Makes this process safe to lose: it dies with the server, first when memory is short."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.dup2(2, 1)  # the libraries print on stdout; nothing of that may be taken for ours
+    child.settle(OOM_SCORE)
     faulthandler.enable()
-    # Ctrl-C and a service's stop reach all processes at once; the server decides
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would have nothing to do here
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("500")
-    except OSError:
-        pass  # not Linux, or not allowed: then the kernel chooses by size alone
 
 
 def _open(load: wire.Load) -> Engine:

@@ -7,8 +7,6 @@ when stdin does, for then the server is gone. It must not know jobs, nor other m
 
 import contextlib
 import os
-import resource
-import signal
 import sys
 import threading
 import time
@@ -17,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from tinyoai import gguf
+from tinyoai import child, gguf
 from tinyoai.engine import threads
 from tinyoai.engine.base import EngineError
 from tinyoai.engine.ctransformers import CTransformersEngine, open_model
@@ -29,6 +27,8 @@ from tinyoai.wire import Segment, Special, Text
 
 NICE = 10
 """Serving goes first."""
+OOM_SCORE = 800
+"""Before the workers."""
 SAVE_S = 30.0
 """Seconds between two checkpoints: at most so much is done again after a power cut."""
 
@@ -38,16 +38,8 @@ Say = Callable[[Said], None]
 def _settle() -> Say:
     """Makes this process safe to lose and easy to yield; returns what says something to the server."""
     words = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # the libraries print on stdout; nothing of that may be taken for ours
+    child.settle(OOM_SCORE)
     os.nice(NICE)
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # these may reach all processes at once; the server decides
-        signal.signal(number, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("800")  # first of all when memory is short, before the workers
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     encoder = msgspec.json.Encoder()
 

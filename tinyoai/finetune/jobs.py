@@ -23,14 +23,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from tinyoai import child, disk, errors, registry
 from tinyoai.finetune.examples import Example
-from tinyoai.finetune.spec import Failed, Made, Order, Running, Said, Spec, Step
+from tinyoai.finetune.spec import Failed, Made, Order, Running, Said, Spec, Status, Step
 
 log = logging.getLogger("tinyoai.finetune")
 
@@ -45,8 +44,6 @@ LOOK_S = 1.0
 """Seconds between two looks at whether another server has left one of its jobs."""
 NEEDED = ("torch", "gguf")
 INSTALL = "pip install 'tinyoai[finetune]'"
-
-Status = Literal["initializing", "running", "completed", "failed", "stopped"]
 
 
 class Job(Struct, kw_only=True):
@@ -477,9 +474,8 @@ def _rewind(number: int, path: Path, n_steps: int) -> None:
 
 
 def _died(code: int, lines: Sequence[str]) -> str:
+    how = f"its process {child.ended(code)}"
     if code < 0:
-        name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-        more = ", as happens when memory runs out; take a smaller batch_size or max_length"
-        return f"its process was ended by {name}" + (more if name == "SIGKILL" else "")
+        return how + ("; take a smaller batch_size or max_length" if code == -signal.SIGKILL else "")
     last = next((line for line in reversed(lines) if line.strip()), "")
-    return f"its process ended with exit code {code}" + (f": {last}" if last else "")
+    return how + (f": {last}" if last else "")

@@ -4,6 +4,8 @@ Owns these types alone: the server's side and the process read the same ones. Si
 else is said.
 """
 
+from typing import Literal
+
 from msgspec import Struct
 
 from tinyoai.registry import Shape
@@ -12,6 +14,10 @@ BASE = 400 << 20
 """A process that has loaded torch, in bytes."""
 HELD = 1.6
 """What the allocator holds for each byte that a step needs, as measured: freed pieces of many sizes lie between."""
+
+
+Status = Literal["initializing", "running", "completed", "failed", "stopped"]
+"""What a job is."""
 
 
 class Spec(Struct, frozen=True, kw_only=True):

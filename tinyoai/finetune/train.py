@@ -8,7 +8,6 @@ LoRA: y = W x + (alpha / r) B A x with W frozen, A drawn at random and B zero at
 """
 
 import math
-import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -253,16 +252,8 @@ def _save(
 ) -> None:
     temporary = path.with_name(f".{path.name}.part")
     state = {"of": of, "step": step, "learnt": dict(learnt), "optimizer": optimizer.state_dict()}
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    disk.settle(path.parent)
+    with disk.replacing(path, temporary) as file:
+        torch.save(state, file)
 
 
 def _resume(learnt: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, path: Path, of: str) -> int:

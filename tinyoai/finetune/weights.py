@@ -6,7 +6,6 @@ is. It must not know what the matrices are for.
 
 import errno
 import math
-import os
 import struct
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -21,7 +20,7 @@ from tinyoai.gguf import TENSOR_TYPES, Header
 
 Array = NDArray[np.float32]
 
-_F32, _F16, _Q8_0 = 0, 1, 8
+_F16, _Q8_0 = 1, 8
 _WRITTEN = (0, 1, 2, 3, 6, 7, 8)
 """Types that can be made here; what was in another becomes Q8_0."""
 
@@ -56,25 +55,13 @@ def write(header: Header, changed: Collection[str], made: Callable[[str], Array]
         table += struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape) + struct.pack("<IQ", kind, offset)
         offset += size + -size % header.alignment
     temporary = path.with_name(f".{path.name}.part")
-    try:
-        _write(header, bytes(table), types, dict.fromkeys(changed, made), temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    disk.settle(path.parent)
-
-
-def _write(
-    header: Header, table: bytes, types: dict[str, int], made: dict[str, Callable[[str], Array]], path: Path
-) -> None:
-    with open(header.path, "rb") as old, open(path, "wb") as new:
+    with open(header.path, "rb") as old, disk.replacing(path, temporary) as new:
         new.write(old.read(header.table_at))
         new.write(table)
         new.write(bytes(-new.tell() % header.alignment))
         for name, tensor in header.tensors.items():
-            if name in made:
-                values = quantize(np.ascontiguousarray(made[name](name)), GGMLQuantizationType(types[name]))
+            if name in changed:
+                values = quantize(np.ascontiguousarray(made(name)), GGMLQuantizationType(types[name]))
                 new.write(np.ascontiguousarray(values).tobytes())
             else:
                 old.seek(header.data_at + tensor.offset)
@@ -86,5 +73,3 @@ def _write(
                     new.write(chunk)
                     left -= len(chunk)
             new.write(bytes(-new.tell() % header.alignment))
-        new.flush()
-        os.fsync(new.fileno())

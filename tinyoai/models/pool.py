@@ -16,13 +16,13 @@ import logging
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 from tinyoai import errors, memory, wire
 from tinyoai.models.catalog import Catalog
 from tinyoai.models.need import SHARE, need
 from tinyoai.models.plan import Loaded, plan
-from tinyoai.models.worker import Call, LoadDied, LoadError, Make, Take, Worker
+from tinyoai.models.worker import LoadDied, LoadError, Make, Take, Worker
 from tinyoai.registry import Defaults, Model
 from tinyoai.text import template
 
@@ -100,7 +100,7 @@ class Entry:
         self.holds = False
         """Its memory counts: it is loaded, or will be."""
         self.deaths: deque[float] = deque(maxlen=DEATHS)
-        """When its process last ended by itself, and how often it did in all."""
+        """When its process last ended by itself."""
         self.n_deaths = 0
         """All of them, since the server started."""
         self.retry_at = 0.0
@@ -419,12 +419,6 @@ class Pool:
             except errors.ApiError as error:
                 entry.refusal = error
                 return
-            except Exception:
-                log.exception("the model %s could not be loaded", name)
-                entry.refusal = errors.InternalError(
-                    "the model could not be loaded; the server's log says why"
-                )
-                return
             while True:
                 self._set(entry, State.LOADING)
                 try:
@@ -501,10 +495,16 @@ class Lease:
         """What the model's requests mean where they leave a field out."""
         return self._entry.model.defaults
 
-    def template(self, given: str) -> str:
-        """The chat format: `given` unless that is "auto", else the model's own, else what its file speaks of."""
+    def render(self, given: str, messages: Sequence[template.Message]) -> template.Rendered:
+        """A conversation's prompt in the chat format `given`.
+
+        Of "auto" that is the model's own, else what its file speaks of.
+        """
+        ready = self.ready
         name = self._entry.model.template if given == "auto" else given
-        return template.detect(self.ready.chat_template, self.ready.special) if name == "auto" else name
+        if name == "auto":
+            name = template.detect(ready.chat_template, ready.special)
+        return template.render(name, messages, special=ready.special)
 
     @property
     def ready(self) -> wire.Ready:
@@ -521,24 +521,13 @@ class Lease:
         What `take` takes comes in no other way. A request that its worker had not accepted when it died is
         sent once more, to the next one.
         """
-        for attempt in (1, 2):
-            worker = await self._pool.load(self._entry)
-            call: Call = worker.call(make)
-            call.take = take
-            try:
-                async for event in call:
-                    if isinstance(event, wire.Failed) and event.kind == "WorkerDied" and not call.accepted:
-                        if attempt == 1:
-                            break
-                        event = _busy_dying(event)
-                    self._entry.note(event, self._pool.on_done)
-                    yield event
-                else:
-                    return
-            finally:
-                call.cancel()
+        async with aclosing(self.calls([make], take)) as source:
+            async for _, event in source:
+                yield event
 
-    async def calls(self, makes: Sequence[Make]) -> AsyncGenerator[tuple[int, wire.Event], None]:
+    async def calls(
+        self, makes: Sequence[Make], take: Take | None = None
+    ) -> AsyncGenerator[tuple[int, wire.Event], None]:
         """Many answers' events, one answer after the other, though all run at once; closing cancels all.
 
         They are sent once more if their worker died before it had accepted any of them.
@@ -546,6 +535,8 @@ class Lease:
         for attempt in (1, 2):
             worker = await self._pool.load(self._entry)
             calls, again = worker.calls(makes), False
+            for call in calls:
+                call.take = take
             try:
                 for index, call in enumerate(calls):
                     async for event in call:

@@ -344,13 +344,8 @@ class Worker:
         return await self._process.wait()
 
     def _end(self, code: int) -> None:
-        if code < 0:
-            name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-            if not self._why or name != "SIGKILL":
-                self._why = f"was ended by {name}" + (
-                    ", as happens when memory runs out" if name == "SIGKILL" else ""
-                )
-        self._why = self._why or f"ended with exit code {code}"
+        if not self._why or (code < 0 and code != -signal.SIGKILL):  # it did not end by what was done to it
+            self._why = child.ended(code)
         self._transport.close()
         message = f"the model's process {self._why}"
         if not self._first.done():
