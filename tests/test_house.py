@@ -23,7 +23,7 @@ DOORS = {
     "tinyoai._native": {"native.py"},
     "h11": {"web/protocol.py", "web/exchange.py"},
     "_cffi_backend": {"engine/ctransformers.py"},
-    "ctypes": {"engine/ctransformers.py", "engine/__main__.py"},
+    "ctypes": {"engine/ctransformers.py", "engine/__main__.py", "finetune/__main__.py"},
     "ctransformers": set(),
     "llama_cpp": {"engine/llamacpp.py"},
     "jinja2": {"text/template.py"},

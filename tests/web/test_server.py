@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -298,7 +297,6 @@ def test_100_continue_comes_when_it_is_due() -> None:
 )
 def test_a_client_that_dribbles_is_cut_off_in_all(parts: list[bytes], status: int) -> None:
     async def test(bench: Bench) -> None:
-        started = time.monotonic()
         reader, writer = await asyncio.open_connection("127.0.0.1", bench.port)
 
         async def dribble() -> None:
@@ -308,11 +306,11 @@ def test_a_client_that_dribbles_is_cut_off_in_all(parts: list[bytes], status: in
 
         task = asyncio.ensure_future(dribble())
         got = await reader.read()
+        assert not task.done(), "it was heard to its end"
         task.cancel()
         writer.close()
         assert statuses(got) == [status]
         assert error(got)["type"] == "timeout_error"
-        assert time.monotonic() - started < 2.5
 
     run(test)
 

@@ -6,6 +6,7 @@ when stdin does, for then the server is gone. It must not know jobs, nor other m
 """
 
 import contextlib
+import ctypes
 import os
 import sys
 import threading
@@ -29,6 +30,11 @@ NICE = 10
 """Serving goes first."""
 OOM_SCORE = 800
 """Before the workers."""
+M_MMAP_THRESHOLD = -3
+"""glibc's <malloc.h>."""
+MMAPPED_FROM = 128 << 10
+"""Bytes. Tensors of this size and above go back to the system when they are freed. Left to itself, glibc raises
+this to 32 MiB and keeps the holes between freed tensors: a quarter to a third more memory, and not the same twice."""
 SAVE_S = 30.0
 """Seconds between two checkpoints: at most so much is done again after a power cut."""
 
@@ -40,6 +46,8 @@ def _settle() -> Say:
     words = os.fdopen(os.dup(1), "wb", buffering=0)
     child.settle(OOM_SCORE)
     os.nice(NICE)
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:  # glibc's; others have none
+        mallopt(M_MMAP_THRESHOLD, MMAPPED_FROM)
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     encoder = msgspec.json.Encoder()
 
