@@ -60,6 +60,24 @@ WRONG_IN_BOTH: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"messages": []}, "messages: must not be empty"),
+        ({"model": ""}, "model: must not be empty"),
+        ({"model": "m" * 513}, "model: must be at most 512 characters long"),
+        ({"messages": USER * 2049}, "messages: must be at most 2048 items long"),
+        ({"temperature": 3}, "temperature: must be at most 2.0"),
+        ({"repeat_penalty": 0}, "repeat_penalty: must be more than 0.0"),
+        ({"n": 0}, "n: must be at least 1"),
+    ],
+)
+def test_a_limit_is_told_in_plain_words(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.BadRequest) as caught:
+        chat(**fields)
+    assert caught.value.message == message
+
+
 def test_a_word_that_is_none_of_a_few_has_them_named() -> None:
     with pytest.raises(
         errors.BadRequest, match="'wizard'; it is one of system, developer, user, assistant, tool"

@@ -197,6 +197,9 @@ T = TypeVar("T")
 
 _PATH = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`$")
+_BOUND = re.compile(r"^Expected `(?P<type>\w+)`(?P<length> of length)? (?P<sign>[<>]=?) (?P<bound>\S+)$")
+_SIGNS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
+_UNITS = {"array": " items", "str": " characters"}
 _ENUMS = {"role": get_args(Role), "encoding_format": get_args(Encoding)}
 """What msgspec does not say: the values that a field of a request can have."""
 _chat = msgspec.json.Decoder(ChatRequest)
@@ -238,7 +241,18 @@ def _explain(message: str) -> errors.BadRequest:
     field = param.rpartition(".")[2]
     if field in _ENUMS and what.startswith("Invalid enum value"):
         what += f"; it is one of {', '.join(_ENUMS[field])}"
+    if bound := _BOUND.match(what):
+        return errors.BadRequest(f"{param}: {_limit(bound)}", param=param)
     return errors.BadRequest(f"{param}: {_lower(what)}", param=param)
+
+
+def _limit(bound: re.Match[str]) -> str:
+    """What a value must be, of msgspec's "Expected `float` <= 2.0"."""
+    if not bound["length"]:
+        return f"must be {_SIGNS[bound['sign']]} {bound['bound']}"
+    if bound["sign"] + bound["bound"] == ">=1":
+        return "must not be empty"
+    return f"must be {_SIGNS[bound['sign']]} {bound['bound']}{_UNITS.get(bound['type'], '')} long"
 
 
 def _lower(text: str) -> str:
@@ -252,7 +266,7 @@ def chat_request(body: bytes) -> ChatRequest:
     if request.top_logprobs is not None and not request.logprobs:
         raise errors.BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     if request.max_tokens == 0:
-        raise errors.BadRequest("max_tokens: expected at least 1", param="max_tokens")
+        raise errors.BadRequest("max_tokens: must be at least 1", param="max_tokens")
     for field in ("tools", "functions"):
         if getattr(request, field):
             raise errors.BadRequest(f"{field}: this server does not call tools; leave it out", param=field)
