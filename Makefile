@@ -12,6 +12,15 @@ BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 30
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
+# ctransformers' wheel holds libraries for x86-64 alone: on any other processor pip compiles it, with a C++ compiler.
+ifeq ($(filter x86_64 amd64,$(shell uname -m)),)
+export PIP_NO_BINARY := ctransformers
+COMPILED := yes
+LASTS := some minutes the first time: ctransformers is compiled for this processor
+else
+LASTS := a minute the first time
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help run test check format san fuzz bench finetune model dist clean
 
@@ -59,6 +68,9 @@ $(VENV)/.made:
 	@python=$$(.ci/python) && command -v "$${CC:-cc}" >/dev/null || { \
 	  [ -z "$$python" ] || echo "tinyoai builds a small C module and found no C compiler: install one (Debian, Ubuntu: apt install gcc) or name yours in CC." >&2; \
 	  exit 1; }; \
+	[ -z "$(COMPILED)" ] || command -v "$${CXX:-c++}" >/dev/null || { \
+	  echo "ctransformers has to be compiled for this processor and there is no C++ compiler: install one (Debian, Ubuntu: apt install g++) or name yours in CXX." >&2; \
+	  exit 1; }; \
 	"$$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' || { \
 	  echo "$$python comes without its C headers: install them (Debian, Ubuntu: apt install python3-dev)." >&2; exit 1; }; \
 	"$$python" -m venv $(VENV) || { \
@@ -68,12 +80,12 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made $(NATIVE)
-	@echo "installing tinyoai into $(VENV) (half a minute the first time)" >&2
+	@echo "installing tinyoai into $(VENV) ($(LASTS))" >&2
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e .[docs,metrics]
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.made $(NATIVE)
-	@echo "installing tinyoai and its test tools into $(VENV) (a minute the first time)" >&2
+	@echo "installing tinyoai and its test tools into $(VENV) ($(LASTS))" >&2
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e .[docs,metrics,dev]
 	@if command -v npm >/dev/null; then npm install --prefix $(VENV)/node --no-audit --no-fund --silent openai@6 \
 	  || echo "npm cannot install OpenAI's SDK for Node: the tests with it will be skipped" >&2; \

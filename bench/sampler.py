@@ -122,7 +122,7 @@ def llama_cpp(x: Logits, top_k: int, history: list[int]) -> Draw:
 
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
     for part in (
-        lib.llama_sampler_init_penalties(LAST_N, REPEAT_PENALTY, 0.0, 0.0),
+        lib.llama_sampler_init_penalties(len(x), LAST_N, REPEAT_PENALTY, 0.0, 0.0),
         lib.llama_sampler_init_temp(TEMPERATURE),
         lib.llama_sampler_init_top_k(top_k),
         lib.llama_sampler_init_top_p(TOP_P, 1),

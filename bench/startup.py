@@ -29,7 +29,9 @@ def first_answer(command: list[str], port: int) -> tuple[float, float]:
         while time.perf_counter() - started < 60:
             connection = HTTPConnection("127.0.0.1", port, timeout=60)
             try:
-                connection.request("POST", "/v1/chat/completions", json.dumps(BODY))
+                connection.request(
+                    "POST", "/v1/chat/completions", json.dumps(BODY), {"Content-Type": "application/json"}
+                )
                 response = connection.getresponse()
                 response.read()
                 if response.status == 200:

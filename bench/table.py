@@ -5,6 +5,7 @@ Owns the printing and the counting of processes' memory. It must not know what i
 
 import atexit
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -36,7 +37,8 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 def stream_chat(port: int, body: dict[str, Any]) -> tuple[int, float, float]:
     """One streamed chat answer: its tokens, seconds to the first text, seconds from there to the last event.
 
-    Tokens are what the server counts: one that ends in the middle of a character makes no event.
+    Tokens are what the server counts, since one that ends in the middle of a character makes no event; its
+    events with text where it does not count. A stream that was broken off before any has an infinite first.
     """
     connection = HTTPConnection("127.0.0.1", port, timeout=600)
     started = time.perf_counter()
@@ -49,17 +51,18 @@ def stream_chat(port: int, body: dict[str, Any]) -> tuple[int, float, float]:
     response = connection.getresponse()
     if response.status != 200:
         raise RuntimeError(response.read().decode())
-    n, first, last = 0, 0.0, 0.0
+    n, n_events, first, last = 0, 0, 0.0, 0.0
     while line := response.readline():
         if not line.startswith(b"data: {"):
             continue
         last = time.perf_counter()
-        if not first and b'"content":' in line and b'"content":""' not in line:
-            first = last
+        if b'"content":' in line and b'"content":""' not in line:
+            first = first or last
+            n_events += 1
         if b'"completion_tokens"' in line:
             n = json.loads(line[len(b"data: ") :])["usage"]["completion_tokens"]
     connection.close()
-    return n, first - started, last - first
+    return n or n_events, first - started if first else math.inf, last - first
 
 
 def tree_memory(pid: int) -> float:
