@@ -48,7 +48,7 @@ def test_try_it_out_gives_an_answer_and_nothing_leaves_the_machine(builtin: Serv
 
 @needs_chromium
 def test_a_stream_is_shown_while_it_comes(fake: Server, tmp_path: Path) -> None:
-    script = '!{"text": "tick ", "repeat": 400, "step_ms": 10}'
+    script = '!{"text": "tick ", "repeat": 150, "step_ms": 10}'
     with browser(tmp_path / "profile") as page:
         opened(page, fake)
         pick(page, "Piece by piece")
@@ -61,11 +61,11 @@ def test_a_stream_is_shown_while_it_comes(fake: Server, tmp_path: Path) -> None:
         )
         page.press(f"{CHAT} .execute")
         shown = page.wait("document.querySelector('#live pre').textContent.match(/^tick tick .*/)?.[0]")
-        assert len(shown) < 5 * 400, "it was shown only once it was whole"
+        assert len(shown) < 5 * 150, "it was shown only once it was whole"
         assert page.run("document.querySelector('#live b').textContent") == "The answer, as it comes"
         page.wait(f"document.querySelector('{LIVE}')?.textContent.includes('[DONE]')")
         page.wait("document.querySelector('#live b').textContent === 'The whole answer'")
-        assert page.run("document.querySelector('#live pre').textContent") == "tick " * 400
+        assert page.run("document.querySelector('#live pre').textContent") == "tick " * 150
         page.picture(tmp_path / "stream.png")
         page.press("#live button")
         page.wait("document.querySelector('#live').hidden")
