@@ -1,77 +1,103 @@
-/* The dense inner loops, over blocks of 64 logits, eight lanes at a time. Included twice by sampler.c: once for
- * any machine and once with AVX2 allowed, under two suffixes. Both copies run the same operations in the same
- * order (no fused multiply-add), so that a seed gives the same ids on every machine.
+/* The dense inner loops, over blocks of 64 logits, as many lanes at a time as one register holds. Included twice
+ * by sampler.c: once for any machine with registers of 16 bytes, as SSE2 and NEON have, and once with AVX2 allowed,
+ * under two suffixes. Sums and maxima go by eight lanes in both, which are two registers here and one there: both
+ * copies run the same operations in the same order (no fused multiply-add), so that a seed gives the same ids on
+ * every machine. One type of eight lanes for both would be simpler, but GCC compares what is wider than a register
+ * lane by lane, which made it four times slower.
  *
- * Before each inclusion: LANES(name) names a function, LANES_TARGET holds its attributes, and LANES_AVX2 is
+ * Before each inclusion: LANES(name) names a function or type, LANES_TARGET holds its attributes, and LANES_AVX2 is
  * defined for the AVX2 copy. Owns no state and knows nothing of sampling. */
 
-static inline LANES_TARGET v8f LANES(load)(const float *x)
+#ifdef LANES_AVX2
+#define WIDTH 8
+#else
+#define WIDTH 4
+#endif
+#define PARTS (8 / WIDTH)
+#define VF LANES(vf)
+#define VI LANES(vi)
+
+typedef float VF __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t VI __attribute__((vector_size(4 * WIDTH)));
+
+static inline LANES_TARGET VF LANES(load)(const float *x)
 {
-    v8f v;
+    VF v;
     memcpy(&v, x, sizeof v);
     return v;
 }
 
-static inline LANES_TARGET v8f LANES(all)(float x)
+static inline LANES_TARGET VF LANES(all)(float x)
 {
-    return (v8f){x, x, x, x, x, x, x, x};
+    return x - (VF){0};
 }
 
-static inline LANES_TARGET v8f LANES(pick)(v8i mask, v8f yes, v8f no)
+static inline LANES_TARGET VF LANES(pick)(VI mask, VF yes, VF no)
 {
-    return (v8f)(((v8i)yes & mask) | ((v8i)no & ~mask));
+    return (VF)(((VI)yes & mask) | ((VI)no & ~mask));
 }
 
-static inline LANES_TARGET v8f LANES(max)(v8f a, v8f b)
+static inline LANES_TARGET VF LANES(max)(VF a, VF b)
 {
 #ifdef LANES_AVX2
-    return (v8f)_mm256_max_ps((__m256)a, (__m256)b);
+    return (VF)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return LANES(pick)(a > b, a, b);
-#endif
-}
-
-/* One bit per lane of a comparison's result. */
-static inline LANES_TARGET uint64_t LANES(bits)(v8i mask)
-{
-#ifdef LANES_AVX2
-    return (uint64_t)_mm256_movemask_ps((__m256)mask);
-#else
-    uint64_t bits = 0;
-    for (int i = 0; i < 8; i++)
-        bits |= (uint64_t)(mask[i] & 1) << i;
-    return bits;
 #endif
 }
 
 /* The greatest value of each of n_blocks blocks. Returns 0 if a NaN or +inf was met, else 1. */
 static LANES_TARGET int LANES(scan)(const float *x, int32_t n_blocks, float *block_max)
 {
-    const v8f infinity = LANES(all)(INFINITY);
-    v8i sound = infinity == infinity;
+    const VF infinity = LANES(all)(INFINITY);
+    VI sound = infinity == infinity;
     for (int32_t b = 0; b < n_blocks; b++, x += BLOCK) {
-        v8f top = LANES(load)(x);
-        sound &= top < infinity;
-        for (int i = 8; i < BLOCK; i += 8) {
-            v8f v = LANES(load)(x + i);
-            sound &= v < infinity;
-            top = LANES(max)(v, top);
+        VF top[PARTS];
+        for (int part = 0; part < PARTS; part++) {
+            top[part] = LANES(load)(x + part * WIDTH);
+            sound &= top[part] < infinity;
         }
-        float best = top[0];
+        for (int i = 8; i < BLOCK; i += 8) {
+            for (int part = 0; part < PARTS; part++) {
+                VF v = LANES(load)(x + i + part * WIDTH);
+                sound &= v < infinity;
+                top[part] = LANES(max)(v, top[part]);
+            }
+        }
+        float lane[8];
+        memcpy(lane, top, sizeof lane);
+        float best = lane[0];
         for (int i = 1; i < 8; i++)
-            best = top[i] > best ? top[i] : best;
+            best = lane[i] > best ? lane[i] : best;
         block_max[b] = best;
     }
-    return LANES(bits)(sound) == 0xff;
+    int all = 1;
+    for (int i = 0; i < WIDTH; i++)
+        all &= sound[i];
+    return all;
 }
 
 /* Bit i says x[i] >= low. */
 static LANES_TARGET uint64_t LANES(at_least)(const float *x, float low)
 {
-    const v8f bound = LANES(all)(low);
+    const VF bound = LANES(all)(low);
     uint64_t bits = 0;
+#ifdef LANES_AVX2
     for (int i = 0; i < BLOCK; i += 8)
-        bits |= LANES(bits)(LANES(load)(x + i) >= bound) << i;
+        bits |= (uint64_t)_mm256_movemask_ps((__m256)(LANES(load)(x + i) >= bound)) << i;
+#else
+    VI seen = {0}; /* in lane j, bit i says it of x[4 i + j]: a comparison that holds is -1 */
+    for (int i = BLOCK - 4; i >= 0; i -= 4)
+        seen = seen + seen - (LANES(load)(x + i) >= bound);
+    for (int j = 0; j < 4; j++) {
+        uint64_t spread = (uint32_t)seen[j]; /* its 16 bits, to every fourth */
+        spread = (spread | spread << 24) & 0x000000ff000000ff;
+        spread = (spread | spread << 12) & 0x000f000f000f000f;
+        spread = (spread | spread << 6) & 0x0303030303030303;
+        spread = (spread | spread << 3) & 0x1111111111111111;
+        bits |= spread << j;
+    }
+#endif
     return bits;
 }
 
@@ -86,41 +112,48 @@ static LANES_TARGET uint64_t LANES(at_least)(const float *x, float low)
  * to keep k in range. */
 static LANES_TARGET float LANES(weigh)(const float *x, float top, float rate, float rate_rest, float low, float *e)
 {
-    const v8f bound = LANES(all)(low), tops = LANES(all)(top);
-    const v8f hi = LANES(all)(rate), lo = LANES(all)(rate_rest);
-    const v8f round = LANES(all)(12582912.0f); /* 1.5 * 2^23: adding it leaves a whole number in the low bits */
-    v8f sum = LANES(all)(0.0f);
-    for (int i = 0; i < BLOCK; i += 8) {
-        v8f v = LANES(load)(x + i);
-        v8f d = v - tops;
-        v8f z = LANES(max)(d * hi, LANES(all)(-88.0f));
-        v8f shifted = z * 1.44269504f + round;
-        v8f k = shifted - round;
-        v8f r = (z - k * 0.693359375f) + (d * lo + k * 2.12194440e-4f);
-        v8f p = r * (1.0f / 5040) + 1.0f / 720;
+    const VF bound = LANES(all)(low), tops = LANES(all)(top);
+    const VF hi = LANES(all)(rate), lo = LANES(all)(rate_rest);
+    const VF round = LANES(all)(12582912.0f); /* 1.5 * 2^23: adding it leaves a whole number in the low bits */
+    VF sums[PARTS] = {0};
+    for (int i = 0; i < BLOCK; i += WIDTH) {
+        VF v = LANES(load)(x + i);
+        VF d = v - tops;
+        VF z = LANES(max)(d * hi, LANES(all)(-88.0f));
+        VF shifted = z * 1.44269504f + round;
+        VF k = shifted - round;
+        VF r = (z - k * 0.693359375f) + (d * lo + k * 2.12194440e-4f);
+        VF p = r * (1.0f / 5040) + 1.0f / 720;
         p = p * r + 1.0f / 120;
         p = p * r + 1.0f / 24;
         p = p * r + 1.0f / 6;
         p = p * r + 0.5f;
         p = p * r + 1.0f;
         p = p * r + 1.0f;
-        v8i power = ((v8i)shifted - (v8i)round + 127) << 23;
-        v8i keep = (v >= bound) & (z >= LANES(all)(-87.0f));
-        p = (v8f)((v8i)(p * (v8f)power) & keep);
+        VI power = ((VI)shifted - (VI)round + 127) << 23;
+        VI keep = (v >= bound) & (z >= LANES(all)(-87.0f));
+        p = (VF)((VI)(p * (VF)power) & keep);
         memcpy(e + i, &p, sizeof p);
-        sum += p;
+        sums[i / WIDTH % PARTS] += p;
     }
+    float sum[8];
+    memcpy(sum, sums, sizeof sum);
     return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
 }
 
-/* index[i] = the bucket of x[i]: bucket_of() of sampler.c, eight at a time. */
+/* index[i] = the bucket of x[i]: bucket_of() of sampler.c, as many at a time. */
 static LANES_TARGET void LANES(buckets)(const float *x, float top, float per_unit, int32_t *index)
 {
-    const v8f tops = LANES(all)(top), last = LANES(all)(N_BUCKETS - 1);
-    for (int i = 0; i < BLOCK; i += 8) {
-        v8f at = (tops - LANES(load)(x + i)) * per_unit;
+    const VF tops = LANES(all)(top), last = LANES(all)(N_BUCKETS - 1);
+    for (int i = 0; i < BLOCK; i += WIDTH) {
+        VF at = (tops - LANES(load)(x + i)) * per_unit;
         at = LANES(pick)(at < last, at, last);
-        v8i whole = __builtin_convertvector(at, v8i);
+        VI whole = __builtin_convertvector(at, VI);
         memcpy(index + i, &whole, sizeof whole);
     }
 }
+
+#undef WIDTH
+#undef PARTS
+#undef VF
+#undef VI

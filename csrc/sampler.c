@@ -29,9 +29,6 @@ enum {
     MIN_SCRATCH = 4096, /* > 64 * 63 + 63: see gather_best() */
 };
 
-typedef float v8f __attribute__((vector_size(32)));
-typedef int32_t v8i __attribute__((vector_size(32)));
-
 #define LANES(name) name##_any
 #define LANES_TARGET
 #include "lanes.h"

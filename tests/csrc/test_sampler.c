@@ -352,8 +352,104 @@ static void test_seeds(void)
     CHECK(n_equal < 20, "neighbouring seeds agree %d times in 1000 draws of 500", n_equal);
 }
 
+/* What weigh() says it does, for one logit; their sum by eight lanes is test_copies_agree()'s. */
+static float plain_weight(float v, float top, float rate, float rate_rest, float low)
+{
+    union {
+        float f;
+        int32_t i;
+    } shifted, power, round = {12582912.0f};
+    float d = v - top;
+    float z = d * rate;
+    z = z > -88.0f ? z : -88.0f;
+    shifted.f = z * 1.44269504f + round.f;
+    float k = shifted.f - round.f;
+    float r = (z - k * 0.693359375f) + (d * rate_rest + k * 2.12194440e-4f);
+    float p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    power.i = (int32_t)((uint32_t)(shifted.i - round.i + 127) << 23);
+    return v >= low && z >= -87.0f ? p * power.f : 0.0f;
+}
+
+/* The loops of lanes.h, in every copy that this machine can run, give the same bits as one lane after another: a
+ * seed gives the same ids on every machine. */
+static void test_copies_agree(void)
+{
+    static const struct {
+        const char *name;
+        struct lanes lanes;
+    } copies[] = {
+        {"any", {scan_any, at_least_any, weigh_any, buckets_any}},
+#ifdef HAVE_AVX2_COPY
+        {"avx2", {scan_avx2, at_least_avx2, weigh_avx2, buckets_avx2}},
+#endif
+    };
+    size_t n_copies = sizeof copies / sizeof *copies;
+#ifdef HAVE_AVX2_COPY
+    if (!__builtin_cpu_supports("avx2"))
+        n_copies = 1;
+#endif
+    enum { N_BLOCKS = 3 };
+    uint64_t random = 11;
+    for (int turn = 0; turn < 400; turn++) {
+        float *x = new_logits(N_BLOCKS * BLOCK, (enum shape)(turn % N_SHAPES), &random);
+        if (turn % 5 == 0)
+            x[roll(&random) % (N_BLOCKS * BLOCK)] = roll(&random) % 2 ? INFINITY : NAN;
+        float best[N_BLOCKS];
+        int sound = 1;
+        for (int b = 0; b < N_BLOCKS; b++) {
+            best[b] = -INFINITY;
+            for (int i = 0; i < BLOCK; i++) {
+                float v = x[b * BLOCK + i];
+                sound &= v < INFINITY;
+                best[b] = v > best[b] ? v : best[b];
+            }
+        }
+        float top = best[0], low = turn % 2 ? x[roll(&random) % BLOCK] : -INFINITY;
+        double exact = 1 / (0.3 + roll_unit(&random));
+        float rate = (float)exact, rest = (float)(exact - (double)rate);
+        float per_unit = top - best[1] > 0 ? 100 / (top - best[1]) : 50;
+        for (size_t copy = 0; copy < n_copies; copy++) {
+            const char *name = copies[copy].name;
+            struct lanes lanes = copies[copy].lanes;
+            float found[N_BLOCKS];
+            CHECK(lanes.scan(x, N_BLOCKS, found) == sound, "%s: turn %d", name, turn);
+            if (!sound)
+                continue;
+            for (int b = 0; b < N_BLOCKS; b++)
+                CHECK(found[b] == best[b], "%s: turn %d, block %d", name, turn, b);
+            uint64_t bits = lanes.at_least(x, low);
+            for (int i = 0; i < BLOCK; i++)
+                CHECK((bits >> i & 1) == (x[i] >= low), "%s: turn %d, bit %d", name, turn, i);
+            float e[BLOCK], lane[8] = {0};
+            float sum = lanes.weigh(x, top, rate, rest, low, e);
+            for (int i = 0; i < BLOCK; i++) {
+                float plain = plain_weight(x[i], top, rate, rest, low);
+                CHECK(memcmp(&e[i], &plain, sizeof plain) == 0, "%s: turn %d, weight %d: %a and %a", name,
+                      turn, i, (double)e[i], (double)plain);
+                lane[i % 8] += plain;
+            }
+            float total =
+                ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+            CHECK(memcmp(&sum, &total, sizeof total) == 0, "%s: turn %d: %a and %a", name, turn,
+                  (double)sum, (double)total);
+            int32_t index[BLOCK];
+            lanes.buckets(x, top, per_unit, index);
+            for (int i = 0; i < BLOCK; i++)
+                CHECK(index[i] == bucket_of(x[i], top, per_unit), "%s: turn %d, bucket %d", name, turn, i);
+        }
+        free(x);
+    }
+}
+
 int main(void)
 {
+    test_copies_agree();
     test_shapes_and_parameters();
     test_large_vocabulary();
     test_weights();
