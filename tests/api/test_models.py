@@ -24,8 +24,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder, which no test changes."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "org").mkdir()
-    make.llama(folder / "org" / "small.gguf", n_embd=32, n_ctx=256)
-    make.llama(folder / "tuned.gguf", n_embd=32, n_ctx=256)
+    make.llama(folder / "org" / "small.gguf", n_embd=64, n_ctx=256)
+    make.llama(folder / "tuned.gguf", n_embd=64, n_ctx=256)
     settings = {
         "aliases": ["gpt-4o", "org/alias"],
         "template": "alpaca",

@@ -170,6 +170,15 @@ def test_indices_first_appear_in_ascending_order(fake: Server) -> None:
 
 
 @pytest.mark.rule(8)
+def test_a_choice_that_is_faster_waits_for_the_first(fake: Server) -> None:
+    fast, slow = '!{"text": "fast"}\n', "!{" + " " * 400 + '"text": "slow"}\n'  # a prompt of many chunks
+    reply = fake.post("/v1/completions", prompt=[slow, fast, fast], stream=True)
+    events = reply.events[:-1]
+    assert list(dict.fromkeys(event["choices"][0]["index"] for event in events)) == [0, 1, 2]
+    assert [texts(events, index) for index in range(3)] == ["slow", "fast", "fast"]
+
+
+@pytest.mark.rule(8)
 def test_several_prompts_stream_in_order(fake: Server) -> None:
     reply = fake.post("/v1/completions", prompt=["ab\n", "cd\n", "ef\n"], stream=True, n=2)
     events = reply.events[:-1]

@@ -254,6 +254,23 @@ def test_a_legacy_header_that_would_hang_or_crash_the_library(
         opened(path, "gpt2")
 
 
+def test_rows_that_abort_the_library_on_arm_are_refused_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(ModelRefused, match=r"rows of 96 values in Q8_0.*multiples of 64 on ARM"):
+        opened(make.llama(folder / "odd.gguf", n_embd=96))
+    whole = bytearray(make.gpt2_ggml(folder / "odd.bin", n_embd=96).read_bytes())
+    monkeypatch.undo()  # the library, which has to be this machine's, is opened before a legacy header is read
+    monkeypatch.setattr(ctransformers, "_odd", lambda n: n % 64 != 0)
+    for ftype in (2, 2007):  # Q4_0; Q8_0 of the format's second version
+        struct.pack_into("<i", whole, 4 + 4 * 5, ftype)
+        (folder / "odd.bin").write_bytes(whole)
+        with pytest.raises(ModelRefused, match=r"quantized rows of 96 values.*multiples of 64 on ARM"):
+            opened(folder / "odd.bin", "gpt2")
+    opened(make.gpt2_ggml(folder / "odd-f32.bin", n_embd=96), "gpt2").close()
+
+
 def test_numbers_that_are_not_finite_are_found_at_load(folder: Path) -> None:
     path = make.llama(folder / "nan.gguf")
     whole = bytearray(path.read_bytes())

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models of one size."""
     folder = tmp_path_factory.mktemp("models")
     for name in NAMES:
-        make.llama(folder / f"{name}.gguf", n_embd=32, n_ctx=512)
+        make.llama(folder / f"{name}.gguf", n_embd=64, n_ctx=512)
     return folder
 
 
@@ -288,7 +288,7 @@ def test_warm_loads_and_says_if_it_was_there(folder: Path) -> None:
 
 
 def test_a_file_that_vanished_costs_no_process(tmp_path: Path) -> None:
-    path = make.llama(tmp_path / "a.gguf", n_embd=32)
+    path = make.llama(tmp_path / "a.gguf", n_embd=64)
 
     async def body(pool: Pool) -> None:
         async with pool.lease("a") as lease:

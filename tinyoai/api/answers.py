@@ -10,7 +10,6 @@ import hashlib
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
@@ -68,7 +67,7 @@ async def events(
             queue.put_nowait((index, None))
 
     tasks = [asyncio.create_task(pump(index)) for index in range(len(makes))]
-    early: dict[int, deque[wire.Event]] = {}
+    early: dict[int, list[wire.Good]] = {}
     n_seen, n_ended = 0, 0
     try:
         while n_ended < len(tasks):
@@ -78,16 +77,18 @@ async def events(
                 continue
             if isinstance(said, BaseException):
                 raise said
+            event = good(said)
             if index > n_seen:
-                early.setdefault(index, deque()).append(said)
+                early.setdefault(index, []).append(event)
                 continue
-            yield index, good(said)
-            if index == n_seen:
+            yield index, event
+            held = [event] if index == n_seen else []
+            # an Accepted is no appearance: at an endpoint that opens no choice, clients see nothing of it
+            while any(not isinstance(event, wire.Accepted) for event in held):
                 n_seen += 1
-                while n_seen in early:
-                    for held in early.pop(n_seen):
-                        yield n_seen, good(held)
-                    n_seen += 1
+                held = early.pop(n_seen, [])
+                for event in held:
+                    yield n_seen, event
     finally:
         for task in tasks:
             task.cancel()

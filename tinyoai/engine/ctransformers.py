@@ -455,6 +455,7 @@ def open_model(
         header = None if legacy else gguf.read_header(file)
         if header is not None:
             gguf.check(header)
+            _check_rows(header)
     except gguf.BadModelFile as error:
         raise ModelRefused(str(error)) from None
     except OSError as error:
@@ -622,6 +623,12 @@ def _legacy_header(file: Path, size: int, model_type: str) -> dict[str, int]:
     if values["n_embd"] % values["n_head"]:
         raise ModelRefused(f"{file} is no {model_type} model: its heads do not divide its width")
     n_embd = values["n_embd"]
+    # 0 is F32 and 1 F16; thousands count the format's versions
+    if values["ftype"] % 1000 > 1 and _odd(n_embd):
+        raise ModelRefused(
+            f"{file} has quantized rows of {n_embd} values, and ctransformers runs only multiples of 64 on ARM; "
+            "take the same model in F16, or one whose width is such a multiple"
+        )
     # twelve square matrices a layer, and half a byte a weight at the least
     least = (12 * values["n_layer"] * n_embd + values["n_vocab"]) * n_embd // 2
     if least > size:
@@ -630,6 +637,22 @@ def _legacy_header(file: Path, size: int, model_type: str) -> dict[str, int]:
             f"and the file has {size}; copy or download it again"
         )
     return values
+
+
+def _odd(n: int) -> bool:
+    """Whether this machine's library ends its process over quantized rows of n values: on ARM it multiplies blocks
+    of 32 values two by two, and asserts that none is left over."""
+    return n % 64 != 0 and platform.machine().lower().startswith(("arm", "aarch64"))
+
+
+def _check_rows(header: gguf.Header) -> None:
+    for tensor in header.tensors.values():
+        kind, n_block, _ = gguf.TENSOR_TYPES[tensor.type]
+        if n_block == 32 and _odd(tensor.shape[0]):
+            raise ModelRefused(
+                f"{header.path} has rows of {tensor.shape[0]} values in {kind}, and ctransformers runs only multiples "
+                "of 64 on ARM; take the same model in F16, or one whose width is such a multiple"
+            )
 
 
 def _check_memory(header: gguf.Header, n_ctx: int, n_slots: int) -> None:
