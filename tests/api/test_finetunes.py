@@ -172,7 +172,7 @@ def test_what_cannot_be_trained_is_said(home: Path) -> None:
             ({"dataset": "bad"}, "dataset", "line 2"),
             ({"dataset": "none"}, "dataset", "bad.jsonl"),
             ({"dataset": "../registry.db"}, "dataset", "below"),
-            ({"dataset": []}, "dataset", "length"),
+            ({"dataset": []}, "dataset", "empty"),
             ({"dataset": [{"text": 1}]}, "dataset", "example 1"),
             ({}, "dataset", "required"),
             ({"dataset": [KEY], "model_id": None}, "model_id", "required"),
