@@ -447,15 +447,17 @@ class Pool:
             entry.refusal = errors.InternalError("the model could not be loaded; the server's log says why")
         finally:
             worker, entry.worker = entry.worker, None
-            if worker is not None:
-                await worker.stop()
-            # nothing below waits: the books are right whenever another task runs
-            entry.holds = entry.leaving = False
-            entry.task = None
-            if entry.state is not State.FAILED:
-                entry.state, entry.why = State.UNLOADED, ""
-            self._set(entry, entry.state, entry.why)
-            self._tell()
+            try:
+                if worker is not None:
+                    await worker.stop()
+            finally:
+                # nothing below waits: the books are right whenever another task runs
+                entry.holds = entry.leaving = False
+                entry.task = None
+                if entry.state is not State.FAILED:
+                    entry.state, entry.why = State.UNLOADED, ""
+                self._set(entry, entry.state, entry.why)
+                self._tell()
 
 
 def _again(error: errors.ApiError) -> errors.ApiError:

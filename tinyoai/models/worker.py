@@ -273,10 +273,9 @@ class Worker:
             self._why = self._why or "was told to leave"
             if not self._transport.is_closing():
                 self._transport.write(wire.frame([wire.Shutdown()]))
-            try:
-                async with asyncio.timeout(STOP_S):
-                    await asyncio.shield(self.ended)
-            except TimeoutError:
+            # not asyncio.timeout, which Python 3.11.2, Debian's, loses on a task that was cancelled, as this may be
+            await asyncio.wait({self.ended}, timeout=STOP_S)
+            if not self.ended.done():
                 self._kill("did not leave when told to")
         # not for ever: where all tasks are being cancelled, nobody is left to see the end
         await asyncio.wait({self.ended}, timeout=STOP_S)
