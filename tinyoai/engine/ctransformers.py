@@ -625,10 +625,7 @@ def _legacy_header(file: Path, size: int, model_type: str) -> dict[str, int]:
     n_embd = values["n_embd"]
     # 0 is F32 and 1 F16; thousands count the format's versions
     if values["ftype"] % 1000 > 1 and _odd(n_embd):
-        raise ModelRefused(
-            f"{file} has quantized rows of {n_embd} values, and ctransformers runs only multiples of 64 on ARM; "
-            "take the same model in F16, or one whose width is such a multiple"
-        )
+        raise _refused_on_arm(str(file), f"quantized rows of {n_embd} values")
     # twelve square matrices a layer, and half a byte a weight at the least
     least = (12 * values["n_layer"] * n_embd + values["n_vocab"]) * n_embd // 2
     if least > size:
@@ -649,10 +646,14 @@ def _check_rows(header: gguf.Header) -> None:
     for tensor in header.tensors.values():
         kind, n_block, _ = gguf.TENSOR_TYPES[tensor.type]
         if n_block == 32 and _odd(tensor.shape[0]):
-            raise ModelRefused(
-                f"{header.path} has rows of {tensor.shape[0]} values in {kind}, and ctransformers runs only multiples "
-                "of 64 on ARM; take the same model in F16, or one whose width is such a multiple"
-            )
+            raise _refused_on_arm(header.path, f"rows of {tensor.shape[0]} values in {kind}")
+
+
+def _refused_on_arm(path: str, what: str) -> ModelRefused:
+    return ModelRefused(
+        f"{path} has {what}, and ctransformers runs only multiples of 64 on ARM; take the same model in F16, or one "
+        "whose width is such a multiple"
+    )
 
 
 def _check_memory(header: gguf.Header, n_ctx: int, n_slots: int) -> None:

@@ -13,8 +13,6 @@ BASE = 40 << 20
 """A worker without a model, with its interpreter and libraries."""
 BLOCK = 32
 """Context windows are told in multiples of this."""
-SHARE = 0.9
-"""How much of what can be had is used where no budget is set: the rest is for everything else."""
 
 
 class Need(NamedTuple):

@@ -20,7 +20,7 @@ from contextlib import aclosing, asynccontextmanager
 
 from tinyoai import errors, memory, wire
 from tinyoai.models.catalog import Catalog
-from tinyoai.models.need import SHARE, need
+from tinyoai.models.need import need
 from tinyoai.models.plan import Loaded, plan
 from tinyoai.models.worker import LoadDied, LoadError, Make, Take, Worker
 from tinyoai.registry import Defaults, Model
@@ -37,6 +37,8 @@ FIRST_DELAY_S, LAST_DELAY_S = 0.2, 5.0
 """Back-off before a restart: the first, and the longest."""
 WAIT_S = 30.0
 """Seconds that a request waits for a model that is on its way."""
+SHARE = 0.9
+"""How much of what can be had is used where no budget is set: the rest is for everything else."""
 RECENT = 16
 """Answers over which the speed in tokens a second is reckoned."""
 FOREVER = -1.0
