@@ -6,7 +6,7 @@ It must not know what the command does.
 
 import sys
 
-from tinyoai.cli import main
+from tinyoai.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

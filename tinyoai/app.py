@@ -22,25 +22,26 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from tinyoai import __version__, errors, gguf, home, log, running, wire
-from tinyoai import config as options
-from tinyoai.api.chat import Chat
-from tinyoai.api.completions import Completions
+from tinyoai import __version__, errors, gguf, wire
 from tinyoai.api.docs import Docs
-from tinyoai.api.embeddings import Embeddings
-from tinyoai.api.finetunes import Finetunes
+from tinyoai.api.finetune import Finetunes
 from tinyoai.api.health import Health
 from tinyoai.api.metrics import Metrics
 from tinyoai.api.models import Models
-from tinyoai.api.tokens import Tokens
-from tinyoai.config import Config
+from tinyoai.api.openai.chat import Chat
+from tinyoai.api.openai.completions import Completions
+from tinyoai.api.openai.embeddings import Embeddings
+from tinyoai.api.tokenizer import Tokens
+from tinyoai.config import options
+from tinyoai.config.options import Config
+from tinyoai.host import datadir, instances, log
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
-from tinyoai.registry import Model
-from tinyoai.web import keys, rates
-from tinyoai.web.guard import Guard
-from tinyoai.web.protocol import Limits, Server
-from tinyoai.web.router import Router
+from tinyoai.models.registry import Model
+from tinyoai.web import api_keys, rate_limits
+from tinyoai.web.access import Guard
+from tinyoai.web.connection import Limits, Server
+from tinyoai.web.routing import Router
 
 logger = logging.getLogger("tinyoai.app")
 
@@ -173,7 +174,7 @@ class _App:
     def __init__(self, config: Config) -> None:
         # as set
         self._config = config
-        self._keys = keys.read(config.api_key, config.api_key_file)
+        self._keys = api_keys.read(config.api_key, config.api_key_file)
         # what it is built of
         self._pool = Pool(
             _catalog(config),
@@ -224,7 +225,7 @@ class _App:
             await self._finetunes.jobs.close()
             await self._pool.stop()
             if announcing is not None and (announced := await announcing):
-                running.withdraw(announced)
+                instances.withdraw(announced)
             self._pool.catalog.close()
 
     async def _open(self) -> None:
@@ -278,7 +279,7 @@ class _App:
             allowed_hosts=config.allowed_host,
             origins=config.cors_origin,
             keys=self._keys,
-            rate=rates.parse(config.rate_limit),
+            rate=rate_limits.parse(config.rate_limit),
             open_routes=OPEN_ROUTES,
         )
 
@@ -344,14 +345,14 @@ class _App:
                 "set TINYOAI_API_KEY, or --api-key-file FILE, unless that is meant",
                 self._config.host or "this machine",
             )
-        if self._config.api_key_file and keys.exposed(self._config.api_key_file):
+        if self._config.api_key_file and api_keys.exposed(self._config.api_key_file):
             logger.warning("everyone on this machine can read %s: chmod 600 it", self._config.api_key_file)
 
     def _announce(self, ready: wire.Ready, url: str, host: str, port: int) -> Path | None:
         """Lets `tinyoai status` know of this server; the file that does, None where there can be none."""
         try:
-            server = running.Running(
-                process=running.this(),
+            server = instances.Running(
+                process=instances.this(),
                 version=__version__,
                 host=host,
                 port=port,
@@ -367,7 +368,7 @@ class _App:
                 engine=ready.engine,
                 n_gpu_layers=self._config.gpu_layers,
             )
-            return running.announce(server, home.folder(self._config.home))
+            return instances.announce(server, datadir.folder(self._config.home))
         except errors.UsageError as error:
             logger.warning("%s; tinyoai status will not show this server", error)
             return None

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.engine.test_decode import finish, submit, text_of
+from tests.engine.test_scheduler import finish, submit, text_of
 from tests.engines import make
-from tinyoai import memory, wire
-from tinyoai.engine import ctransformers
-from tinyoai.engine.base import EngineError, ModelRefused, Row
-from tinyoai.engine.ctransformers import CTransformersEngine, open_model
-from tinyoai.engine.decode import Scheduler
+from tinyoai import wire
+from tinyoai.engine.contract import EngineError, ModelRefused, Row
+from tinyoai.engine.ctransformers import engine as module
+from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
+from tinyoai.engine.scheduler import Scheduler
+from tinyoai.host import memory
 
 
 def opened(path: Path, model_type: str | None = None, **fields: Any) -> CTransformersEngine:
@@ -262,7 +263,7 @@ def test_rows_that_abort_the_library_on_arm_are_refused_there(
         opened(make.llama(folder / "odd.gguf", n_embd=96))
     whole = bytearray(make.gpt2_ggml(folder / "odd.bin", n_embd=96).read_bytes())
     monkeypatch.undo()  # the library, which has to be this machine's, is opened before a legacy header is read
-    monkeypatch.setattr(ctransformers, "_odd", lambda n: n % 64 != 0)
+    monkeypatch.setattr(module, "_odd", lambda n: n % 64 != 0)
     for ftype in (2, 2007):  # Q4_0; Q8_0 of the format's second version
         struct.pack_into("<i", whole, 4 + 4 * 5, ftype)
         (folder / "odd.bin").write_bytes(whole)
@@ -300,9 +301,9 @@ def test_too_little_memory_is_told_before_loading(folder: Path, monkeypatch: pyt
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctransformers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match="pip install"):
-        ctransformers._library_path(False)
+        module._library_path(False)
 
 
 def test_the_package_itself_is_never_imported(engine: CTransformersEngine) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.engine.test_decode import IDS, ask, finish, last, scheduler, submit, text_of
+from tests.engine.test_scheduler import IDS, ask, finish, last, scheduler, submit, text_of
 from tests.engines import make
 from tinyoai import wire
-from tinyoai.engine.base import Engine, Row
-from tinyoai.engine.ctransformers import CTransformersEngine, open_model
-from tinyoai.engine.decode import Job, Scheduler, prepare
+from tinyoai.engine.contract import Engine, Row
+from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
 from tinyoai.engine.fake import N_EMBD
+from tinyoai.engine.scheduler import Job, Scheduler, prepare
 
 
 def embed(text: str, *end: wire.Segment, **fields: Any) -> wire.Embed:

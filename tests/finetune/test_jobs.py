@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tinyoai import child, disk, errors
+from tinyoai import errors
 from tinyoai.finetune import jobs
-from tinyoai.finetune.examples import Example
+from tinyoai.finetune.dataset import Example
 from tinyoai.finetune.jobs import Job, Jobs
-from tinyoai.finetune.spec import Order, Spec
+from tinyoai.finetune.train_config import Order, Spec
+from tinyoai.host import atomic, subproc
 
 TRAINER = """
 import json, os, pathlib, sys, threading, time
@@ -45,7 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data directory whose jobs are run by the script."""
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
-    monkeypatch.setattr(child, "PYTHON", (sys.executable, str(script)))
+    monkeypatch.setattr(subproc, "PYTHON", (sys.executable, str(script)))
     monkeypatch.setattr(jobs, "LOOK_S", 0.02, raising=False)
     plan(tmp_path)
     return tmp_path
@@ -187,7 +188,7 @@ def test_no_more_wait_than_may_however_many_ask_at_once(home: Path) -> None:
 
 
 def test_what_could_not_be_written_down_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = disk.replace
+    replace = atomic.replace
 
     def full(path: Path, data: bytes) -> None:
         if path.name == "job.json":
@@ -195,7 +196,7 @@ def test_what_could_not_be_written_down_leaves_nothing(home: Path, monkeypatch: 
         replace(path, data)
 
     async def test(server: Jobs) -> None:
-        monkeypatch.setattr(disk, "replace", full)
+        monkeypatch.setattr(atomic, "replace", full)
         with pytest.raises(errors.Unavailable, match="No space left"):
             await start(server)
         assert list((home / "finetune").iterdir()) == []

@@ -15,14 +15,15 @@ import msgspec
 import numpy as np
 import torch
 
-from tinyoai import child, gguf
+from tinyoai import gguf
 from tinyoai.app import BUILTIN
-from tinyoai.engine.base import Row
-from tinyoai.engine.ctransformers import CTransformersEngine, open_model
+from tinyoai.engine.contract import Row
+from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
 from tinyoai.finetune import train, weights
 from tinyoai.finetune.__main__ import _cut, _shape, samples
-from tinyoai.finetune.examples import Example, Turn
-from tinyoai.finetune.spec import Order, Spec, Step, memory_needed
+from tinyoai.finetune.dataset import Example, Turn
+from tinyoai.finetune.train_config import Order, Spec, Step, memory_needed
+from tinyoai.host import subproc
 from tinyoai.models.catalog import describe
 
 
@@ -236,9 +237,9 @@ def program(folder: Path, order: Order, prelude: str = "") -> tuple[list[dict[st
     if not (folder / "order.json").exists():
         (folder / "order.json").write_bytes(msgspec.json.encode(order))
     (folder / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}')
-    words = [*child.PYTHON, "-c", f"{prelude}\nimport runpy, sys\nsys.argv = ['', {str(folder)!r}]\n"
+    words = [*subproc.PYTHON, "-c", f"{prelude}\nimport runpy, sys\nsys.argv = ['', {str(folder)!r}]\n"
              "runpy.run_module('tinyoai.finetune', run_name='__main__')"]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, env=child.environment(), stdin=pipe(), timeout=120)
+    done = subprocess.run(words, capture_output=True, env=subproc.environment(), stdin=pipe(), timeout=120)
     return [msgspec.json.decode(line) for line in done.stdout.splitlines()], done.stderr.decode()
 
 
@@ -311,8 +312,8 @@ def test_training_takes_no_more_memory_than_was_reckoned(tmp_path: Path, use_lor
     (tmp_path / "data.jsonl").write_text(f'{{"text": "{text}"}}\n' * 16)
     stdin = pipe()
     process = subprocess.Popen(
-        [*child.PYTHON, "-m", "tinyoai.finetune", str(tmp_path)],
-        env=child.environment(), stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [*subproc.PYTHON, "-m", "tinyoai.finetune", str(tmp_path)],
+        env=subproc.environment(), stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     _, code, used = os.wait4(process.pid, 0)
     process.returncode = code

@@ -11,7 +11,7 @@ from tests.engines import make
 from tinyoai import errors, gguf
 from tinyoai.models import catalog as module
 from tinyoai.models.catalog import Catalog, describe
-from tinyoai.registry import Model
+from tinyoai.models.registry import Model
 
 DEFAULT = Model(name="default", path="")
 

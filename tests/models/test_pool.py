@@ -15,10 +15,10 @@ import pytest
 
 from tests.engines import make
 from tinyoai import errors, wire
-from tinyoai.models import need as estimate
+from tinyoai.models import memory_estimate as estimate
 from tinyoai.models.catalog import Catalog
 from tinyoai.models.pool import DEATHS, FOREVER, Entry, Pool, State
-from tinyoai.registry import Model
+from tinyoai.models.registry import Model
 
 DEFAULT = Model(name="default", path="")
 NAMES = ("a", "b", "c")

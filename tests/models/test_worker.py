@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tinyoai import errors, wire
 from tinyoai.models.catalog import Catalog
 from tinyoai.models.pool import DEATHS, WINDOW_S, Pool, State, verdict
+from tinyoai.models.registry import Model
 from tinyoai.models.worker import Books, Call, LoadError, Worker
-from tinyoai.registry import Model
 
 FAKE = wire.Load(path="", name="fake", engine="fake", n_slots=2)
 

@@ -12,7 +12,7 @@ from tests.web.test_server import CLOSE, QUICK, Bench, error, get, post, running
 from tinyoai import errors
 from tinyoai.web import sse
 from tinyoai.web.exchange import Exchange
-from tinyoai.web.gate import Limits
+from tinyoai.web.request_head import Limits
 
 Test = Callable[[Bench], Awaitable[None]]
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tinyoai import errors
 from tinyoai.web import sse
 from tinyoai.web.exchange import Exchange
-from tinyoai.web.router import Router
+from tinyoai.web.routing import Router
 
 
 async def one(exchange: Exchange) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from tinyoai import errors
 from tinyoai.web import sse
+from tinyoai.web.access import Guard
+from tinyoai.web.connection import Server
 from tinyoai.web.exchange import Exchange
-from tinyoai.web.gate import Limits
-from tinyoai.web.guard import Guard
-from tinyoai.web.protocol import Server
-from tinyoai.web.router import Router
+from tinyoai.web.request_head import Limits
+from tinyoai.web.routing import Router
 
 QUICK = Limits(
     head_s=0.4, body_s=0.6, idle_s=0.5, stall_s=0.6, linger_s=0.2, body_bytes=100_000, connections=20
@@ -422,7 +422,7 @@ def test_a_refusal_keeps_its_headers_and_the_connection_if_it_can() -> None:
 
 
 def test_log_lines_cannot_be_forged() -> None:
-    from tinyoai.log import MAX_LINE, clean
+    from tinyoai.host.log import MAX_LINE, clean
 
     assert clean("a\r\nb\x1b[2Jc") == "a\\r\\nb\\x1b[2Jc"
     assert len(clean("x" * 10**6)) < MAX_LINE + 10

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyoai import errors
-from tinyoai.api import answers
+from tinyoai.api import generation
 from tinyoai.web.exchange import Exchange
 
 INSTALL = "pip install 'tinyoai[docs]'"
@@ -77,7 +77,7 @@ class Docs:
         """The description itself."""
         name = self._model()
         if self._made[0] != name:
-            self._made = (name, answers.encode(_described(name)))
+            self._made = (name, generation.encode(_described(name)))
         exchange.respond(200, self._made[1], headers=[("cache-control", "no-cache")])
 
     async def page(self, exchange: Exchange) -> None:

@@ -7,7 +7,7 @@ its usual name. It must not know how models are loaded or kept up.
 
 from collections.abc import Collection
 
-from tinyoai.api import answers, schema
+from tinyoai.api import generation, schema
 from tinyoai.models.pool import Pool, State
 from tinyoai.web.exchange import Exchange
 
@@ -33,7 +33,7 @@ class Health:
 
     async def live(self, exchange: Exchange) -> None:
         """200 as long as the process answers at all, whatever its models do."""
-        exchange.respond(200, answers.encode(schema.Alive()))
+        exchange.respond(200, generation.encode(schema.Alive()))
 
     async def ready(self, exchange: Exchange) -> None:
         """200 while requests can be answered; 503, with the same body, while they cannot."""
@@ -42,4 +42,4 @@ class Health:
             status=status({entry.state for entry in entries}, draining=self.draining),
             models=[schema.ModelHealth(id=e.load.name, state=e.state.value, reason=e.why) for e in entries],
         )
-        exchange.respond(200 if health.status == "ok" else 503, answers.encode(health))
+        exchange.respond(200 if health.status == "ok" else 503, generation.encode(health))

@@ -7,7 +7,8 @@ counted or worded.
 import asyncio
 from collections.abc import Callable
 
-from tinyoai import errors, memory, metrics, wire
+from tinyoai import errors, metrics, wire
+from tinyoai.host import memory
 from tinyoai.models.pool import Entry, Pool, State
 from tinyoai.web.exchange import Exchange
 

@@ -7,10 +7,11 @@ holds can be loaded. It must not know how models are found, loaded or kept up.
 import asyncio
 import time
 
-from tinyoai import errors, memory
-from tinyoai.api import answers, schema
+from tinyoai import errors
+from tinyoai.api import generation, schema
+from tinyoai.host import memory
 from tinyoai.models.pool import Entry, Pool, State
-from tinyoai.registry import Model, RegistryError
+from tinyoai.models.registry import Model, RegistryError
 from tinyoai.web.exchange import Exchange
 
 
@@ -24,14 +25,14 @@ class Models:
         """All models that can be asked, loaded or not."""
         await self._pool.look()
         cards = [self._card(model) for model in self._pool.catalog.view.models.values()]
-        exchange.respond(200, answers.encode(schema.ModelList(data=cards)))
+        exchange.respond(200, generation.encode(schema.ModelList(data=cards)))
 
     async def one(self, exchange: Exchange) -> None:
         """One model, by its id or an alias. Raises errors.ModelNotFound."""
         await self._pool.look()
         entry = self._pool.find(exchange.route_params["id"])
         model = self._pool.catalog.view.models.get(entry.model.name, entry.model)
-        exchange.respond(200, answers.encode(self._card(model)))
+        exchange.respond(200, generation.encode(self._card(model)))
 
     async def status(self, exchange: Exchange) -> None:
         """How every known model is, those that cannot be served among them, and the memory they share."""
@@ -61,7 +62,7 @@ class Models:
             ),
             registry=schema.RegistryStatus(problem=self._pool.catalog.problem),
         )
-        exchange.respond(200, answers.encode(body))
+        exchange.respond(200, generation.encode(body))
 
     async def load(self, exchange: Exchange) -> None:
         """Loads a model, and answers when it is loaded. Raises errors.ApiError where it cannot be."""
@@ -97,7 +98,7 @@ class Models:
             await pool.forget(name)
         except RegistryError as error:
             raise errors.Unavailable(str(error), headers={"x-should-retry": "false"}) from None
-        exchange.respond(200, answers.encode(schema.ModelDeleted(id=name)))
+        exchange.respond(200, generation.encode(schema.ModelDeleted(id=name)))
 
     # -- wording ---------------------------------------------------------------------------------
 
@@ -150,7 +151,7 @@ class Models:
         body = schema.ModelAction(
             status=status, name=entry.model.name, model=entry.model.name, seconds=round(spent_s, 3)
         )
-        exchange.respond(200, answers.encode(body))
+        exchange.respond(200, generation.encode(body))
 
 
 def _resting(model: Model, state: str, why: str = "") -> schema.ModelStatus:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from tinyoai import config, errors
-from tinyoai.finetune import spec as finetune
-from tinyoai.registry import Defaults, Kind
+from tinyoai import errors
+from tinyoai.config import options
+from tinyoai.finetune import train_config as finetune
+from tinyoai.models.registry import Defaults, Kind
 
 MAX_MESSAGES = 2048
 MAX_PROMPTS = 128
@@ -364,10 +365,10 @@ def keep_alive(given: float | str | None) -> float | None:
     if given is None:
         return None
     try:
-        seconds = config.seconds(given) if isinstance(given, str) else given
+        seconds = options.seconds(given) if isinstance(given, str) else given
     except ValueError as error:
         raise errors.BadRequest(f"keep_alive: {given!r}: {error}", param="keep_alive") from None
-    return -1.0 if seconds < 0 else min(seconds, config.MAX_SECONDS)
+    return -1.0 if seconds < 0 else min(seconds, options.MAX_SECONDS)
 
 
 def settle(request: Generation, model: str, defaults: Defaults) -> None:

@@ -18,10 +18,11 @@ import threading
 import time
 from collections.abc import Iterable
 
-from tinyoai import child, native, wire
-from tinyoai.engine import reading, threads
-from tinyoai.engine.base import Engine, EngineError
-from tinyoai.engine.decode import Job, Scheduler, prepare
+from tinyoai import native, wire
+from tinyoai.engine import threads, tokenization
+from tinyoai.engine.contract import Engine, EngineError
+from tinyoai.engine.scheduler import Job, Scheduler, prepare
+from tinyoai.host import subproc
 
 REFUSED = 3
 OOM_SCORE = 500
@@ -36,7 +37,7 @@ _PR_SET_PDEATHSIG = 1
 def _settle() -> None:
     """Makes this process safe to lose: it dies with the server, first when memory is short."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    child.settle(OOM_SCORE)
+    subproc.settle(OOM_SCORE)
     faulthandler.enable()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would have nothing to do here
 
@@ -47,7 +48,7 @@ def _open(load: wire.Load) -> Engine:
         from tinyoai.engine.fake import FakeEngine
 
         return FakeEngine(name=load.name, n_ctx=load.n_ctx, n_slots=load.n_slots, n_batch=load.n_batch)
-    from tinyoai.engine.ctransformers import open_model
+    from tinyoai.engine.ctransformers.engine import open_model
 
     return open_model(
         load.path,
@@ -114,9 +115,9 @@ class Worker:
     def _prepare(self, request: wire.Ask) -> Job | wire.Last:
         try:
             if isinstance(request, wire.Tokenize):
-                return reading.tokenize(request, self._engine)
+                return tokenization.tokenize(request, self._engine)
             if isinstance(request, wire.Detokenize):
-                return reading.detokenize(request, self._engine)
+                return tokenization.detokenize(request, self._engine)
             return prepare(request, self._engine)
         except Exception as error:  # one request's fault must not end the thread that serves all
             print(f"request {request.id}: {type(error).__name__}: {error}", file=sys.stderr)

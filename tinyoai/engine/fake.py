@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from tinyoai.engine.base import EngineError, ModelInfo, Row
+from tinyoai.engine.contract import EngineError, ModelInfo, Row
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 N_VOCAB = 260

@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from tinyoai.engine.base import Engine, Row
+from tinyoai.engine.contract import Engine, Row
 
 
 def available() -> int:

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import msgspec
 
-from tinyoai import child, gguf
+from tinyoai import gguf
 from tinyoai.engine import threads
-from tinyoai.engine.base import EngineError
-from tinyoai.engine.ctransformers import CTransformersEngine, open_model
-from tinyoai.finetune import examples, train, weights
-from tinyoai.finetune.spec import Failed, Made, Order, Running, Said
+from tinyoai.engine.contract import EngineError
+from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
+from tinyoai.finetune import dataset, train, weights
+from tinyoai.finetune.train_config import Failed, Made, Order, Running, Said
+from tinyoai.host import subproc
 from tinyoai.text import template
-from tinyoai.text.tokens import encode
+from tinyoai.text.segments import encode
 from tinyoai.wire import Segment, Special, Text
 
 NICE = 10
@@ -44,7 +45,7 @@ Say = Callable[[Said], None]
 def _settle() -> Say:
     """Makes this process safe to lose and easy to yield; returns what says something to the server."""
     words = os.fdopen(os.dup(1), "wb", buffering=0)
-    child.settle(OOM_SCORE)
+    subproc.settle(OOM_SCORE)
     os.nice(NICE)
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:  # glibc's; others have none
         mallopt(M_MMAP_THRESHOLD, MMAPPED_FROM)
@@ -81,7 +82,7 @@ def _sample(prompt: Sequence[Segment], text: str, end: int, engine: CTransformer
     return train.Sample([*whole, end] if end >= 0 else whole, max(1, same))
 
 
-def samples(example: examples.Example, engine: CTransformersEngine, order: Order) -> list[train.Sample]:
+def samples(example: dataset.Example, engine: CTransformersEngine, order: Order) -> list[train.Sample]:
     """What an example teaches: a sample for each thing that the assistant says in it."""
     info = engine.info
     if example.text is not None:
@@ -132,7 +133,7 @@ def _shape(header: gguf.Header, n_ctx: int) -> train.Shape:
 
 def _learn(folder: Path, say: Say) -> None:
     order = msgspec.json.decode((folder / "order.json").read_bytes(), type=Order)
-    given = examples.parse((folder / "data.jsonl").read_bytes())
+    given = dataset.parse((folder / "data.jsonl").read_bytes())
     status = os.stat(order.path)
     of = f"{status.st_size}:{status.st_mtime_ns}:{order.spec}"
     header = gguf.read_header(Path(order.path))
@@ -183,7 +184,7 @@ def main(folder: str) -> int:
     say = _settle()
     try:
         _learn(Path(folder), say)
-    except (ArithmeticError, EngineError, gguf.BadModelFile, examples.DatasetError, ValueError) as error:
+    except (ArithmeticError, EngineError, gguf.BadModelFile, dataset.DatasetError, ValueError) as error:
         say(Failed(message=_without_paths(str(error), folder)))
     except OSError as error:
         what = _without_paths(str(error.filename or "a file"), folder)

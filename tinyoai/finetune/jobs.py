@@ -27,9 +27,11 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from tinyoai import child, disk, errors, registry
-from tinyoai.finetune.examples import Example
-from tinyoai.finetune.spec import Failed, Made, Order, Running, Said, Spec, Status, Step
+from tinyoai import errors
+from tinyoai.finetune.dataset import Example
+from tinyoai.finetune.train_config import Failed, Made, Order, Running, Said, Spec, Status, Step
+from tinyoai.host import atomic, subproc
+from tinyoai.models import registry
 
 log = logging.getLogger("tinyoai.finetune")
 
@@ -309,10 +311,10 @@ class Jobs:
         folder = self._folder(job.id)
         try:
             self._lock(job)
-            disk.replace(folder / "data.jsonl", b"\n".join(map(_encode, examples)))
-            disk.replace(folder / "order.json", _encode(order))
-            disk.replace(folder / _JOB, _encode(job))
-            disk.settle(root)
+            atomic.replace(folder / "data.jsonl", b"\n".join(map(_encode, examples)))
+            atomic.replace(folder / "order.json", _encode(order))
+            atomic.replace(folder / _JOB, _encode(job))
+            atomic.settle(root)
         except BaseException:
             self._let_go(job.id)
             shutil.rmtree(folder, ignore_errors=True)
@@ -358,7 +360,7 @@ class Jobs:
         """Writes down how it is; a full disk must not end the job."""
         try:
             async with self._keeping:  # or an older word could be written over a newer one
-                await asyncio.to_thread(disk.replace, self._folder(job.id) / _JOB, _encode(job))
+                await asyncio.to_thread(atomic.replace, self._folder(job.id) / _JOB, _encode(job))
         except OSError as error:
             log.warning("the fine-tuning job %d cannot be kept: %s", job.id, error.strerror or error)
 
@@ -379,11 +381,11 @@ class Jobs:
         log.info("fine-tuning job %d begins: %s out of %s", job.id, job.name, job.model)
         with open(folder / _LOG, "ab") as said:
             process = await asyncio.create_subprocess_exec(
-                *child.PYTHON,
+                *subproc.PYTHON,
                 "-m",
                 "tinyoai.finetune",
                 str(folder),
-                env=child.environment(),
+                env=subproc.environment(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=said,
@@ -474,7 +476,7 @@ def _rewind(number: int, path: Path, n_steps: int) -> None:
 
 
 def _died(code: int, lines: Sequence[str]) -> str:
-    how = f"its process {child.ended(code)}"
+    how = f"its process {subproc.ended(code)}"
     if code < 0:
         return how + ("; take a smaller batch_size or max_length" if code == -signal.SIGKILL else "")
     last = next((line for line in reversed(lines) if line.strip()), "")

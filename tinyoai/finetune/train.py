@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyoai import disk
-from tinyoai.finetune.spec import Spec, Step
+from tinyoai.finetune.train_config import Spec, Step
+from tinyoai.host import atomic
 
 WARM_UP = 0.03
 """The part of all steps in which the learning rate rises; from there it falls along a line."""
@@ -252,7 +252,7 @@ def _save(
 ) -> None:
     temporary = path.with_name(f".{path.name}.part")
     state = {"of": of, "step": step, "learnt": dict(learnt), "optimizer": optimizer.state_dict()}
-    with disk.replacing(path, temporary) as file:
+    with atomic.replacing(path, temporary) as file:
         torch.save(state, file)
 
 

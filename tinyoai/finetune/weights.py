@@ -15,8 +15,8 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
-from tinyoai import disk
 from tinyoai.gguf import TENSOR_TYPES, Header
+from tinyoai.host import atomic
 
 Array = NDArray[np.float32]
 
@@ -55,7 +55,7 @@ def write(header: Header, changed: Collection[str], made: Callable[[str], Array]
         table += struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape) + struct.pack("<IQ", kind, offset)
         offset += size + -size % header.alignment
     temporary = path.with_name(f".{path.name}.part")
-    with open(header.path, "rb") as old, disk.replacing(path, temporary) as new:
+    with open(header.path, "rb") as old, atomic.replacing(path, temporary) as new:
         new.write(old.read(header.table_at))
         new.write(table)
         new.write(bytes(-new.tell() % header.alignment))

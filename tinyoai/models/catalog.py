@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from tinyoai import errors, gguf
-from tinyoai.registry import Defaults, Kind, Model, Registry, RegistryError, Shape
+from tinyoai.models.registry import Defaults, Kind, Model, Registry, RegistryError, Shape
 from tinyoai.text import template
 
 log = logging.getLogger("tinyoai.catalog")

@@ -18,12 +18,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
-from tinyoai import errors, memory, wire
+from tinyoai import errors, wire
+from tinyoai.host import memory
 from tinyoai.models.catalog import Catalog
-from tinyoai.models.need import need
-from tinyoai.models.plan import Loaded, plan
+from tinyoai.models.eviction import Loaded, plan
+from tinyoai.models.memory_estimate import need
+from tinyoai.models.registry import Defaults, Model
 from tinyoai.models.worker import LoadDied, LoadError, Make, Take, Worker
-from tinyoai.registry import Defaults, Model
 from tinyoai.text import template
 
 log = logging.getLogger("tinyoai.pool")

@@ -13,7 +13,8 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from tinyoai import child, wire
+from tinyoai import wire
+from tinyoai.host import subproc
 
 log = logging.getLogger("tinyoai.worker")
 
@@ -204,11 +205,11 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *child.PYTHON,
+                *subproc.PYTHON,
                 "-m",
                 "tinyoai.engine",
                 str(theirs.fileno()),
-                env=child.environment(),
+                env=subproc.environment(),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
@@ -344,7 +345,7 @@ class Worker:
 
     def _end(self, code: int) -> None:
         if not self._why or (code < 0 and code != -signal.SIGKILL):  # it did not end by what was done to it
-            self._why = child.ended(code)
+            self._why = subproc.ended(code)
         self._transport.close()
         message = f"the model's process {self._why}"
         if not self._first.done():

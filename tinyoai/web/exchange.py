@@ -17,7 +17,7 @@ import h11
 
 from tinyoai import errors
 from tinyoai.web import sse
-from tinyoai.web.gate import Head
+from tinyoai.web.request_head import Head
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}

@@ -1,0 +1,267 @@
+"""The command as people run it: help, wrong flags, wrong files, ports in use, signals."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.serving import Server, command, environment, serve
+from tinyoai.config.options import OPTIONS, resolve
+from tinyoai.errors import UsageError
+
+
+def run(*flags: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """The command, to its end."""
+    return subprocess.run(
+        command(*flags), capture_output=True, text=True, timeout=60, env=env or environment(), check=False
+    )
+
+
+def one_clear_line(done: "subprocess.CompletedProcess[str]", code: int) -> str:
+    """What it said on stderr, which must be one line of words."""
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("tinyoai: ")
+    return lines[0]
+
+
+def test_help_names_every_option_and_has_examples() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for option in OPTIONS:
+        assert option.flag in done.stdout
+    assert "examples:" in done.stdout
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("tinyoai ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prot", "8000"], "--prot"),
+        (["--port"], "--port"),
+        (["--port", "x"], "whole number"),
+        (["--port", "70000"], "between"),
+        (["--engine", "vllm"], "ctransformers, fake"),
+        (["--chat-template", "x"], "chatml"),
+        (["--parallel", "0"], "between"),
+        (["--parallel", "1.5"], "whole number"),
+        (["--grace", "nan"], "between"),
+        (["--log-level", "loud"], "debug"),
+        (["bake"], "bake"),
+        (["model.gguf"], "--model FILE"),
+        (["-p", "8000"], "-p"),
+        (["--api-key", ""], "--api-key: it is empty"),
+        (["--cors-origin", "app.example"], "https://app.example"),
+        (["--host", "no such host"], "--host"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_code_2(flags: list[str], words: str) -> None:
+    assert words in one_clear_line(run(*flags), 2)
+
+
+def test_a_wrong_variable_is_named() -> None:
+    line = one_clear_line(run(env=environment(TINYOAI_PORT="x")), 2)
+    assert "TINYOAI_PORT" in line
+
+
+def test_flags_win_over_variables_over_defaults() -> None:
+    env = {"TINYOAI_PORT": "1", "TINYOAI_CTX_SIZE": "64", "TINYOAI_HOST": ""}
+    config = resolve({"port": "2"}, env)
+    assert (config.port, config.ctx_size, config.host) == (2, 64, "127.0.0.1")
+
+
+def test_every_option_is_checked_against_its_bounds() -> None:
+    for option in OPTIONS:
+        if not isinstance(option.default, str | tuple):
+            for wrong in (option.low - 1, option.high + 1):
+                with pytest.raises(UsageError, match=option.flag):
+                    resolve({option.name: str(int(wrong))}, {})
+
+
+def test_a_missing_model_file(tmp_path: Path) -> None:
+    assert "none.gguf" in one_clear_line(run("--port", "0", "--model", str(tmp_path / "none.gguf")), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.gguf", b""),
+        ("text.gguf", b"this is no model\n" * 100),
+        ("zeros.gguf", bytes(5000)),
+        ("model.safetensors", (64).to_bytes(8, "little") + b'{"a": {}}' + bytes(64)),
+        ("pickle.bin", b"PK\x03\x04" + bytes(100)),
+        ("short.gguf", b"GGUF\x03\0\0\0" + bytes(16)),
+    ],
+)
+def test_a_file_that_is_no_model(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert name in one_clear_line(run("--port", "0", "--model", str(path)), 1)
+
+
+def test_a_directory_is_no_model(tmp_path: Path) -> None:
+    assert "directory" in one_clear_line(run("--port", "0", "--model", str(tmp_path)), 1)
+
+
+def test_a_truncated_model_is_told_as_such(tmp_path: Path) -> None:
+    from tinyoai.app import BUILTIN
+
+    whole = BUILTIN.read_bytes()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole[: len(whole) // 2])
+    line = one_clear_line(run("--port", "0", "--model", str(path)), 1)
+    assert "cut.gguf" in line
+
+
+def test_a_port_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        line = one_clear_line(run("--port", str(taken.getsockname()[1]), "--engine", "fake"), 1)
+    assert "--port" in line
+
+
+def test_an_unreadable_model_file_is_told(tmp_path: Path) -> None:
+    assert "cannot be read" in one_clear_line(run("--port", "0", "--model", str(tmp_path / "a" / "b")), 1)
+
+
+def test_the_banner_says_what_is_served(builtin: Server) -> None:
+    banner = builtin.banner
+    for words in (builtin.url, "tinyoai-chat", "Q8_0", "llama", "MB", "tokens", "ctransformers", "curl -N"):
+        assert words in banner
+
+
+def test_the_banner_s_curl_line_works_as_pasted(builtin: Server) -> None:
+    line = next(line for line in builtin.banner.splitlines() if "curl -N" in line)
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=True)
+    events = [line.removeprefix("data: ") for line in done.stdout.splitlines() if line]
+    assert events[-1] == "[DONE]"
+    pieces = [json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1]]
+    assert "Paris" in "".join(pieces)
+
+
+def test_environment_variables_configure_a_server() -> None:
+    env = environment(TINYOAI_ENGINE="fake", TINYOAI_MODEL_NAME="my/own model")
+    with serve(env=env) as server:
+        assert server.model == "my/own model"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_answers_finish(number: signal.Signals) -> None:
+    with serve("--engine", "fake") as server:
+        replies = []
+        script = '!{"text": "x", "repeat": 500, "step_ms": 2}'
+        thread = threading.Thread(target=lambda: replies.append(server.chat(script)))
+        thread.start()
+        time.sleep(0.5)
+        server.process.send_signal(number)
+        time.sleep(0.2)
+        with pytest.raises(OSError):  # it accepts nobody any more
+            server.connect()
+        assert server.process.wait(20) == 0
+        thread.join()
+        assert replies[0].json["choices"][0]["message"]["content"] == "x" * 500
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    with serve("--engine", "fake") as server:
+        workers = server.workers
+        script = '!{"text": "x", "repeat": 3000, "step_ms": 10}'
+        replies: list[str] = []
+
+        def ask() -> None:
+            try:
+                replies.append(repr(server.chat(script, stream=True).events[-1]))
+            except (OSError, AssertionError, ValueError) as error:
+                replies.append(repr(error))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.5)
+        started = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 1
+        thread.join(10)
+        assert "error" in replies[0]
+        assert time.monotonic() - started < 15  # far below the grace time: it did not wait for the answer
+        for pid in workers:
+            assert not Path(f"/proc/{pid}").exists()
+
+
+def test_one_request_at_a_time_is_one() -> None:
+    with serve("--engine", "fake", "--parallel", "1") as server:
+        assert "1 request at a time" in server.banner
+
+
+def test_an_idle_kept_alive_connection_does_not_hold_up_the_end() -> None:
+    with serve("--engine", "fake") as server, server.connect() as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert b"200" in sock.recv(4096)
+        assert server.stop() == 0
+
+
+def test_a_killed_server_leaves_no_worker() -> None:
+    with serve("--engine", "fake") as server:
+        workers = server.workers
+        assert workers
+        server.process.kill()
+        server.process.wait()
+        deadline = time.monotonic() + 5
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < deadline, "a worker outlived its server"
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--engine", "fake", "--host", "0.0.0.0"], "asks for no key"),
+        (["--ctx-size", "8000"], "a context of 8000 tokens is longer than the 1024"),
+    ],
+)
+def test_what_may_go_wrong_is_warned_of(flags: list[str], words: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinyoai", "--port", "0", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert words in process.stderr.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_files_in_the_start_folder_do_not_pass_for_modules(tmp_path: Path) -> None:
+    for name in ("queue.py", "signal.py", "resource.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong module')")
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "tinyoai", "--engine", "fake", "--port", "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(PYTHONPATH=str(Path(__file__).parent.parent)),
+    )
+    try:
+        assert process.stdout is not None
+        assert "is ready" in process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()

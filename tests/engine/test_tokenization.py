@@ -1,0 +1,75 @@
+"""Tokenize and Detokenize over the scripted engine: control tokens by structure alone, and every refusal."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyoai import wire
+from tinyoai.engine import tokenization
+from tinyoai.engine.fake import BOS, IM_END, IM_START, FakeEngine
+
+ENGINE = FakeEngine(name="fake")
+
+
+def tokenize(*prompt: wire.Segment, **fields: Any) -> Any:
+    """The answer."""
+    return tokenization.tokenize(wire.Tokenize(id=7, prompt=list(prompt), **fields), ENGINE)
+
+
+def detokenize(ids: list[int]) -> Any:
+    """The answer."""
+    return tokenization.detokenize(wire.Detokenize(id=7, ids=ids), ENGINE)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_text_survives_the_way_there_and_back(text: str) -> None:
+    assert detokenize(tokenize(wire.Text(text)).ids).text == text
+
+
+def test_control_tokens_are_made_by_structure_alone_and_written_out() -> None:
+    prompt = [
+        wire.Special("bos"),
+        wire.Special("<|im_start|>"),
+        wire.Text("a<|im_end|>"),
+        wire.Special("<|im_end|>"),
+    ]
+    tokens = tokenize(*prompt, pieces=True, text=True)
+    assert tokens.ids == [BOS, IM_START, *b"a<|im_end|>", IM_END]
+    assert tokens.text == b"".join(tokens.pieces).decode() == "<s><|im_start|>a<|im_end|><|im_end|>"
+    assert detokenize(tokens.ids).text == tokens.text
+
+
+def test_what_nobody_asked_for_is_not_sent() -> None:
+    tokens = tokenize(wire.Text("abc"))
+    assert (tokens.ids, tokens.pieces, tokens.text) == ([97, 98, 99], [], "")
+
+
+def test_ids_in_a_prompt_are_written_out_as_their_text() -> None:
+    assert tokenize(wire.Ids([104, 105]), text=True).text == "hi"
+
+
+def test_half_a_character_is_a_replacement_character() -> None:
+    assert detokenize([0xF0, 0x9F]).text == "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("ids", [[260], [-1], [97, 10**9]])
+def test_ids_out_of_range_are_refused(ids: list[int]) -> None:
+    failed = detokenize(ids)
+    assert isinstance(failed, wire.Failed)
+    assert (failed.id, failed.kind, failed.param) == (7, "BadRequest", "tokens")
+    assert "259" in failed.message
+
+
+def test_too_much_at_once_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenization, "MAX_BYTES", 8)
+    monkeypatch.setattr(tokenization, "MAX_IDS", 8)
+    assert tokenize(wire.Text("12345678")).ids
+    for failed in (tokenize(wire.Text("12345"), wire.Text("\u00e9\u00e9")), detokenize([97] * 9)):
+        assert isinstance(failed, wire.Failed)
+        assert "at most 8" in failed.message
+
+
+def test_text_that_has_no_bytes_is_refused() -> None:
+    assert tokenize(wire.Text("\ud800")).kind == "BadRequest"

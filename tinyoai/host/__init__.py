@@ -1,0 +1,1 @@
+"""The machine: data directory, atomic files, locks, memory, processes."""
