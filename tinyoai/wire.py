@@ -1,23 +1,23 @@
-"""What the server and a worker say to each other, and how it is framed.
+"""The protocol between the server and a worker process: message types and frames.
 
-Owns the message types and the frame: a 4-byte big-endian length, then msgpack of a list of
-messages (all that one side has to say at that moment). It must not know sockets, processes,
-OpenAI's words or any engine.
+A frame is a 4-byte big-endian length, then msgpack of a list of messages. Every message is a tagged struct.
 
-The law: every Generate is answered by at most one Accepted, then any number of Delta, and exactly
-one of Done and Failed; an Embed the same with one Vector in the Deltas' place; a Tokenize by exactly
-one of Tokens and Failed, a Detokenize by one of Plain and Failed. Delta, Vector and Done only follow
-their Accepted. Where a worker dies, the server's handle makes the Failed itself.
+A `Request` is answered in this order: `Started`, then for what needs a slot `Queued` and `Accepted`, each at
+most once; then results; each choice of a Generate ends with `ChoiceDone`; and exactly one `Done` or `Failed` ends
+the request. `Started` is sent before the first template, tokenizer or other native call for a request.
+Content, Vector, Progress and ChoiceDone follow their Accepted. If a worker dies, the server makes the Failed.
 """
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from tinyoai.sampling import Sampling
+
 MAX_FRAME = 64 << 20
-"""Bytes. A longer frame can only be a broken peer."""
+"""Bytes. A longer frame means a broken peer."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -26,11 +26,17 @@ class WireError(Exception):
     """The byte stream is not a sequence of frames of the expected messages."""
 
 
-# -- a prompt: what is control and what is text is decided by structure, never by content ---------
+# -- prompts: structure alone makes control tokens, never a text's content --------------------------
 
 
 class Text(msgspec.Struct, frozen=True, tag="t", array_like=True):
-    """Plain text: it can never become a control token."""
+    """Text that a user wrote. It is never parsed for control tokens."""
+
+    text: str
+
+
+class Markup(msgspec.Struct, frozen=True, tag="m", array_like=True):
+    """Text that a template wrote. Control tokens in it are parsed."""
 
     text: str
 
@@ -47,166 +53,188 @@ class Ids(msgspec.Struct, frozen=True, tag="i", array_like=True):
     ids: list[int]
 
 
-Segment = Text | Special | Ids
+Segment = Text | Markup | Special | Ids
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One message of a conversation. The role "developer" means "system"."""
+
+    role: str
+    content: str
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Messages that the worker renders with a chat template."""
+
+    messages: list[Message]
+    template: str = "auto"
+    """A name from `text.chat_format`; "auto" is the model's own."""
+
+
+Prompt = list[Segment] | Conversation
 
 
 # -- server to worker ------------------------------------------------------------------------------
 
 
 class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
-    """The first message to a worker: what to load. Answered by Ready or LoadFailed."""
+    """The first message to a worker: the model to load. Answered by Ready or LoadFailed."""
 
     path: str
     name: str
     engine: str
     model_type: str | None = None
     n_ctx: int = 0
-    """0: the engine's own choice from the model's context window."""
+    """Tokens; 0: the engine chooses."""
     n_slots: int = 4
     n_batch: int = 32
+    """Prompt tokens of one request evaluated in one step, at most."""
     n_threads: int = 0
     """0: measured at load."""
     n_queue: int = 32
-    """Requests that may stand in the line before the slots."""
-    wait_s: float = 300.0
-    """Seconds that they may stand there, unless they say it themselves."""
+    """Requests that may wait for a slot."""
+    queue_timeout_s: float = 300.0
+    """Seconds a request may wait for a slot."""
     n_gpu_layers: int = 0
     pooling: str = ""
-    """How token states become an embedding, "mean" or "last"; empty: what the file says, else the engine's choice."""
+    """How token states become an embedding; empty: the file's own, else the engine's choice."""
+    template: str = "auto"
+    """The chat template of conversations that name none."""
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How the next token is chosen; see csrc/api.h for the exact meaning of each number."""
+class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True, omit_defaults=True):
+    """Generate one or more choices for one prompt."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
-    seed: int = 0
-
-
-class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True):
-    """One answer wanted. `id` is the server's, unique in the worker's life."""
-
-    id: int
-    prompt: list[Segment]
+    prompt: Prompt
     sampling: Sampling
+    n: int = 1
+    """Choices. Choice i draws from `sampling.seed` + i."""
     max_tokens: int | None = None
-    """None: until the model ends or the context is full."""
+    """For each choice; None: until the model ends or the context is full."""
     min_tokens: int = 0
     stop: list[str] = []
     ignore_eos: bool = False
     logprobs: int = -1
     """-1: none; 0: of the chosen token; N: of the N likeliest too."""
     score_end: bool = False
-    """With log-probabilities: the token that ends the answer has its own, too, and no text."""
+    """With log-probabilities: include the token that ends the answer, which has no text."""
     echo: bool = False
-    """The prompt comes back as the first Delta, with its log-probabilities where they are asked for."""
+    """The prompt comes back as the first Content, with its log-probabilities if they are wanted."""
     exact: bool = False
-    """Equal requests must get equal answers: only what a fresh prefill would give is reused."""
-    strip_space: bool = False
-    """An answer after a chat prompt: one leading space that the tokenizer put there is taken off."""
+    """Equal requests must get equal answers: reuse only what equals a fresh prefill bit for bit."""
     param: str = "messages"
-    """The request's field that a refusal of the prompt is about."""
-    client: str = ""
-    """Who asks: the line before the slots takes turns between clients."""
-    group: str = ""
-    """The HTTP request that this is a part of; empty: it is one by itself."""
-    wait_s: float | None = None
-    """Seconds it may stand in the line; None: as Load says."""
-    deadline_s: float | None = None
-    """Seconds from now after which what there is must be the answer (finish_reason "length")."""
+    """The request field that a refusal of the prompt names."""
 
 
-class Embed(msgspec.Struct, frozen=True, tag="embed", kw_only=True):
-    """The embedding of one text wanted: a prefill of which only a vector comes back."""
+class Embed(msgspec.Struct, frozen=True, tag="embed", kw_only=True, omit_defaults=True):
+    """Embed one text: a prefill that returns one Vector."""
 
-    id: int
-    prompt: list[Segment]
+    prompt: Prompt
     dimensions: int = 0
-    """Keep so many numbers, at a length of 1 again; 0: all."""
+    """Keep this many numbers, scaled to length 1 again; 0: all."""
     param: str = "input"
-    """The request's field that a refusal of the prompt is about."""
-    client: str = ""
-    group: str = ""
-    wait_s: float | None = None
-    """These three as in Generate."""
 
 
-class Tokenize(msgspec.Struct, frozen=True, tag="tokenize", kw_only=True):
-    """The ids of a prompt wanted; needs no slot and never waits in the line."""
+class Tokenize(msgspec.Struct, frozen=True, tag="tokenize", kw_only=True, omit_defaults=True):
+    """Return the ids of a prompt as one Tokens. Needs no slot and never queues."""
 
-    id: int
-    prompt: list[Segment]
+    prompt: Prompt
     pieces: bool = False
-    """Each token's bytes are wanted too."""
+    """Return each token's bytes too."""
     text: bool = False
-    """The prompt written out is wanted too."""
+    """Return the prompt as text too."""
     param: str = "content"
 
 
-class Detokenize(msgspec.Struct, frozen=True, tag="detokenize", kw_only=True):
-    """The text of ids wanted; needs no slot and never waits in the line."""
+class Detokenize(msgspec.Struct, frozen=True, tag="detokenize", kw_only=True, omit_defaults=True):
+    """Return the text of ids as one PlainText. Needs no slot and never queues."""
 
-    id: int
     ids: list[int]
     param: str = "tokens"
 
 
+Body = Generate | Embed | Tokenize | Detokenize
+
+
+class Request(msgspec.Struct, frozen=True, tag="request", kw_only=True, omit_defaults=True):
+    """A body with its id, which is unique in the worker's life, and its place in the queue."""
+
+    id: int
+    body: Body
+    client: str = ""
+    """The queue is fair across clients."""
+    group: str = ""
+    """The HTTP request that this is a part of; empty: a group of its own."""
+    deadline: float | None = None
+    """CLOCK_MONOTONIC seconds, which both processes share. In the queue the request then fails with
+    `queue_timeout`; a running answer ends with finish_reason "length"."""
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Answered by the call's own Failed or Done, whichever comes first."""
+    """End a request. Answered by its own Failed or Done, whichever comes first."""
 
     id: int
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
-    """Leave now; a closed socket says the same."""
+    """Exit now. A closed socket means the same."""
 
 
-Ask = Generate | Embed | Tokenize | Detokenize
-"""What has an id and is answered."""
-
-ToWorker = Load | Generate | Embed | Tokenize | Detokenize | Cancel | Shutdown
-
-
-FinishReason = Literal["stop", "length"]
+ToWorker = Load | Request | Cancel | Shutdown
 
 
 # -- worker to server ------------------------------------------------------------------------------
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
-    """The model is loaded and warmed up. Sizes are in bytes, lengths in tokens."""
+FinishReason = Literal["stop", "length"]
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts of a loaded model. Lengths are in tokens, sizes in bytes; ids are -1 for none."""
 
     name: str
     architecture: str
     quantization: str
     engine: str
+    engine_version: str = ""
     n_params: int
     n_vocab: int
     n_ctx: int
     n_ctx_train: int
     n_embd: int
-    n_slots: int
-    n_batch: int
-    n_threads: int
     file_size: int
-    special: list[str]
+    bos_id: int
+    eos_id: int
+    eog_ids: tuple[int, ...]
+    """Every id that ends generation."""
+    special: dict[str, int]
+    """Control tokens by their text."""
     chat_template: str
-    version: str
-    """Engine and sampler version: what the fingerprint of an answer is made of."""
+    add_bos: bool
+    add_space_prefix: bool
+    """The tokenizer puts a space before every text, and an answer's first piece may begin with it."""
     n_embd_out: int = 0
-    """Numbers in an embedding; 0: this model has none to give."""
+    """Numbers in an embedding; 0: the model cannot embed."""
     pooling: str = ""
-    """How token states become an embedding: "mean" or "last"."""
-    bos: str = ""
-    eos: str = ""
-    """The control tokens that begin and end a text, as they are written; empty for none."""
+    """How token states become an embedding: mean, weighted-mean or last."""
+
+    def token_text(self, token: int) -> str:
+        """The text of a control token; empty for any other id."""
+        return next((text for text, known in self.special.items() if known == token), "")
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
+    """The model is loaded and warmed up."""
+
+    info: ModelInfo
+    n_slots: int
+    n_threads: int
+    version: str
+    """Engine and sampler version, for `system_fingerprint`."""
+    template: str = ""
+    """The chat template that "auto" stands for."""
+    max_step_s: float = 0.0
+    """The longest step to expect, in seconds: the stall limit follows it."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed", kw_only=True):
@@ -215,41 +243,62 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed", kw_only=True):
     message: str
 
 
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    """Work on the request begins. From here on it is never sent to another worker."""
+
+    id: int
+
+
+class Queued(msgspec.Struct, frozen=True, tag="queued"):
+    """The prompt is valid and the request waits for a slot."""
+
+    id: int
+    n_prompt: int
+
+
 class Accepted(msgspec.Struct, frozen=True, tag="accepted", kw_only=True):
-    """The request has a slot; nothing can refuse it any more."""
+    """The request has a slot."""
 
     id: int
     n_prompt: int
     n_cached: int
+    """Prompt tokens that were already in the KV cache."""
     queue_ms: float = 0.0
-    """Milliseconds it stood in the line."""
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """Prompt tokens evaluated so far, cached ones included."""
+
+    id: int
+    n_done: int
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """One token's bytes, natural log-probability (None: nothing precedes it), the likeliest instead."""
+    """One token's bytes, natural log-probability (None: nothing precedes it), and the likeliest in its place."""
 
     piece: bytes
     logprob: float | None
     top: list[tuple[bytes, float]] = []
 
 
-class Delta(msgspec.Struct, frozen=True, tag="delta", kw_only=True, omit_defaults=True):
-    """Text that is certain: whole code points, no part of a possible stop sequence."""
+class Content(msgspec.Struct, frozen=True, tag="c", kw_only=True, omit_defaults=True):
+    """Text of a choice that is safe to send: whole code points, no part of a possible stop sequence."""
 
     id: int
     text: str
+    choice: int = 0
     logprobs: list[TokenLogprob] = []
 
 
 class Vector(msgspec.Struct, frozen=True, tag="vector", kw_only=True):
-    """An embedding of length 1: little-endian float32, one after the other."""
+    """An embedding of length 1, as little-endian float32 values."""
 
     id: int
     values: bytes
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens", kw_only=True):
-    """The whole answer to a Tokenize. Control tokens have their texts in `pieces` and `text`."""
+    """The result of a Tokenize. Control tokens have their texts in `pieces` and `text`."""
 
     id: int
     ids: list[int]
@@ -257,29 +306,36 @@ class Tokens(msgspec.Struct, frozen=True, tag="tokens", kw_only=True):
     text: str = ""
 
 
-class Plain(msgspec.Struct, frozen=True, tag="plain", kw_only=True):
-    """The whole answer to a Detokenize."""
+class PlainText(msgspec.Struct, frozen=True, tag="text", kw_only=True):
+    """The result of a Detokenize."""
 
     id: int
     text: str
 
 
-class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
-    """The end of a good answer. Times are in milliseconds; prompt_ms is of the prefill alone."""
+class ChoiceDone(msgspec.Struct, frozen=True, tag="choice_done", kw_only=True):
+    """A choice is complete. Times are in milliseconds; `prompt_ms` is of the prefill alone."""
 
     id: int
+    choice: int
     finish_reason: FinishReason
-    n_prompt: int
     n_cached: int
     n_generated: int
     prompt_ms: float
     predicted_ms: float
+
+
+class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True, omit_defaults=True):
+    """The request is complete."""
+
+    id: int
+    n_prompt: int = 0
+    n_cached: int = 0
     queue_ms: float = 0.0
-    """As in its Accepted."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
-    """The end of a bad one: `kind` names a class of the exception tree in `errors`."""
+    """The request ends in an error; `kind` names a class of the exception tree in `errors`."""
 
     id: int
     kind: str
@@ -289,16 +345,21 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
     retry_after: float | None = None
 
 
-class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    """The worker's loop goes round; sent when nothing else was for a while."""
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
+    """The worker's loop runs; sent after a second without another message."""
+
+    max_step_s: float = 0.0
+    """As in Ready, as measured by now."""
 
 
-Good = Accepted | Delta | Vector | Tokens | Plain | Done
-Event = Good | Failed
-Last = Tokens | Plain | Done | Failed
-"""What ends a call."""
+Success = Started | Queued | Accepted | Progress | Content | Vector | Tokens | PlainText | ChoiceDone | Done
+Event = Success | Failed
+Final = Done | Failed
+"""Ends a request."""
+AfterAccepted = Progress | Content | Vector | ChoiceDone
+"""Only valid once the request was accepted."""
 
-ToServer = Ready | LoadFailed | Good | Failed | Beat
+ToServer = Ready | LoadFailed | Success | Failed | Heartbeat
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -313,7 +374,7 @@ def frame(messages: Sequence[ToWorker] | Sequence[ToServer]) -> bytes:
 
 
 class _Unframer:
-    """Bytes in, whole frame bodies out, however the bytes were cut."""
+    """Splits a byte stream into frame bodies, however the bytes are cut."""
 
     __slots__ = ("_buffer",)
 
@@ -323,7 +384,7 @@ class _Unframer:
     def bodies(self, data: bytes) -> Iterable[bytes]:
         if not self._buffer and len(data) > _LENGTH.size:
             (length,) = _LENGTH.unpack_from(data)
-            if length == len(data) - _LENGTH.size <= MAX_FRAME:  # almost always: one frame, whole
+            if length == len(data) - _LENGTH.size <= MAX_FRAME:  # almost always: one whole frame
                 yield data[_LENGTH.size :]
                 return
         self._buffer += data
@@ -339,31 +400,37 @@ class _Unframer:
             yield body
 
 
-class WorkerReader:
-    """Reads what the server says. `feed` raises WireError on anything that is no such message."""
+class _Reader:
+    """Decodes the frames of one direction."""
+
+    def __init__(self, decoder: "msgspec.msgpack.Decoder[list[Any]]") -> None:
+        self._frames = _Unframer()
+        self._decoder = decoder
+
+    def _feed(self, data: bytes) -> list[Any]:
+        try:
+            return [m for body in self._frames.bodies(data) for m in self._decoder.decode(body)]
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise WireError(f"not a message of this protocol: {error}") from error
+
+
+class WorkerReader(_Reader):
+    """Reads the server's messages. `feed` raises WireError on anything else."""
 
     def __init__(self) -> None:
-        self._frames = _Unframer()
-        self._decoder = msgspec.msgpack.Decoder(list[ToWorker])
+        super().__init__(msgspec.msgpack.Decoder(list[ToWorker]))
 
     def feed(self, data: bytes) -> list[ToWorker]:
         """The messages that these bytes complete, in order."""
-        try:
-            return [m for body in self._frames.bodies(data) for m in self._decoder.decode(body)]
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise WireError(f"not a message to a worker: {error}") from error
+        return self._feed(data)
 
 
-class ServerReader:
-    """Reads what a worker says. `feed` raises WireError on anything that is no such message."""
+class ServerReader(_Reader):
+    """Reads a worker's messages. `feed` raises WireError on anything else."""
 
     def __init__(self) -> None:
-        self._frames = _Unframer()
-        self._decoder = msgspec.msgpack.Decoder(list[ToServer])
+        super().__init__(msgspec.msgpack.Decoder(list[ToServer]))
 
     def feed(self, data: bytes) -> list[ToServer]:
         """The messages that these bytes complete, in order."""
-        try:
-            return [m for body in self._frames.bodies(data) for m in self._decoder.decode(body)]
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise WireError(f"not a message to the server: {error}") from error
+        return self._feed(data)

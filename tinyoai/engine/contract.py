@@ -1,13 +1,32 @@
-"""The Engine protocol: what the scheduler may ask of whatever evaluates a model.
+"""The engine contract: rows, capabilities and the calls that the scheduler may make.
 
-Owns the protocol's types and its errors. It must not know any engine, nor HTTP or the wire.
-An engine keeps one KV cache sequence for each slot; it evaluates rows and hands out logits.
+An engine holds one model and `n_seq` KV sequences. The scheduler sends rows of distinct sequences in one `eval`,
+then reads logits or embeddings of those rows before the next `eval`. What an engine cannot do, its capabilities
+say, and the scheduler does without it. One thread calls everything but `encode` and `piece`, which are safe beside
+a running `eval`.
 """
 
-from collections.abc import Callable, Sequence
+import enum
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+
+from tinyoai.wire import ModelInfo, Segment
+
+__all__ = [
+    "Capabilities",
+    "Copies",
+    "Engine",
+    "EngineError",
+    "ModelInfo",
+    "ModelRefused",
+    "NoRoom",
+    "Partial",
+    "Row",
+    "Truncates",
+    "Want",
+]
 
 
 class EngineError(Exception):
@@ -15,74 +34,138 @@ class EngineError(Exception):
 
 
 class ModelRefused(EngineError):
-    """The model cannot be served as it is: trying again does not help."""
+    """The model cannot be served as it is; trying again does not help."""
+
+
+class NoRoom(Exception):
+    """The KV cache has no cells for these rows. Nothing changed."""
+
+
+class Partial(Exception):
+    """An evaluation stopped early. `done` counts the tokens of each row that are in its sequence now."""
+
+    def __init__(self, done: Sequence[int], cause: str) -> None:
+        super().__init__(cause)
+        self.done = list(done)
+
+
+class Want(enum.Enum):
+    """The outputs of a row."""
+
+    NOTHING = 0
+    LAST = 1
+    """Logits of the last token."""
+    ALL = 2
+    """Logits of every token."""
+    EMBEDDING = 3
+    """With `pools` the embedding of the whole text; else the hidden state of every token."""
 
 
 class Row(NamedTuple):
-    """Tokens to evaluate in a slot at positions n_past and on; 1 to n_batch of them."""
+    """Tokens to append to a sequence. `pos` must be the sequence's length."""
 
-    slot: int
+    seq: int
     tokens: Sequence[int]
-    n_past: int
-    seen: Callable[[Any], None] | None = None
-    """Called with each token's state, a buffer of n_embd_out float32 valid for the call. Then the tokens are
-    evaluated one by one, and this may be called in any thread."""
+    pos: int
+    want: Want = Want.LAST
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters; all rows of one eval have the same."""
 
 
-class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a loaded model is. Lengths are in tokens, sizes in bytes; bos_id and eos_id are -1 for none."""
+class Copies(enum.Enum):
+    """The part of a sequence that `copy` can copy to another."""
 
-    name: str
-    architecture: str
-    quantization: str
-    n_params: int
-    n_vocab: int
+    NONE = 0
+    WHOLE = 1
+    PREFIX = 2
+
+
+class Truncates(enum.Enum):
+    """The suffixes that `truncate` can drop."""
+
+    FREELY = 0
+    CHECKPOINTS = 1
+    """It may keep fewer tokens than asked for."""
+    NEVER = 2
+    """It keeps everything or nothing."""
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits and abilities of a loaded model."""
+
+    n_seq: int
     n_ctx: int
-    n_ctx_train: int
-    n_embd: int
-    file_size: int
-    bos_id: int
-    eos_id: int
-    eog_ids: tuple[int, ...]
-    """Every id that ends generation."""
-    special: dict[str, int]
-    """Control tokens by their text."""
-    chat_template: str
-    add_bos: bool
-    engine: str
-    first_piece_space: bool
-    """The tokenizer puts a space before every text, and an answer's first piece may begin with it."""
-    n_embd_out: int = 0
-    """Numbers in a token's state; 0: the engine does not hand this model's states out."""
-    pooling: str = ""
-    """How states become an embedding: see `pooling`."""
+    """Tokens of one sequence, at most."""
+    n_batch: int
+    """Tokens of one eval, all rows together."""
+    n_row: int
+    """Tokens of one row, at most."""
+    n_kv: int
+    """KV cells of all sequences together."""
+    n_outputs: int
+    """Tokens of one row that can have logits or hidden states."""
+    align: int = 1
+    """Rows of a prefill that end at multiples of this give results that do not depend on where it is cut."""
+    bit_exact: bool = True
+    """A row's result does not depend on its neighbours, nor on cuts at multiples of `align`."""
+    copies: Copies = Copies.NONE
+    truncates: Truncates = Truncates.FREELY
+    saves: bool = False
+    whole_rows: bool = False
+    """A text must be evaluated in one row."""
+    pools: bool = False
+    """The engine makes a text's embedding itself."""
+    vision: bool = False
+    adapters: bool = False
+    longest_piece: int = 1
+    """Bytes of the longest token."""
+    step_cost: dict[int, float] = {}
+    """Measured milliseconds of a decode step by its number of rows; empty: rows cost the same in any company."""
 
 
 class Engine(Protocol):
-    """One loaded model with its slots."""
+    """One loaded model."""
 
     info: ModelInfo
-    n_slots: int
-    n_batch: int
-    block: int
-    """Positions that attention is summed over at once: see `slots`. n_batch is a multiple of it."""
-    longest_piece: int
-    """Bytes of the longest token."""
+    caps: Capabilities
+    n_threads: int
+    """Threads of a step with one row."""
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of plain text, never control tokens; safe to call beside eval. Raises ValueError."""
+    def encode(self, prompt: Sequence[Segment]) -> list[int]:
+        """Ids of a prompt. No Text can become a control token. Raises ValueError in words for the client."""
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for control tokens."""
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes of a token; for control tokens none, or with `special` their text."""
 
-    def eval(self, rows: Sequence[Row], threads: int) -> None:
-        """One step over rows of distinct slots. Raises EngineError."""
+    def eval(self, rows: Sequence[Row]) -> None:
+        """Evaluates rows of distinct sequences. Raises NoRoom, Partial or EngineError."""
 
-    def logits(self, slot: int) -> Any:
-        """A cdata `float *` (or a buffer) of n_vocab floats, valid until the slot's next eval."""
+    def logits(self, row: int, at: int = -1) -> Any:
+        """Logits of token `at` of row number `row` of the last eval: a cffi `float *` or buffer of n_vocab float32.
 
-    def state(self, slot: int) -> Any:
-        """A buffer of n_embd_out float32: the last token's final hidden state, valid until the slot's next eval."""
+        Valid until the next eval.
+        """
+
+    def embedding(self, row: int) -> Any:
+        """A buffer of float32: n_embd_out for the row's text (`pools`), else n_embd_out for each of its tokens.
+
+        Valid until the next eval.
+        """
+
+    def truncate(self, seq: int, n: int) -> int:
+        """Drops all but the first n tokens of a sequence; returns how many are kept: n, fewer, or 0."""
+
+    def exact_prefix(self, seq: int, n: int, n_prompt: int) -> int:
+        """How many of the first n tokens of `seq` equal a fresh prefill of n_prompt tokens bit for bit."""
+
+    def copy(self, src: int, dst: int, n: int) -> None:
+        """Replaces `dst` by the first n tokens of `src`; with Copies.WHOLE n is the length of `src`."""
+
+    def save(self, seq: int) -> bytes:
+        """The state of a sequence, for `load` on the same model, engine version and settings."""
+
+    def load(self, seq: int, state: bytes) -> bool:
+        """Replaces a sequence by a saved state; False, and an empty sequence, if the state does not fit."""
 
     def close(self) -> None:
-        """Gives everything back."""
+        """Frees everything. Nothing may be evaluating."""
