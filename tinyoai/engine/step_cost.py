@@ -8,6 +8,8 @@ from collections import deque
 
 STEP_S = 0.5
 """Seconds that a prefill step should take at most."""
+GROW_BELOW = 0.6
+"""A step that took less than this share of its time may be followed by one twice as large."""
 RECENT = 3
 """Measured steps that count. The cheapest does: one hiccup of the machine must not change how prompts are cut."""
 
@@ -32,9 +34,11 @@ class StepCost:
     def budget(self) -> int:
         """Prompt tokens for the next step: 1 to `largest`."""
         per_token = min(seconds / n for n, seconds in self._recent)
-        fits = (
-            self._largest if per_token * self._largest <= self._target_s else int(self._target_s / per_token)
-        )
+        if per_token * self._largest <= self._target_s:
+            return self._largest
+        n, seconds = self._recent[-1]
+        # where reading the weights is most of a step, more tokens cost little more: try twice as many
+        fits = max(int(self._target_s / per_token), 2 * n if seconds <= GROW_BELOW * self._target_s else 1)
         if fits >= self._largest:
             return self._largest
         if fits >= self._align:
