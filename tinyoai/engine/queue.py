@@ -55,7 +55,7 @@ class FairQueue(Generic[T]):
         return len(self._groups)
 
     def push(self, item: T, n_free: int = 0) -> bool:
-        """Adds an item; False if the queue is full. `n_free` slots count as room, parts of a queued group always fit."""
+        """Adds an item; False if the queue is full. `n_free` slots are room; parts of a queued group always fit."""
         if item.group not in self._groups and len(self._groups) >= self._n_max + n_free:
             return False
         self._by_client.setdefault(item.client, deque()).append(item)
