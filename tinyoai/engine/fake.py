@@ -57,6 +57,10 @@ class Script(msgspec.Struct, frozen=True):
     """The evaluation before this token ends the process by SIGKILL."""
     hang_at: int = -1
     """The evaluation before this token never returns."""
+    tokenize_ms: float = 0.0
+    """Tokenizing this message takes so long. The first key of the script, so that the tokenizer sees it."""
+    tokenize_kill: bool = False
+    """Tokenizing this message ends the process by SIGKILL. The first key of the script, too."""
 
 
 class FakeEngine:
@@ -119,6 +123,12 @@ class FakeEngine:
 
     def tokenize(self, text: str) -> list[int]:
         """The UTF-8 bytes. Raises ValueError for lone surrogates."""
+        at = text.find('!{"tokenize')
+        if at >= 0:
+            script = _plan(text[at:].encode(), 0).script
+            if script.tokenize_kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(script.tokenize_ms / 1000)
         return list(text.encode())
 
     def piece(self, token: int, special: bool = False) -> bytes:
