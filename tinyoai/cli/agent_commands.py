@@ -33,9 +33,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _start(argv: Sequence[str]) -> int:
-    flags = _parse_serve_flags(
-        "agent start", "Starts the server in the background.", texts.AGENT_START, argv
-    )
+    flags = _parse_serve_flags("agent start", "Starts the server in the background.", texts.AGENT_START, argv)
     return _start_agent(data_dir(flags), flags)
 
 

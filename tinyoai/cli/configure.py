@@ -15,7 +15,9 @@ def run_get(argv: Sequence[str]) -> int:
     """Prints the values that a server without flags would use, and their sources."""
     about = "Shows what a server without flags would use: the configuration file, the environment and the defaults."
     parser = Parser("get", about=about, examples=texts.GET)
-    parser.add_argument("names", nargs="*", metavar="key", help="a key such as http.port, or a group such as http")
+    parser.add_argument(
+        "names", nargs="*", metavar="key", help="a key such as http.port, or a group such as http"
+    )
     parser.add_option(HOME)
     parser.add_flag("--json", action="store_true", help="print a JSON object: value and source of each key")
     flags = parser.flags(argv)

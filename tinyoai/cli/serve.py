@@ -1,5 +1,6 @@
 """The `serve` command: resolves the options, starts the first worker, then imports and runs the server."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -16,13 +17,17 @@ def run(argv: Sequence[str], commands: Sequence[str]) -> int:
     flags = _parse(argv, commands)
     file = _read_file(flags)
     config = resolve(flags, os.environ, file)
-    from tinyoai.app import run as run_server  # late: --help and a wrong flag need no event loop
-    from tinyoai.cli import banner
+    from tinyoai.models.spawn import spawn_worker
 
-    try:
-        return run_server(config, on_ready=banner.show)
-    except UsageError as error:
-        raise attribute_error(error, flags, os.environ, file) from None
+    # the worker's imports take as long as the server's: start it before importing the server
+    with contextlib.closing(spawn_worker()) as spawned:
+        from tinyoai.app import run as run_server
+        from tinyoai.cli import banner
+
+        try:
+            return run_server(config, spawned=spawned, on_ready=banner.show)
+        except UsageError as error:
+            raise attribute_error(error, flags, os.environ, file) from None
 
 
 def _parse(argv: Sequence[str], commands: Sequence[str]) -> Flags:

@@ -28,7 +28,9 @@ def run(argv: Sequence[str]) -> int:
 
 def show(command: str, about: str, argv: Sequence[str], *, agent_only: bool) -> int:
     """Prints the running servers. Raises UsageError with exit code 3 if there are none."""
-    parser = Parser(command, about=about, examples=texts.STATUS.replace("tinyoai status", f"tinyoai {command}"))
+    parser = Parser(
+        command, about=about, examples=texts.STATUS.replace("tinyoai status", f"tinyoai {command}")
+    )
     parser.add_option(HOME)
     parser.add_flag(
         "--json", action="store_true", help="print a JSON list; sizes are in bytes, times in seconds"
@@ -36,9 +38,7 @@ def show(command: str, about: str, argv: Sequence[str], *, agent_only: bool) -> 
     flags = parser.flags(argv)
     folder = data_dir(flags)
     process = agent.current(folder)
-    records = [
-        record for record in instances.servers(folder) if not agent_only or record.process == process
-    ]
+    records = [record for record in instances.servers(folder) if not agent_only or record.process == process]
     found = [facts(record, folder, process) for record in records]
     if flags["json"]:
         print(json.dumps(found, indent=2))
@@ -110,7 +110,10 @@ def table(facts: dict[str, Any]) -> str:
         ("Model size", f"{facts['model_size'] / 1e6:.1f} MB" if facts["model_size"] else ""),
         ("Memory usage", f"{percent}{facts['memory_used'] / 1e6:.0f} MB"),
         ("Flash attention", str(facts["flash_attention"])),
-        ("GPU", f"{facts['gpu_layers']} layers, if the engine supports it" if facts["gpu_layers"] else "none"),
+        (
+            "GPU",
+            f"{facts['gpu_layers']} layers, if the engine supports it" if facts["gpu_layers"] else "none",
+        ),
         ("Engine", facts["engine"]),
         ("Requests at a time", str(facts["requests_at_a_time"])),
         ("Uptime", duration(facts["uptime"])),

@@ -75,7 +75,9 @@ def _raw_text(option: Option, value: object, source: str) -> RawText:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        kinds = "a string or a list of strings" if isinstance(option.default, tuple) else "a string or a number"
+        kinds = (
+            "a string or a list of strings" if isinstance(option.default, tuple) else "a string or a number"
+        )
         raise UsageError(f"{source}: must be {kinds}", exit_code=1)
     if option.path and value:
         value = os.path.expanduser(value)

@@ -7,10 +7,11 @@ of help.
 import msgspec
 
 from tinyoai.errors import UsageError
+from tinyoai.text import chat_format
 
 ENGINES = ("auto", "ctransformers", "fake")
 MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", "replit", "starcoder")
-TEMPLATES = ("auto", "chatml", "llama2", "mistral", "zephyr", "vicuna", "alpaca", "plain")
+TEMPLATES = ("auto", *chat_format.NAMES)
 POOLINGS = ("auto", "mean", "weighted-mean", "last")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_CONTEXT = 4096
@@ -247,7 +248,7 @@ OPTIONS: tuple[Option, ...] = (
         key="access.api-key",
         default=(),
         metavar="KEY",
-        help="require this API key; may be repeated (other users can see flags: prefer --api-key-file or the environment)",
+        help="require this API key; may be repeated (--api-key-file and TINYOAI_API_KEY hide it from other users)",
     ),
     Option(
         name="api_key_file",

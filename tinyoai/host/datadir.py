@@ -20,7 +20,9 @@ def folder(home: str) -> Path:
     try:
         return Path.home() / ".local" / "share" / "tinyoai"
     except RuntimeError:
-        raise UsageError("this user has no home directory; choose a folder with --home", exit_code=1) from None
+        raise UsageError(
+            "this user has no home directory; choose a folder with --home", exit_code=1
+        ) from None
 
 
 def write(path: Path, data: bytes) -> None:
