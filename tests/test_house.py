@@ -9,8 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "tinyoai"
 
 FLOORS = {
     "errors": -1, "_native": -1,
-    "host": 0, "metrics": 0, "wire": 0, "native": 0,
-    "config": 1, "gguf": 1, "text": 1,
+    "sampling": -1, "units": -1,
+    "host": 0, "wire": 0, "native": 0,
+    "metrics": 1, "gguf": 1, "text": 1,
+    "config": 2,
     "engine": 2, "web": 2,
     "models": 3,
     "finetune": 4,
