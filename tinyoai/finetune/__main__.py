@@ -19,7 +19,7 @@ import msgspec
 from tinyoai import gguf
 from tinyoai.engine import threads
 from tinyoai.engine.contract import EngineError
-from tinyoai.engine.ctransformers.engine import open_model
+from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
 from tinyoai.finetune import dataset, llama, protocol, samples, train, weights
 from tinyoai.finetune.protocol import (
     CHECKPOINT_FILE,
@@ -74,16 +74,18 @@ def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _tokenize(spec: JobSpec, examples: list[dataset.Example]) -> list[train.Sample]:
+def encoder(engine: CTransformersEngine) -> samples.Encode:
+    """The function that returns the token ids of a prompt."""
+    return lambda prompt: segments.encode(prompt, engine)
+
+
+def _tokenize(spec: JobSpec, examples: list[dataset.Example]) -> list[samples.Sample]:
     """All samples, at full length."""
     engine = open_model(spec.path, model_type=None, name="", n_ctx=64, n_slots=1, n_batch=32, gpu_layers=0)
     try:
         if spec.template == "auto":
             spec = msgspec.structs.replace(spec, template=samples.own_template(engine.info))
-
-        def encode(prompt: samples.Prompt) -> list[int]:
-            return segments.encode(prompt, engine)
-
+        encode = encoder(engine)
         return [one for example in examples for one in samples.tokenize(example, encode, engine.info, spec)]
     finally:
         engine.close()

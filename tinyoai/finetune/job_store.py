@@ -102,8 +102,13 @@ class JobStore:
         """Give the job an id and write its folder, or leave nothing behind. Raises OSError."""
         Path(spec.out).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         job.id = 1 + max((int(p.name) for p in self.root.iterdir() if p.name.isdecimal()), default=0)
+        while True:
+            try:
+                self.folder(job.id).mkdir(mode=0o700)
+                break
+            except FileExistsError:
+                job.id += 1  # another thread was faster
         folder = self.folder(job.id)
-        folder.mkdir(mode=0o700)
         try:
             atomic.replace(folder / DATA_FILE, b"\n".join(map(protocol.encode, examples)))
             atomic.replace(folder / SPEC_FILE, protocol.encode(spec))

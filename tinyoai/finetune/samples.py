@@ -1,16 +1,23 @@
 """Examples become samples of token ids, tokenized as a request for the finished model will be."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from tinyoai.finetune.dataset import Example
 from tinyoai.finetune.protocol import JobSpec
-from tinyoai.finetune.train import Sample
 from tinyoai.text import template
 from tinyoai.wire import Markup, Message, ModelInfo, Segment, Special, Text
 
 Prompt = Sequence[Segment]
 Encode = Callable[[Prompt], list[int]]
 """Returns the token ids of a prompt."""
+
+
+class Sample(NamedTuple):
+    """Token ids; the first `n_prompt` of them are read, the rest are learned."""
+
+    ids: list[int]
+    n_prompt: int
 
 
 def tokenize(example: Example, encode: Encode, info: ModelInfo, spec: JobSpec) -> list[Sample]:

@@ -9,7 +9,6 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +16,13 @@ from torch import Tensor, nn
 
 from tinyoai.finetune.llama import TrainableLlama
 from tinyoai.finetune.protocol import Step
+from tinyoai.finetune.samples import Sample
 from tinyoai.finetune.train_config import TrainConfig
 from tinyoai.host import atomic
 
 WARM_UP = 0.03
 """Share of the steps in which the learning rate rises; after them it falls linearly to 0."""
 MAX_GRAD_NORM = 1.0
-
-
-class Sample(NamedTuple):
-    """Token ids; the first `n_prompt` of them are read, the rest are learned."""
-
-    ids: list[int]
-    n_prompt: int
 
 
 def set_threads(count: int) -> None:
