@@ -32,9 +32,9 @@ DOORS = {
     "jinja2": {"text/template.py"},
     "sqlite3": {"models/registry.py"},
     # the agent is started and left to itself: no event loop waits for it
-    "subprocess": {"host/process.py", "finetune/jobs.py", "cli/agent.py"},
+    "subprocess": {"host/process.py", "finetune/runner.py", "cli/agent.py"},
     "multiprocessing": set(),
-    "torch": {"finetune/train.py"},
+    "torch": {"finetune/llama.py", "finetune/train.py"},
     "peft": {"finetune/train.py"},
     "transformers": {"finetune/train.py"},
     "uvloop": {"app.py"},
@@ -49,20 +49,20 @@ DOORS = {
         "engine/__main__.py",
         "models/worker.py",
         "engine/fake.py",
-        "finetune/jobs.py",
+        "finetune/runner.py",
         # what a child ignores, and the words for what ended it
         "host/subproc.py",
     },
     "pickle": set(),
     "training": set(),
     # its import takes as long as the rest of a worker's start: only a worker that embeds pays for it, and training
-    "numpy": {"engine/pooling.py", "finetune/train.py", "finetune/weights.py"},
+    "numpy": {"engine/pooling.py", "finetune/llama.py", "finetune/weights.py"},
     "gguf": {"finetune/weights.py"},
 }
 """Foreign things, and the only modules that may import them."""
 
 CALLS = {
-    "create_subprocess_exec": {"finetune/jobs.py"},
+    "create_subprocess_exec": {"finetune/runner.py"},
     "create_subprocess_shell": set(),
     "Popen": {"host/process.py", "cli/agent.py"},
     "fork": set(),
@@ -71,7 +71,7 @@ CALLS = {
     "posix_spawnp": set(),
     "popen": set(),
     "system": set(),
-    "kill": {"host/process.py", "cli/agent.py", "models/worker.py", "finetune/jobs.py", "engine/fake.py"},
+    "kill": {"host/process.py", "cli/agent.py", "models/worker.py", "finetune/runner.py", "engine/fake.py"},
     "killpg": set(),
     "import_module": set(),
     "__import__": set(),
