@@ -19,7 +19,9 @@ import msgspec
 from tinyoai import gguf
 from tinyoai.engine import threads
 from tinyoai.engine.contract import EngineError
-from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
+from tinyoai.engine.ctransformers.engine import CTransformersEngine
+from tinyoai.engine.ctransformers.facts import require
+from tinyoai.engine.ctransformers.opening import open_model
 from tinyoai.finetune import dataset, train, weights
 from tinyoai.finetune.train_config import Failed, Made, Order, Running, Said
 from tinyoai.host import subproc
@@ -137,7 +139,7 @@ def _learn(folder: Path, say: Say) -> None:
     status = os.stat(order.path)
     of = f"{status.st_size}:{status.st_mtime_ns}:{order.spec}"
     header = gguf.read_header(Path(order.path))
-    gguf.check(header)
+    require(header)
     if header.architecture != "llama":
         raise ValueError(f"the model's file has become one of {header.architecture}; llama can be trained")
     n_most = min(order.spec.max_length, int(header.value("context_length")))
@@ -175,7 +177,7 @@ def _learn(folder: Path, say: Say) -> None:
     print("writing the new model", file=sys.stderr, flush=True)
     out = Path(order.out)
     weights.write(header, model.changed(), model.merged, out)
-    gguf.check(gguf.read_header(out))
+    require(gguf.read_header(out))
     say(Made(size=out.stat().st_size))
 
 
