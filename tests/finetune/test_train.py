@@ -18,7 +18,9 @@ import torch
 from tinyoai import gguf
 from tinyoai.app import BUILTIN
 from tinyoai.engine.contract import Row
-from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
+from tinyoai.engine.ctransformers.engine import CTransformersEngine
+from tinyoai.engine.ctransformers.facts import require
+from tinyoai.engine.ctransformers.opening import open_model
 from tinyoai.finetune import train, weights
 from tinyoai.finetune.__main__ import _cut, _shape, samples
 from tinyoai.finetune.dataset import Example, Turn
@@ -63,7 +65,7 @@ def test_the_network_is_the_one_that_serves(header: gguf.Header, engine: CTransf
         mine = model.logits(model(torch.tensor([sample.ids])))[0].numpy()
     theirs = []
     for at, token in enumerate(sample.ids):
-        engine.eval([Row(0, [token], at)], 1)
+        engine.eval([Row(0, [token], at)])
         theirs.append(np.array([engine.logits(0)[i] for i in range(engine.info.n_vocab)]))
     off = np.abs(mine - np.array(theirs)).max()
     assert off < 0.05 * np.abs(mine).max(), off  # the library rounds activations to 8 bits
@@ -129,7 +131,7 @@ def test_what_is_taught_is_learnt_and_written(
     out = tmp_path / "new.gguf"
     weights.write(header, model.changed(), model.merged, out)
     made = gguf.read_header(out)
-    gguf.check(made)
+    require(made)
     assert made.metadata == header.metadata
     assert {name: tensor[1:] for name, tensor in made.tensors.items()} == {
         name: tensor[1:] for name, tensor in header.tensors.items()
@@ -205,7 +207,7 @@ def test_every_type_is_kept_or_becomes_q8(header: gguf.Header, kind: int, tmp_pa
     out = tmp_path / "new.gguf"
     weights.write(header, [old.name], lambda name: given, out)
     made = gguf.read_header(out)
-    gguf.check(made)
+    require(made)
     off = np.abs(weights.read(made, old.name) - given).max() / np.abs(given).max()
     assert off < {0: 1e-6, 1: 1e-3, 2: 0.15, 3: 0.15, 6: 0.08, 7: 0.08}.get(kind, 0.01)
     assert (weights.read(made, "output.weight") == weights.read(header, "output.weight")).all()
