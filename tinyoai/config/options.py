@@ -7,7 +7,6 @@ help. It must not know what the values are used for, nor where the file is.
 
 import difflib
 import os
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,14 +14,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tinyoai.errors import UsageError
+from tinyoai.units import MAX_SECONDS, seconds, size
+
+__all__ = ["MAX_SECONDS", "seconds", "size"]
 
 ENGINES = ("ctransformers", "fake")
 MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", "replit", "starcoder")
 TEMPLATES = ("auto", "chatml", "llama2", "mistral", "zephyr", "vicuna", "alpaca", "plain")
 POOLINGS = ("auto", "mean", "weighted-mean", "last")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MAX_SECONDS = 1e9
-"""A longer time counts as this one: clocks have their limits."""
 DEFAULT_CONTEXT = 4096
 """Tokens: the most that a model gets where nobody says more."""
 
@@ -459,35 +459,6 @@ def parse(option: Option, found: Given) -> str | int | float | tuple[str, ...]:
         return _parse(option, str(found.text), found.source)
     except UsageError as error:
         raise UsageError(str(error), exit_code=found.exit_code) from None
-
-
-_TIME = re.compile(
-    r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?", re.ASCII
-)
-_SIZE = re.compile(r"(?P<n>\d{1,15}(?:\.\d{1,9})?)\s*(?P<unit>[kmgt]?)(?P<i>i?)b?", re.ASCII | re.IGNORECASE)
-
-
-def seconds(text: str) -> float:
-    """A time such as "300", "90s", "5m" or "1h30m"; anything that begins with a minus is -1, for ever.
-
-    Raises ValueError, saying what is expected.
-    """
-    text = text.strip().lower()
-    found = _TIME.fullmatch(text.removeprefix("-"))
-    if found is None or not any(found.groups()):
-        raise ValueError("expected seconds, or a time such as 90s, 5m or 1h30m; -1 is for ever")
-    if text.startswith("-"):
-        return -1.0
-    whole = 3600 * float(found["h"] or 0) + 60 * float(found["m"] or 0) + float(found["s"] or 0)
-    return min(whole, MAX_SECONDS)
-
-
-def size(text: str) -> int:
-    """Bytes such as "4000000000", "4G" or "512M": K, M, G and T are powers of 1024. Raises ValueError."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError("expected bytes, or a size such as 512M or 4G")
-    return int(float(found["n"]) * 1024 ** " kmgt".index(found["unit"].lower() or " "))
 
 
 def _parse(option: Option, text: str, source: str) -> str | int | float:
