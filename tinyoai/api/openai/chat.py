@@ -162,15 +162,14 @@ def generate(
     **fields: Any,
 ) -> wire.Generate:
     """Returns the body for a prompt; `fields` are the endpoint's own. Raises errors.BadRequest."""
-    given, other = request.repeat_penalty, request.repetition_penalty
-    if other is not None:
-        if given is not None and given != other:
-            raise errors.BadRequest(
-                "repetition_penalty and repeat_penalty differ; send one of them", param="repetition_penalty"
-            )
-        request.repeat_penalty = other
+    other = request.repetition_penalty
+    if other is not None and request.repeat_penalty not in (None, other):
+        raise errors.BadRequest(
+            "repetition_penalty and repeat_penalty differ; send one of them", param="repetition_penalty"
+        )
     resolved = sampling.resolve(
         request,
+        sampling.SamplingOverrides(repeat_penalty=other),
         defaults,
         seed=secrets.randbits(63) if request.seed is None else request.seed & (2**64 - 1),
         logit_bias=decode.logit_bias(request.logit_bias),

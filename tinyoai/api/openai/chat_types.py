@@ -30,7 +30,7 @@ class StreamOptions(Struct, kw_only=True):
     include_obfuscation: Annotated[bool | None, NO_EFFECT] = None
 
 
-class Generation(SamplingOverrides, kw_only=True):
+class Generation(SamplingOverrides, frozen=True, kw_only=True):
     """Request fields of both completion endpoints."""
 
     model: Model
@@ -97,7 +97,7 @@ class ResponseFormat(Struct, kw_only=True):
     type: Annotated[str, Meta(description="Only `text` is supported.")]
 
 
-class ChatRequest(Generation, kw_only=True):
+class ChatRequest(Generation, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages

@@ -19,7 +19,7 @@ DEFAULT_MAX_TOKENS = 256
 MAX_PROMPTS = 128
 
 
-class CompletionRequest(Generation, kw_only=True):
+class CompletionRequest(Generation, frozen=True, kw_only=True):
     """The body of POST /v1/completions."""
 
     prompt: Annotated[
