@@ -89,9 +89,9 @@ async def _answer(
     lease: "Lease",
 ) -> None:
     due = generation.deadline(exchange)
-    ready = await lease.ready(due)
+    await lease.ready(due)
     bodies = [
-        wire.Embed(prompt=_prompt(item, ready.info.pooling), dimensions=request.dimensions or 0, param=field)
+        wire.Embed(prompt=_prompt(item), dimensions=request.dimensions or 0, param=field)
         for field, item in given
     ]
     run = lease.run(bodies, client=exchange.client, group=generation.new_id("group"), deadline=due)
@@ -136,12 +136,9 @@ def inputs(request: EmbeddingRequest) -> list[tuple[str, str | list[int]]]:
     return named
 
 
-def _prompt(given: str | list[int], pooling: str) -> list[wire.Segment]:
-    """Ids stay as they are. Last-token pooling expects an EOS after a text."""
-    if not isinstance(given, str):
-        return [wire.Ids(given)]
-    end: list[wire.Segment] = [wire.Special("eos")] if pooling == "last" else []
-    return [wire.Special("bos"), wire.Text(given), *end]
+def _prompt(given: str | list[int]) -> list[wire.Segment]:
+    """Ids stay as they are."""
+    return [wire.Special("bos"), wire.Text(given)] if isinstance(given, str) else [wire.Ids(given)]
 
 
 def _encode(index: int, values: bytes, encoding_format: str | None) -> bytes:
