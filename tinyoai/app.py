@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import uvloop
 
 from tinyoai import __version__, errors, gguf, units, wire
+from tinyoai.api import routes
 from tinyoai.api.docs import Docs
 from tinyoai.api.finetune import Finetunes
 from tinyoai.api.health import Health
@@ -26,7 +27,7 @@ from tinyoai.api.models import Models
 from tinyoai.api.openai.chat import Chat
 from tinyoai.api.openai.completions import Completions
 from tinyoai.api.openai.embeddings import Embeddings
-from tinyoai.api.tokenizer import Tokens
+from tinyoai.api.tokenizer import Tokenizer
 from tinyoai.config import options
 from tinyoai.config.options import Config
 from tinyoai.host import datadir, instances, log
@@ -45,8 +46,6 @@ logger = logging.getLogger("tinyoai.app")
 Number = TypeVar("Number", int, float)
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
-OPEN_ROUTES = ("/", "/health", "/docs", "/openapi.json")
-"""Paths that need no key: health checks have none, and the documentation contains no secrets."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
 """An origin as browsers send it: scheme, host and perhaps a port. Anything else would never match."""
 PROGRESS_S = 1.0
@@ -158,7 +157,6 @@ class _App:
             spawned=spawned,
         )
         self._load = self._pool.default.load
-        self._models = Models(self._pool)
         self._finetunes = Finetunes(self._pool, config.home, config.chat_template)
         self._health = Health(self._pool)
         self._metrics = Metrics(self._pool)
@@ -209,35 +207,19 @@ class _App:
     # -- building --------------------------------------------------------------------------------
 
     def _router(self) -> Router:
-        router = Router()
-        router.add("POST", "/v1/chat/completions", Chat(self._pool))
-        router.add("POST", "/v1/completions", Completions(self._pool))
-        router.add("POST", "/v1/embeddings", Embeddings(self._pool))
-        tokens = Tokens(self._pool)
-        router.add("POST", "/tokenize", tokens.tokenize)
-        router.add("POST", "/detokenize", tokens.detokenize)
-        router.add("GET", "/tokenizer_info", tokens.info)
-        router.add("POST", "/apply-template", tokens.apply_template)
-        router.add("GET", "/v1/models", self._models.list)
-        router.add("GET", "/v1/models/status", self._models.status)
-        router.add("POST", "/v1/models/load", self._models.load)
-        router.add("POST", "/v1/models/unload", self._models.unload)
-        router.add("GET", "/v1/models/{id:path}", self._models.one)
-        router.add("DELETE", "/v1/models/{id:path}", self._models.forget)
-        router.add("POST", "/api/finetune/start", self._finetunes.start)
-        router.add("GET", "/api/finetune/jobs", self._finetunes.all)
-        router.add("GET", "/api/finetune/status/{job_id:path}", self._finetunes.status)
-        router.add("POST", "/api/finetune/stop/{job_id:path}", self._finetunes.stop)
-        router.add("GET", "/health", self._health.ready)
-        router.add("GET", "/health/live", self._health.live)
-        router.add("GET", "/health/ready", self._health.ready)
-        router.add("GET", "/metrics", self._metrics)
-        docs = Docs(lambda: self._load.name)
-        router.add("GET", "/openapi.json", docs.openapi)
-        router.add("GET", "/", docs.home)
-        router.add("GET", "/docs", docs.page)
-        router.add("GET", "/docs/{name:path}", docs.file)
-        return router
+        return routes.router(
+            routes.Endpoints(
+                chat=Chat(self._pool),
+                completions=Completions(self._pool),
+                embeddings=Embeddings(self._pool),
+                tokenizer=Tokenizer(self._pool),
+                models=Models(self._pool),
+                finetunes=self._finetunes,
+                health=self._health,
+                metrics=self._metrics,
+                docs=Docs(lambda: self._load.name),
+            )
+        )
 
     def _guard(self) -> Guard:
         config = self._config
@@ -253,7 +235,7 @@ class _App:
             origins=config.cors_origin,
             keys=self._keys,
             rate=rate_limits.parse(config.rate_limit),
-            open_routes=OPEN_ROUTES,
+            open_routes=sorted(routes.PUBLIC),
         )
 
     # -- starting --------------------------------------------------------------------------------

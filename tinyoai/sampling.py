@@ -28,7 +28,7 @@ Seed = Annotated[
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
 
-class SamplingOverrides(Struct, kw_only=True):
+class SamplingOverrides(Struct, frozen=True, kw_only=True):
     """Sampling parameters that a request or a model's settings file may set. None: not set."""
 
     temperature: Temperature | None = None
