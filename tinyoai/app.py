@@ -39,9 +39,11 @@ from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
 from tinyoai.web import api_keys, rate_limits
-from tinyoai.web.access import Guard
-from tinyoai.web.connection import Limits, Server
+from tinyoai.web.access import Access
+from tinyoai.web.exchange import Exchange
+from tinyoai.web.request_head import Limits
 from tinyoai.web.routing import Router
+from tinyoai.web.server import Server
 
 logger = logging.getLogger("tinyoai.app")
 
@@ -57,6 +59,7 @@ SPARE_FILES = 64
 """File descriptors kept for everything but clients: workers, logs, the listener."""
 OPEN_ROUTES = ("/", "/health", "/docs", "/openapi.json")
 """What needs no key: health checks have none, and the documentation says nothing that is secret."""
+EXPOSED_HEADERS = ("openai-processing-ms", "x-queue-ms", "x-should-retry")
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
 """Scheme, host and perhaps a port, as browsers send it: anything else would never match."""
 PROGRESS_S = 1.0
@@ -205,7 +208,7 @@ class _App:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         limits = Limits(body_bytes=config.max_body, connections=_connections())
-        web = Server(self._router(), guard, limits, self._metrics.ended)
+        web = Server(self._router(), guard, limits, self._metrics.ended, _processing_ms)
         self._metrics.n_in_flight = lambda: web.n_busy
         listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
         opening = asyncio.ensure_future(self._open())
@@ -236,7 +239,7 @@ class _App:
     # -- building --------------------------------------------------------------------------------
 
     def _router(self) -> Router:
-        router = Router()
+        router = Router(prefixes=("/v1",), help_path="/docs")
         router.add("POST", "/v1/chat/completions", Chat(self._pool, self._config.chat_template))
         router.add("POST", "/v1/completions", Completions(self._pool))
         router.add("POST", "/v1/embeddings", Embeddings(self._pool))
@@ -266,7 +269,7 @@ class _App:
         router.add("GET", "/docs/{name:path}", docs.file)
         return router
 
-    def _guard(self) -> Guard:
+    def _guard(self) -> Access:
         config = self._config
         for origin in config.cors_origin:
             if not ORIGIN.fullmatch(origin):
@@ -274,13 +277,14 @@ class _App:
                     f"--cors-origin: {origin!r} is no origin: give scheme and host, such as "
                     "https://app.example, or * for any"
                 )
-        return Guard(
+        return Access(
             loopback=_is_loopback(config.host),
             allowed_hosts=config.allowed_host,
             origins=config.cors_origin,
             keys=self._keys,
             rate=rate_limits.parse(config.rate_limit),
             open_routes=OPEN_ROUTES,
+            expose_headers=EXPOSED_HEADERS,
         )
 
     # -- starting --------------------------------------------------------------------------------
@@ -393,6 +397,10 @@ class _App:
         if not finished:
             logger.warning("ending with answers unfinished")
         return 0 if finished else 1
+
+
+def _processing_ms(exchange: Exchange) -> list[tuple[str, str]]:
+    return [("openai-processing-ms", f"{exchange.elapsed_ms:.3f}")]
 
 
 def _short(count: int) -> str:

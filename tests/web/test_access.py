@@ -1,4 +1,4 @@
-"""Guard, keys and rates: who may ask, how much, and what the answer's headers tell."""
+"""Access, keys and rates: who may ask, how much, and what the answer's headers tell."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tinyoai import errors
 from tinyoai.errors import RateLimited, UsageError
 from tinyoai.web import api_keys, rate_limits
-from tinyoai.web.access import Guard
+from tinyoai.web.access import Access
 from tinyoai.web.rate_limits import Bucket, Rate, Rates
 from tinyoai.web.request_head import Head, Limits, read_head
 
@@ -25,6 +25,7 @@ class Visit:
     client: str = ""
     extra_headers: list[tuple[str, str]] = field(default_factory=list)
     n_tokens: int = 0
+    local_pages: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -44,7 +45,7 @@ def visit(
     return Visit(head, peer, route)
 
 
-def refusal(guard: Guard, asked: Visit) -> errors.ApiError | None:
+def refusal(guard: Access, asked: Visit) -> errors.ApiError | None:
     """What the guard raises."""
     try:
         guard.check(asked)
@@ -53,7 +54,7 @@ def refusal(guard: Guard, asked: Visit) -> errors.ApiError | None:
     return None
 
 
-def verdict(guard: Guard, *lines: bytes, method: bytes = b"POST") -> int:
+def verdict(guard: Access, *lines: bytes, method: bytes = b"POST") -> int:
     """0 if the guard lets it pass, else the status."""
     head = read_head(method + b" / HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n", Limits())
     assert head is not None
@@ -61,8 +62,8 @@ def verdict(guard: Guard, *lines: bytes, method: bytes = b"POST") -> int:
     return error.status if error else 0
 
 
-LOCAL = Guard(loopback=True, allowed_hosts=("box.example",))
-OPEN = Guard(loopback=False)
+LOCAL = Access(loopback=True, allowed_hosts=("box.example",))
+OPEN = Access(loopback=False)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_pages_from_elsewhere_may_still_get_nothing_that_matters() -> None:
 
 # -- keys ------------------------------------------------------------------------------------------------
 
-KEYED = Guard(
+KEYED = Access(
     loopback=True, keys=api_keys.Keys([("sk-one", "Ann"), ("sk-two", "Ben")]), open_routes=("/health",)
 )
 
@@ -162,7 +163,7 @@ def test_a_good_key_beside_a_placeholder() -> None:
     "line", [b"x: y", b"Authorization: Bearer", b"Authorization: Bearer anything", b"x-api-key: z"]
 )
 def test_without_keys_everyone_is_welcome(line: bytes) -> None:
-    assert refusal(Guard(loopback=True), visit(line)) is None
+    assert refusal(Access(loopback=True), visit(line)) is None
 
 
 def test_health_needs_no_key_and_only_health() -> None:
@@ -173,7 +174,7 @@ def test_health_needs_no_key_and_only_health() -> None:
 
 
 def test_who_guesses_keys_is_slowed_down_and_nobody_else() -> None:
-    guard = Guard(loopback=True, keys=api_keys.Keys([("good", "Ann")]))
+    guard = Access(loopback=True, keys=api_keys.Keys([("good", "Ann")]))
     statuses = [refusal(guard, visit(b"x-api-key: %d" % i, peer="10.0.0.9")) for i in range(100)]
     assert [error.status for error in statuses if error][:5] == [401] * 5
     last = statuses[-1]
@@ -257,7 +258,7 @@ def test_tokens_are_charged_afterwards_and_can_be_overdrawn() -> None:
     made, clock = limited(Rate(tokens=600))
     made.take("a")
     made.charge("a", 660)
-    with pytest.raises(RateLimited, match="600 tokens a minute") as caught:
+    with pytest.raises(RateLimited, match="600 tokens per minute") as caught:
         made.take("a")
     assert caught.value.headers["retry-after"] == "7"  # 61 tokens at 10 a second
     told = dict(made.headers("a"))
@@ -327,12 +328,12 @@ def test_how_a_rate_is_not_written(text: str) -> None:
 
 
 def test_one_client_is_a_key_an_address_or_a_network() -> None:
-    guard = Guard(loopback=False, keys=api_keys.Keys([("k", "Ann")]), rate=Rate(requests=1))
+    guard = Access(loopback=False, keys=api_keys.Keys([("k", "Ann")]), rate=Rate(requests=1))
     assert refusal(guard, visit(b"x-api-key: k", peer="10.0.0.1")) is None
     again = refusal(guard, visit(b"x-api-key: k", peer="10.0.0.2"))
     assert again is not None
     assert again.status == 429
-    guard = Guard(loopback=False, rate=Rate(requests=1))
+    guard = Access(loopback=False, rate=Rate(requests=1))
     assert refusal(guard, visit(peer="2001:db8::1")) is None
     assert refusal(guard, visit(peer="2001:db8::2")) is not None
     assert refusal(guard, visit(peer="2001:db8:0:1::2")) is None
@@ -340,11 +341,11 @@ def test_one_client_is_a_key_an_address_or_a_network() -> None:
 
 
 def test_what_an_answer_cost_is_charged_at_its_end() -> None:
-    guard = Guard(loopback=False, rate=Rate(tokens=100))
+    guard = Access(loopback=False, rate=Rate(tokens=100))
     asked = visit()
     assert refusal(guard, asked) is None
     asked.n_tokens = 150
-    guard.done(asked)
+    guard.on_request_finished(asked)
     refused = visit()
     assert refusal(guard, refused) is not None
     assert refused.headers["x-ratelimit-remaining-tokens"] == "0"
@@ -352,8 +353,8 @@ def test_what_an_answer_cost_is_charged_at_its_end() -> None:
 
 # -- cross-origin ----------------------------------------------------------------------------------------
 
-APP = Guard(loopback=True, origins=("https://App.example",), keys=api_keys.Keys([("k", "Ann")]))
-ANY = Guard(loopback=True, origins=("*",))
+APP = Access(loopback=True, origins=("https://App.example",), keys=api_keys.Keys([("k", "Ann")]))
+ANY = Access(loopback=True, origins=("*",))
 PREFLIGHT = (
     b"Access-Control-Request-Method: POST",
     b"Access-Control-Request-Headers: authorization,content-type,x-stainless-os",

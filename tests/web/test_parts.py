@@ -25,7 +25,7 @@ async def three(exchange: Exchange) -> None:
 @pytest.fixture
 def router() -> Router:
     """As the server's."""
-    made = Router()
+    made = Router(prefixes=("/v1",))
     made.add("GET", "/v1/models", one)
     made.add("GET", "/v1/models/{id:path}", two)
     made.add("GET", "/v1/models/status", three)
@@ -84,7 +84,7 @@ def test_no_route(router: Router, method: str, target: bytes, status: int) -> No
 
 @given(st.binary(max_size=40))
 def test_any_path_is_a_route_or_a_refusal(path: bytes) -> None:
-    router = Router()
+    router = Router(prefixes=("/v1",))
     router.add("GET", "/v1/models/{id:path}", one)
     try:
         router.resolve("GET", b"/models/" + path)

@@ -12,8 +12,8 @@ import pytest
 
 from tinyoai import errors
 from tinyoai.web import sse
-from tinyoai.web.access import Guard
-from tinyoai.web.connection import Server
+from tinyoai.web.access import Access
+from tinyoai.web.server import Server
 from tinyoai.web.exchange import Exchange
 from tinyoai.web.request_head import Limits
 from tinyoai.web.routing import Router
@@ -90,7 +90,7 @@ class Bench:
 @asynccontextmanager
 async def running(limits: Limits = QUICK) -> AsyncIterator[Bench]:
     """A bench that listens."""
-    bench, router = Bench(), Router()
+    bench, router = Bench(), Router(prefixes=("/v1",))
     for method, path, handler in (
         ("POST", "/echo", bench.echo),
         ("GET", "/stream", bench.stream),
@@ -103,7 +103,7 @@ async def running(limits: Limits = QUICK) -> AsyncIterator[Bench]:
         ("POST", "/refuses", bench.refuses),
     ):
         router.add(method, path, handler)
-    bench.server = Server(router, Guard(loopback=True), limits)
+    bench.server = Server(router, Access(loopback=True), limits, default_headers=lambda e: [("openai-processing-ms", "1")])
     listener = await asyncio.get_running_loop().create_server(bench.server.protocol_factory, "127.0.0.1", 0)
     bench.port = listener.sockets[0].getsockname()[1]
     try:
