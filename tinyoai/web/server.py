@@ -136,7 +136,8 @@ class Server:
         return True
 
     def abort(self) -> None:
-        """Ends every exchange under way with an error, as its response or in its stream."""
+        """Ends every exchange under way with an error, as its response or in its stream, and every connection."""
+        self.draining = True
         for connection in list(self.connections):
             connection.abort()
 
