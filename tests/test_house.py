@@ -24,7 +24,7 @@ FLOORS = {
 
 DOORS = {
     "tinyoai._native": {"native.py"},
-    "h11": {"web/connection.py", "web/exchange.py"},
+    "h11": {"web/body.py", "web/connection.py", "web/exchange.py"},
     "_cffi_backend": {"engine/ctransformers/library.py"},
     "ctypes": {"engine/ctransformers/library.py", "engine/__main__.py", "finetune/__main__.py"},
     "ctransformers": set(),

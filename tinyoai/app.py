@@ -36,16 +36,20 @@ from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
 from tinyoai.models.spawn import SpawnedWorker
 from tinyoai.web import api_keys, rate_limits
-from tinyoai.web.access import Guard
-from tinyoai.web.connection import Limits, Server
+from tinyoai.web.access import Access
+from tinyoai.web.exchange import Exchange
 from tinyoai.web.listen import BACKLOG, addresses, is_loopback, listen, max_connections
+from tinyoai.web.request_head import Limits
 from tinyoai.web.routing import Router
+from tinyoai.web.server import Server
 
 logger = logging.getLogger("tinyoai.app")
 
 Number = TypeVar("Number", int, float)
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
+EXPOSED_HEADERS = ("openai-processing-ms", "x-queue-ms", "x-should-retry")
+"""Response headers that pages of other origins may read."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
 """An origin as browsers send it: scheme, host and perhaps a port. Anything else would never match."""
 PROGRESS_S = 1.0
@@ -176,7 +180,7 @@ class _App:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         limits = Limits(body_bytes=config.max_body, connections=max_connections())
-        web = Server(self._router(), guard, limits, self._metrics.ended)
+        web = Server(self._router(), guard, limits, self._metrics.ended, _processing_ms)
         self._metrics.n_in_flight = lambda: web.n_busy
         listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
         opening = asyncio.ensure_future(self._open())
@@ -221,7 +225,8 @@ class _App:
             )
         )
 
-    def _guard(self) -> Guard:
+
+    def _guard(self) -> Access:
         config = self._config
         for origin in config.cors_origin:
             if not ORIGIN.fullmatch(origin):
@@ -229,13 +234,14 @@ class _App:
                     f"--cors-origin: {origin!r} is not an origin; give scheme and host, such as "
                     "https://app.example or chrome-extension://ID, or * for any"
                 )
-        return Guard(
+        return Access(
             loopback=is_loopback(config.host),
             allowed_hosts=config.allowed_host,
             origins=config.cors_origin,
             keys=self._keys,
             rate=rate_limits.parse(config.rate_limit),
             open_routes=sorted(routes.PUBLIC),
+            expose_headers=EXPOSED_HEADERS,
         )
 
     # -- starting --------------------------------------------------------------------------------
@@ -305,3 +311,7 @@ class _App:
         if not finished:
             logger.warning("stopping with unfinished answers")
         return 0 if finished else 1
+
+
+def _processing_ms(exchange: Exchange) -> list[tuple[str, str]]:
+    return [("openai-processing-ms", f"{exchange.elapsed_ms:.3f}")]
