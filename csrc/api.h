@@ -54,7 +54,7 @@ typedef struct toai_sampler_params {
     double temperature;       /* 0 .. 100 */
     double top_p;             /* 0 .. 1; 1: off */
     double min_p;             /* 0 .. 1; 0: off */
-    float repeat_penalty;     /* 0.001 .. 1000; 1: off */
+    float repeat_penalty;     /* 1e-30 .. 1000; 1: off */
     int32_t repeat_last_n;    /* 0: off; < 0 or > n_ctx: n_ctx */
     float presence_penalty;   /* -1000 .. 1000; 0: off */
     float frequency_penalty;  /* -1000 .. 1000; 0: off */

@@ -37,7 +37,9 @@ ffi.set_source(
     "tinyoai._native",
     PREAMBLE,
     sources=[f"csrc/{name}.c" for name in ("sampler", "history", "choose", "simd", "stop_matcher")],
-    depends=[f"csrc/{name}" for name in ("api.h", "sampler.h", "order.h", "simd.h", "simd_loops.h", "build.py")],
+    depends=[
+        f"csrc/{name}" for name in ("api.h", "sampler.h", "order.h", "simd.h", "simd_loops.h", "build.py")
+    ],
     include_dirs=["csrc"],
     extra_compile_args=COMPILE_ARGS,
     libraries=["m"],

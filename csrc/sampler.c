@@ -22,7 +22,7 @@ static int sound_params(const toai_sampler_params *p)
 {
     return p != NULL && p->n_vocab >= 1 && p->n_vocab <= TOAI_MAX_VOCAB && p->n_ctx >= 1
         && p->n_ctx <= TOAI_MAX_CTX && in_range(p->temperature, 0, 100) && in_range(p->top_p, 0, 1) && in_range(p->min_p, 0, 1)
-        && in_range((double)p->repeat_penalty, 0.001, 1000) && in_range((double)p->presence_penalty, -1000, 1000)
+        && in_range((double)p->repeat_penalty, 1e-30, 1000) && in_range((double)p->presence_penalty, -1000, 1000)
         && in_range((double)p->frequency_penalty, -1000, 1000) && p->n_top >= -1 && p->n_top <= TOAI_MAX_TOP
         && p->n_bias >= 0 && p->n_suppress >= 0 && (p->n_bias == 0 || (p->bias_id != NULL && p->bias != NULL))
         && (p->n_suppress == 0 || p->suppress != NULL);

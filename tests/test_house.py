@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "tinyoai"
 
 FLOORS = {
     "errors": -1, "_native": -1,
-    "host": 0, "metrics": 0, "wire": 0, "native": 0,
+    "host": 0, "metrics": 0, "sampling": -1, "wire": 0, "native": 0,
     "config": 1, "gguf": 1, "text": 1,
     "engine": 2, "web": 2,
     "models": 3,

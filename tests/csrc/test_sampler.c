@@ -71,7 +71,7 @@ static void test_shapes_and_parameters(void)
                     }
                     p.bias_id = p.suppress = ids;
                     p.bias = bias;
-                    p.repeat_penalty = 1.3f;
+                    p.repeat_penalty = turn % 2 ? 1.3f : 1e-29f;
                     p.repeat_last_n = (int32_t)(roll(&random) % 20) - 1;
                     p.presence_penalty = 0.4f;
                     p.frequency_penalty = -0.25f;
