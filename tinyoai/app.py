@@ -119,7 +119,7 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
     return wire.Load(
         path=model.path,
         name=model.name,
-        engine=config.engine,
+        engine="ctransformers" if config.engine == "auto" else config.engine,
         model_type=model.architecture if model.shape is None else None,
         n_ctx=n_ctx,
         n_slots=config.parallel,
