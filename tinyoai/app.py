@@ -1,5 +1,6 @@
 """The server: builds it from a Config, runs it, and stops it in order.
 
+Starting: check the configuration, bind the port, begin to load the model, and import the API meanwhile.
 Stopping: accept no connections, let answers finish within the grace time, abort the rest, end the workers.
 """
 
@@ -13,20 +14,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import uvloop
 
 from tinyoai import __version__, errors, gguf, units, wire
-from tinyoai.api.docs import Docs
-from tinyoai.api.finetune import Finetunes
-from tinyoai.api.health import Health
-from tinyoai.api.metrics import Metrics
-from tinyoai.api.models import Models
-from tinyoai.api.openai.chat import Chat
-from tinyoai.api.openai.completions import Completions
-from tinyoai.api.openai.embeddings import Embeddings
-from tinyoai.api.tokenizer import Tokens
 from tinyoai.config import options
 from tinyoai.config.options import Config
 from tinyoai.host import datadir, instances, log
@@ -36,9 +28,14 @@ from tinyoai.models.registry import Model
 from tinyoai.models.spawn import SpawnedWorker
 from tinyoai.web import api_keys, rate_limits
 from tinyoai.web.access import Guard
-from tinyoai.web.connection import Limits, Server
-from tinyoai.web.listen import BACKLOG, addresses, is_loopback, listen, max_connections
-from tinyoai.web.routing import Router
+from tinyoai.web.listen import BACKLOG, addresses, connection_limit, is_loopback, listen
+
+if TYPE_CHECKING:
+    from tinyoai.api.finetune import Finetunes
+    from tinyoai.api.health import Health
+    from tinyoai.api.metrics import Metrics
+    from tinyoai.web.connection import Server
+    from tinyoai.web.routing import Router
 
 logger = logging.getLogger("tinyoai.app")
 
@@ -133,6 +130,19 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
     )
 
 
+def _import_api() -> None:
+    """Imports the endpoints, so that building them later does not block the event loop."""
+    import tinyoai.api.docs
+    import tinyoai.api.finetune
+    import tinyoai.api.health
+    import tinyoai.api.metrics
+    import tinyoai.api.models
+    import tinyoai.api.openai.chat
+    import tinyoai.api.openai.completions
+    import tinyoai.api.openai.embeddings
+    import tinyoai.api.tokenizer  # noqa: F401
+
+
 class _App:
     """One server, from its configuration to its end."""
 
@@ -158,10 +168,9 @@ class _App:
             spawned=spawned,
         )
         self._load = self._pool.default.load
-        self._models = Models(self._pool)
-        self._finetunes = Finetunes(self._pool, config.home, config.chat_template)
-        self._health = Health(self._pool)
-        self._metrics = Metrics(self._pool)
+        self._finetunes: Finetunes
+        self._health: Health
+        # signals
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         """A second signal: do not wait for answers."""
@@ -177,14 +186,18 @@ class _App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
-        limits = Limits(body_bytes=config.max_body, connections=max_connections())
-        web = Server(self._router(), guard, limits, self._metrics.ended)
-        self._metrics.n_in_flight = lambda: web.n_busy
-        listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
-        opening = asyncio.ensure_future(self._open())
+        loading = asyncio.ensure_future(self._first_load())
+        opening: asyncio.Future[None] | None = None
         announcing: asyncio.Future[Path | None] | None = None
+        web: Server | None = None
+        listener: asyncio.Server | None = None
         try:
-            ready = await self._first_load()
+            # these imports take as long as loading a small model; both run at the same time
+            await asyncio.to_thread(_import_api)
+            web = self._build_api(guard)
+            listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
+            opening = asyncio.ensure_future(self._open())
+            ready = await loading
             if ready is not None:
                 self._on_ready(Serving(config, ready, f"{url}/v1", bool(self._keys)))
                 announcing = asyncio.ensure_future(asyncio.to_thread(self._announce, ready, url, host, port))
@@ -192,10 +205,15 @@ class _App:
             listener.close()
             return await self._drain(web)
         finally:
-            listener.close()
-            web.abort()
-            await asyncio.wait({opening})
-            await self._finetunes.jobs.close()
+            loading.cancel()
+            if listener is not None:
+                listener.close()
+            sock.close()
+            if web is not None:
+                web.abort()
+            if opening is not None:
+                await asyncio.wait({opening})
+                await self._finetunes.jobs.close()
             await self._pool.stop()
             if announcing is not None and (announced := await announcing):
                 instances.withdraw(announced)
@@ -208,7 +226,31 @@ class _App:
 
     # -- building --------------------------------------------------------------------------------
 
-    def _router(self) -> Router:
+    def _build_api(self, guard: Guard) -> "Server":
+        from tinyoai.api.finetune import Finetunes
+        from tinyoai.api.health import Health
+        from tinyoai.api.metrics import Metrics
+        from tinyoai.web.connection import Limits, Server
+
+        config = self._config
+        self._finetunes = Finetunes(self._pool, config.home, config.chat_template)
+        self._health = Health(self._pool)
+        metrics = Metrics(self._pool)
+        limits = Limits(body_bytes=config.max_body, connections=connection_limit())
+        web = Server(self._router(metrics), guard, limits, metrics.ended)
+        metrics.n_in_flight = lambda: web.n_busy
+        return web
+
+    def _router(self, metrics: "Metrics") -> "Router":
+        from tinyoai.api.docs import Docs
+        from tinyoai.api.models import Models
+        from tinyoai.api.openai.chat import Chat
+        from tinyoai.api.openai.completions import Completions
+        from tinyoai.api.openai.embeddings import Embeddings
+        from tinyoai.api.tokenizer import Tokens
+        from tinyoai.web.routing import Router
+
+        models = Models(self._pool)
         router = Router()
         router.add("POST", "/v1/chat/completions", Chat(self._pool, self._config.chat_template))
         router.add("POST", "/v1/completions", Completions(self._pool))
@@ -218,12 +260,12 @@ class _App:
         router.add("POST", "/detokenize", tokens.detokenize)
         router.add("GET", "/tokenizer_info", tokens.info)
         router.add("POST", "/apply-template", tokens.apply_template)
-        router.add("GET", "/v1/models", self._models.list)
-        router.add("GET", "/v1/models/status", self._models.status)
-        router.add("POST", "/v1/models/load", self._models.load)
-        router.add("POST", "/v1/models/unload", self._models.unload)
-        router.add("GET", "/v1/models/{id:path}", self._models.one)
-        router.add("DELETE", "/v1/models/{id:path}", self._models.forget)
+        router.add("GET", "/v1/models", models.list)
+        router.add("GET", "/v1/models/status", models.status)
+        router.add("POST", "/v1/models/load", models.load)
+        router.add("POST", "/v1/models/unload", models.unload)
+        router.add("GET", "/v1/models/{id:path}", models.one)
+        router.add("DELETE", "/v1/models/{id:path}", models.forget)
         router.add("POST", "/api/finetune/start", self._finetunes.start)
         router.add("GET", "/api/finetune/jobs", self._finetunes.all)
         router.add("GET", "/api/finetune/status/{job_id:path}", self._finetunes.status)
@@ -231,7 +273,7 @@ class _App:
         router.add("GET", "/health", self._health.ready)
         router.add("GET", "/health/live", self._health.live)
         router.add("GET", "/health/ready", self._health.ready)
-        router.add("GET", "/metrics", self._metrics)
+        router.add("GET", "/metrics", metrics)
         docs = Docs(lambda: self._load.name)
         router.add("GET", "/openapi.json", docs.openapi)
         router.add("GET", "/", docs.home)
