@@ -26,14 +26,15 @@ from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
 from tinyoai.models.spawn import SpawnedWorker
-from tinyoai.web import api_keys, rate_limits
-from tinyoai.web.access import Guard
 from tinyoai.web.listen import BACKLOG, addresses, connection_limit, is_loopback, listen
 
+# what is not needed to begin the load is imported where it is used: see `serve`
 if TYPE_CHECKING:
     from tinyoai.api.finetune import Finetunes
     from tinyoai.api.health import Health
     from tinyoai.api.metrics import Metrics
+    from tinyoai.web.access import Guard
+    from tinyoai.web.api_keys import Keys
     from tinyoai.web.connection import Server
     from tinyoai.web.routing import Router
 
@@ -103,6 +104,14 @@ def _catalog(config: Config) -> Catalog:
     return Catalog(model, folder=config.models_dir, register=bool(config.model) or name == BUILTIN.stem)
 
 
+def _read_keys(config: Config) -> "Keys | None":
+    if not (config.api_key or config.api_key_file):
+        return None
+    from tinyoai.web import api_keys
+
+    return api_keys.read(config.api_key, config.api_key_file)
+
+
 def _number(read: Callable[[str], Number], text: str, flag: str) -> Number:
     try:
         return read(text)
@@ -130,6 +139,12 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
     )
 
 
+def _ignore_result(task: "asyncio.Future[wire.Ready | None]") -> None:
+    """Marks a task's exception as seen."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _import_api() -> None:
     """Imports the endpoints, so that building them later does not block the event loop."""
     import tinyoai.api.docs
@@ -155,7 +170,7 @@ class _App:
         # settings
         self._config = config
         self._on_ready = on_ready
-        self._keys = api_keys.read(config.api_key, config.api_key_file)
+        self._keys = _read_keys(config)
         # parts
         self._pool = Pool(
             _catalog(config),
@@ -178,7 +193,6 @@ class _App:
     async def serve(self) -> int:
         """Listens, loads the default model, serves until told to stop, and returns the exit code."""
         config = self._config
-        guard = self._guard()
         sock = listen(config.host, config.port)
         port = sock.getsockname()[1]
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
@@ -194,7 +208,7 @@ class _App:
         try:
             # these imports take as long as loading a small model; both run at the same time
             await asyncio.to_thread(_import_api)
-            web = self._build_api(guard)
+            web = self._build_api()
             listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
             opening = asyncio.ensure_future(self._open())
             ready = await loading
@@ -206,6 +220,7 @@ class _App:
             return await self._drain(web)
         finally:
             loading.cancel()
+            loading.add_done_callback(_ignore_result)  # an earlier error is the one to report
             if listener is not None:
                 listener.close()
             sock.close()
@@ -226,7 +241,7 @@ class _App:
 
     # -- building --------------------------------------------------------------------------------
 
-    def _build_api(self, guard: Guard) -> "Server":
+    def _build_api(self) -> "Server":
         from tinyoai.api.finetune import Finetunes
         from tinyoai.api.health import Health
         from tinyoai.api.metrics import Metrics
@@ -237,7 +252,7 @@ class _App:
         self._health = Health(self._pool)
         metrics = Metrics(self._pool)
         limits = Limits(body_bytes=config.max_body, connections=connection_limit())
-        web = Server(self._router(metrics), guard, limits, metrics.ended)
+        web = Server(self._router(metrics), self._guard(), limits, metrics.ended)
         metrics.n_in_flight = lambda: web.n_busy
         return web
 
@@ -281,7 +296,11 @@ class _App:
         router.add("GET", "/docs/{name:path}", docs.file)
         return router
 
-    def _guard(self) -> Guard:
+    def _guard(self) -> "Guard":
+        """Raises errors.UsageError for a wrong origin or rate limit."""
+        from tinyoai.web import rate_limits
+        from tinyoai.web.access import Guard
+
         config = self._config
         for origin in config.cors_origin:
             if not ORIGIN.fullmatch(origin):
