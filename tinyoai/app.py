@@ -135,7 +135,7 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
         queue_timeout_s=config.queue_timeout,
         n_gpu_layers=config.gpu_layers,
         pooling="" if config.pooling == "auto" else config.pooling,
-        template=config.chat_template,
+        template=model.template if config.chat_template == "auto" else config.chat_template,
     )
 
 
@@ -267,10 +267,10 @@ class _App:
 
         models = Models(self._pool)
         router = Router()
-        router.add("POST", "/v1/chat/completions", Chat(self._pool, self._config.chat_template))
+        router.add("POST", "/v1/chat/completions", Chat(self._pool))
         router.add("POST", "/v1/completions", Completions(self._pool))
         router.add("POST", "/v1/embeddings", Embeddings(self._pool))
-        tokens = Tokens(self._pool, self._config.chat_template)
+        tokens = Tokens(self._pool)
         router.add("POST", "/tokenize", tokens.tokenize)
         router.add("POST", "/detokenize", tokens.detokenize)
         router.add("GET", "/tokenizer_info", tokens.info)
