@@ -371,7 +371,7 @@ class _App:
             self._hurry.set()
         self._stop.set()
 
-    async def _drain(self, web: Server) -> int:
+    async def _drain(self, web: "Server") -> int:
         """Lets running answers finish. 0 if all did; 1 after the grace time or at a second signal."""
         self._health.draining = True
         web.begin_drain()
