@@ -54,7 +54,7 @@ Report = Callable[[ProgressEvent], None]
 def _set_up() -> Report:
     """Make this process safe to kill and low in priority; return a function that writes an event."""
     events = os.fdopen(os.dup(1), "wb", buffering=0)
-    subproc.settle(OOM_SCORE)
+    subproc.isolate(OOM_SCORE)
     os.nice(NICE)
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:  # only glibc has it
         mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)

@@ -113,7 +113,7 @@ class JobStore:
             atomic.replace(folder / DATA_FILE, b"\n".join(map(protocol.encode, examples)))
             atomic.replace(folder / SPEC_FILE, protocol.encode(spec))
             self.save(job)
-            atomic.settle(self.root)
+            atomic.sync_folder(self.root)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -246,7 +246,7 @@ class Worker:
 
     def _on_exit(self, code: int) -> None:
         if not self._why or (code < 0 and code != -signal.SIGKILL):  # this side did not cause it
-            self._why = subproc.ended(code)
+            self._why = subproc.describe_exit(code)
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._transport.close()
