@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any, Final
 
-from msgspec import Struct
+from tinyoai.sampling import Sampling
 
 try:
     from tinyoai._native import ffi, lib  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -26,7 +26,6 @@ __all__ = [
     "NoCandidates",
     "NonFiniteLogits",
     "Sampler",
-    "SamplerParams",
     "StopMatcher",
 ]
 
@@ -62,29 +61,6 @@ def _error(code: int) -> Exception:
     return kind(message)
 
 
-class SamplerParams(Struct, frozen=True, kw_only=True):
-    """How tokens are chosen; ``csrc/api.h`` says in which order these work, and exactly what each does.
-
-    ``repeat_penalty`` looks at the last ``repeat_last_n`` tokens, the prompt's included (-1: all of n_ctx);
-    ``presence_penalty`` and ``frequency_penalty`` count generated tokens only. A ``logit_bias`` of -100 or
-    less bans the token. ``top_logprobs``: -1 none, 0 the chosen token's log-probability, 1..20 also the best
-    so many. ``seed`` is taken modulo 2**64.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
-    suppress: tuple[int, ...] = ()
-    top_logprobs: int = -1
-    seed: int = 0
-
-
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0.0, 100.0),
     "top_k": (0, float("inf")),
@@ -94,11 +70,10 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "repeat_last_n": (-1, float("inf")),
     "presence_penalty": (-1000.0, 1000.0),
     "frequency_penalty": (-1000.0, 1000.0),
-    "top_logprobs": (-1, MAX_TOP_LOGPROBS),
 }
 
 
-def _check(n_vocab: int, params: SamplerParams, n_ctx: int) -> None:
+def _check(n_vocab: int, params: Sampling, n_ctx: int, suppress: Sequence[int], top_logprobs: int) -> None:
     if not 1 <= n_vocab <= lib.TOAI_MAX_VOCAB:
         raise ValueError(f"n_vocab must lie between 1 and {lib.TOAI_MAX_VOCAB}, not {n_vocab}")
     if not 1 <= n_ctx < 2**31:
@@ -107,7 +82,9 @@ def _check(n_vocab: int, params: SamplerParams, n_ctx: int) -> None:
         value = getattr(params, name)
         if not low <= value <= high:
             raise ValueError(f"{name} must lie between {low} and {high}, not {value}")
-    for token in (*params.logit_bias, *params.suppress):
+    if not -1 <= top_logprobs <= MAX_TOP_LOGPROBS:
+        raise ValueError(f"top_logprobs must lie between -1 and {MAX_TOP_LOGPROBS}, not {top_logprobs}")
+    for token in (*params.logit_bias, *suppress):
         if not 0 <= token < n_vocab:
             raise ValueError(f"token {token} is outside the vocabulary of {n_vocab}")
     for bias in params.logit_bias.values():
@@ -122,13 +99,21 @@ class Sampler:
     trust), or any contiguous float32 buffer such as a numpy array.
     """
 
-    def __init__(self, n_vocab: int, params: SamplerParams, n_ctx: int) -> None:
+    def __init__(
+        self,
+        n_vocab: int,
+        params: Sampling,
+        n_ctx: int,
+        *,
+        suppress: tuple[int, ...] = (),
+        top_logprobs: int = -1,
+    ) -> None:
         """Raises ValueError for a parameter out of its bounds. ``n_ctx`` bounds how many tokens can come."""
-        _check(n_vocab, params, n_ctx)
+        _check(n_vocab, params, n_ctx, suppress, top_logprobs)
         self._n_vocab = n_vocab
         bias_ids = ffi.new("int32_t[]", list(params.logit_bias))
         bias = ffi.new("float[]", list(params.logit_bias.values()))
-        suppress = ffi.new("int32_t[]", list(params.suppress))
+        banned = ffi.new("int32_t[]", list(suppress))
         native = ffi.new(
             "toai_sampler_params *",
             {
@@ -142,12 +127,12 @@ class Sampler:
                 "repeat_last_n": min(params.repeat_last_n, n_ctx),
                 "presence_penalty": params.presence_penalty,
                 "frequency_penalty": params.frequency_penalty,
-                "n_top": params.top_logprobs,
+                "n_top": top_logprobs,
                 "n_bias": len(bias_ids),
                 "bias_id": bias_ids,
                 "bias": bias,
-                "n_suppress": len(suppress),
-                "suppress": suppress,
+                "n_suppress": len(banned),
+                "suppress": banned,
                 "seed": params.seed % 2**64,
             },
         )

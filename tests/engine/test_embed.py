@@ -12,15 +12,18 @@ import pytest
 from tests.engine.test_scheduler import IDS, ask, finish, last, scheduler, submit, text_of
 from tests.engines import make
 from tinyoai import wire
-from tinyoai.engine.contract import Engine, Row
-from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
+from tinyoai.engine.contract import Engine, Row, Want
+from tinyoai.engine.ctransformers.engine import CTransformersEngine
+from tinyoai.engine.ctransformers.opening import open_model
 from tinyoai.engine.fake import N_EMBD
-from tinyoai.engine.scheduler import Job, Scheduler, prepare
+from tinyoai.engine.requests import prepare
+from tinyoai.engine.scheduler import Scheduler
 
 
-def embed(text: str, *end: wire.Segment, **fields: Any) -> wire.Embed:
-    """An Embed with a new id."""
-    return wire.Embed(id=next(IDS), prompt=[wire.Special("bos"), wire.Text(text), *end], **fields)
+def embed(text: str, *end: wire.Segment, **fields: Any) -> wire.Request:
+    """An Embed in a request with a new id."""
+    body = wire.Embed(prompt=[wire.Special("bos"), wire.Text(text), *end], **fields)
+    return wire.Request(id=next(IDS), body=body)
 
 
 def vectors(events: list[wire.ToServer]) -> dict[int, bytes]:
@@ -29,7 +32,7 @@ def vectors(events: list[wire.ToServer]) -> dict[int, bytes]:
 
 
 def histogram(text: str) -> list[float]:
-    """What the scripted engine's embedding of a text must be."""
+    """The scripted engine's embedding of a text."""
     counts = Counter(text.encode())
     length = math.hypot(*counts.values())
     return [counts[byte] / length for byte in range(N_EMBD)]
@@ -47,7 +50,7 @@ def test_a_vector_counts_every_token_whatever_the_chunks(text: str) -> None:
     found = struct.unpack(f"<{N_EMBD}f", vectors(events)[request.id])
     assert found == pytest.approx(histogram(text), abs=1e-6)
     done = last(events)
-    assert (done.n_prompt, done.n_cached, done.n_generated) == (1 + len(text.encode()), 0, 0)
+    assert (done.n_prompt, done.n_cached) == (1 + len(text.encode()), 0)
 
 
 def test_equal_texts_have_equal_vectors_whatever_ran_before_and_beside() -> None:
@@ -89,7 +92,7 @@ def test_a_model_that_cannot_says_which_can() -> None:
     engine.info = structs.replace(engine.info, n_embd_out=0)
     refused = last(submit(s, engine, embed("ab")))
     assert (refused.kind, refused.param) == ("BadRequest", "model")
-    assert "llama and falcon" in refused.message
+    assert "fake" in refused.message
     assert text_of(finish(s, submit(s, engine, ask("still talks")))) == "still talks"
 
 
@@ -137,7 +140,7 @@ def test_an_engine_that_fails_in_the_middle() -> None:
 
 def test_states_that_are_no_numbers_are_the_model_s_fault() -> None:
     s, engine = scheduler()
-    engine.state = lambda slot: struct.pack("<f", math.nan) * N_EMBD  # type: ignore[method-assign]
+    engine.embedding = lambda row: struct.pack("<f", math.nan) * N_EMBD  # type: ignore[method-assign]
     assert last(finish(s, submit(s, engine, embed("a")))).kind == "ModelError"
 
 
@@ -181,9 +184,7 @@ def jobs(engine: Engine, texts: list[str], s: Scheduler) -> tuple[list[bytes], i
     asked = [embed(text, wire.Special("eos")) for text in texts]
     out: list[wire.ToServer] = []
     for request in asked:
-        job = prepare(request, engine)
-        assert isinstance(job, Job)
-        out += s.submit(job)
+        out += submit(s, engine, request)
     events = finish(s, out)
     found = vectors(events)
     return [found[request.id] for request in asked], sum(
@@ -193,7 +194,7 @@ def jobs(engine: Engine, texts: list[str], s: Scheduler) -> tuple[list[bytes], i
 
 def fresh(engine: Engine) -> Scheduler:
     """A scheduler that remembers nothing."""
-    return Scheduler(engine, n_threads=1, n_queue=100, clock=lambda: 0.0)
+    return Scheduler(engine, n_queue=100, clock=lambda: 0.0)
 
 
 def test_bit_for_bit_the_same_whatever_runs_beside_and_whatever_the_caches_hold(
@@ -211,14 +212,20 @@ def test_bit_for_bit_the_same_whatever_runs_beside_and_whatever_the_caches_hold(
 
 def test_states_are_those_of_a_fresh_run(engine: CTransformersEngine) -> None:
     ids = [1, *range(270, 280)]
+    engine.truncate(0, 0)
     seen: list[bytes] = []
-    engine.eval([Row(0, ids[:8], 0, lambda state: seen.append(bytes(state)))], 1)
-    engine.eval([Row(0, ids[8:], 8, lambda state: seen.append(bytes(state)))], 1)
+    for begin in (0, 8):
+        part = ids[begin : begin + 8]
+        engine.eval([Row(0, part, begin, Want.EMBEDDING)])
+        states = bytes(engine.embedding(0))
+        size = len(states) // len(part)
+        seen += [states[i : i + size] for i in range(0, len(states), size)]
     assert len(seen) == len(set(seen)) == len(ids)
     assert all(len(state) == 4 * engine.info.n_embd for state in seen)
+    engine.truncate(1, 0)
     for at, token in enumerate(ids):
-        engine.eval([Row(1, [token], at)], 1)
-        assert bytes(engine.state(1)) == seen[at]
+        engine.eval([Row(1, [token], at, Want.EMBEDDING)])
+        assert bytes(engine.embedding(0)) == seen[at]
 
 
 def test_what_a_file_says_of_pooling_counts_and_a_flag_wins(folder: Path) -> None:
@@ -239,7 +246,7 @@ def test_falcon_embeds_and_a_legacy_gpt2_does_not(folder: Path) -> None:
     falcon.close()
     gpt2 = opened(make.gpt2_ggml(folder / "gpt2.bin"), "mean", "gpt2")
     assert (gpt2.info.n_embd_out, gpt2.info.pooling) == (0, "")
-    refused = prepare(embed("hello"), gpt2)
+    refused = prepare(embed("hello"), gpt2, "plain")
     assert isinstance(refused, wire.Failed)
     assert "gpt2" in refused.message
     gpt2.close()

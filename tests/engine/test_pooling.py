@@ -1,4 +1,4 @@
-"""Token states to a vector: the three ways, the length, and what is no number."""
+"""Token states to a vector: the three ways, the length, and values that are not finite."""
 
 import math
 import struct
@@ -21,7 +21,7 @@ def unit(kind: str, states: list[list[float]], dimensions: int = 0) -> list[floa
 
 
 def normed(values: list[float]) -> list[float]:
-    """At length 1, by the book."""
+    """At length 1, computed plainly."""
     length = math.sqrt(sum(value * value for value in values))
     return [value / length for value in values]
 
@@ -52,12 +52,19 @@ def test_a_state_is_read_before_it_changes() -> None:
     assert struct.unpack("<2f", pooling.unit()) == (1.0, 0.0)
 
 
+def test_several_states_at_once_are_the_same_as_one_by_one() -> None:
+    pooling = Pooling("weighted-mean", 3)
+    pooling.add(array("f", [*STATES[0], *STATES[1]]))
+    pooling.add(array("f", STATES[2]))
+    assert list(struct.unpack("<3f", pooling.unit())) == unit("weighted-mean", STATES)
+
+
 def test_zeros_stay_zeros() -> None:
     assert unit("mean", [[0.0, 0.0, 0.0]]) == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", ["last", "mean", "weighted-mean"])
-def test_what_is_no_number_is_told(kind: str, bad: float) -> None:
+def test_values_that_are_not_finite_are_refused(kind: str, bad: float) -> None:
     with pytest.raises(NotFinite):
         unit(kind, [[1.0, bad]])

@@ -1,4 +1,4 @@
-"""The scheduler over the scripted engine: the law of the wire, reuse, fairness, every way to end."""
+"""The scheduler over the scripted engine: the protocol, reuse, fairness, every way to end."""
 
 import itertools
 from collections import Counter
@@ -9,35 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyoai import wire
-from tinyoai.engine.contract import EngineError
+from tinyoai.engine.contract import Copies, Engine, EngineError, Partial, Row
 from tinyoai.engine.fake import FakeEngine
-from tinyoai.engine.scheduler import Job, Scheduler, prepare
+from tinyoai.engine.generate import GenerateTask
+from tinyoai.engine.requests import prepare
+from tinyoai.engine.scheduler import STARTED_BY_S, Scheduler
 
 IDS = itertools.count(1)
 
 
-def chat(text: str) -> list[wire.Segment]:
-    """A prompt as the ChatML template makes it."""
-    return [
-        wire.Special("bos"),
-        wire.Special("<|im_start|>"),
-        wire.Text("user\n" + text),
-        wire.Special("<|im_end|>"),
-        wire.Text("\n"),
-        wire.Special("<|im_start|>"),
-        wire.Text("assistant\n"),
-    ]
+def chat(text: str) -> wire.Conversation:
+    """A conversation of one message."""
+    return wire.Conversation(messages=[wire.Message(role="user", content=text)])
 
 
-def ask(text: str, **fields: Any) -> wire.Generate:
-    """A Generate with a new id."""
+def ask(text: str, *, client: str = "", deadline: float | None = None, **fields: Any) -> wire.Request:
+    """A Generate in a request with a new id."""
     fields.setdefault("sampling", wire.Sampling(temperature=0.0))
     fields.setdefault("prompt", chat(text))
-    return wire.Generate(id=next(IDS), **fields)
+    return wire.Request(id=next(IDS), body=wire.Generate(**fields), client=client, deadline=deadline)
 
 
 class Clock:
-    """Time that passes by one millisecond whenever it is looked at."""
+    """Time that passes by one millisecond whenever it is read."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -48,39 +42,58 @@ class Clock:
 
 
 def scheduler(
-    n_slots: int = 2, n_queue: int = 8, n_ctx: int = 512, n_batch: int = 8
+    n_slots: int = 2, n_queue: int = 8, n_ctx: int = 512, n_batch: int = 8, **caps: Any
 ) -> tuple[Scheduler, FakeEngine]:
     """A scheduler and its engine."""
-    engine = FakeEngine(name="fake", n_slots=n_slots, n_ctx=n_ctx, n_batch=n_batch)
-    return Scheduler(engine, n_threads=1, n_queue=n_queue, clock=Clock()), engine
+    engine = FakeEngine(name="fake", n_slots=n_slots, n_ctx=n_ctx, n_batch=n_batch, **caps)
+    return Scheduler(engine, n_queue=n_queue, clock=Clock(), queue_timeout_s=1000.0), engine
 
 
-def submit(s: Scheduler, engine: FakeEngine, request: wire.Generate | wire.Embed) -> list[wire.ToServer]:
-    """Prepares and queues."""
-    job = prepare(request, engine)
-    return s.submit(job) if isinstance(job, Job) else [job]
+def start(s: Scheduler, engine: Engine) -> list[wire.ToServer]:
+    """Prepares all requests that the scheduler wants to start now, as the tokenizer thread does."""
+    out: list[wire.ToServer] = []
+    while (queued := s.next_to_prepare()) is not None:
+        out += s.prepared(queued.id, prepare(queued.request, engine, "chatml"))
+    return out
+
+
+def submit(s: Scheduler, engine: Engine, request: wire.Request) -> list[wire.ToServer]:
+    """Queues, and prepares what can be prepared; the Queued is left out."""
+    out = [*s.submit(request), *start(s, engine)]
+    return [event for event in out if not isinstance(event, wire.Queued)]
+
+
+def everything(s: Scheduler, out: list[wire.ToServer]) -> list[wire.ToServer]:
+    """Steps until idle; all events."""
+    while not s.idle:
+        out += start(s, s._engine)
+        out += s.step()
+    return out
 
 
 def finish(s: Scheduler, out: list[wire.ToServer] | None = None, steps: int = 20_000) -> list[wire.ToServer]:
-    """Steps until idle; all that was said."""
+    """Steps until idle; all events but Queued and Progress."""
     out = out if out is not None else []
     for _ in range(steps):
         if s.idle:
-            return out
+            return [e for e in out if not isinstance(e, wire.Queued | wire.Progress)]
+        out += start(s, s._engine)
         out += s.step()
     raise AssertionError("the scheduler never came to rest")
 
 
-def run(request: wire.Generate, **kwargs: Any) -> list[wire.ToServer]:
+def run(request: wire.Request, **kwargs: Any) -> list[wire.ToServer]:
     """One request alone."""
     s, engine = scheduler(**kwargs)
     return finish(s, submit(s, engine, request))
 
 
-def text_of(events: list[wire.ToServer], request_id: int | None = None) -> str:
-    """All text of one request."""
+def text_of(events: list[wire.ToServer], request_id: int | None = None, choice: int = 0) -> str:
+    """All text of one choice."""
     return "".join(
-        e.text for e in events if isinstance(e, wire.Delta) and (request_id is None or e.id == request_id)
+        e.text
+        for e in events
+        if isinstance(e, wire.Content) and e.choice == choice and request_id in (None, e.id)
     )
 
 
@@ -89,17 +102,22 @@ def last(events: list[wire.ToServer]) -> Any:
     return events[-1]
 
 
+def ends(events: list[wire.ToServer]) -> list[wire.ChoiceDone]:
+    """Every ChoiceDone."""
+    return [e for e in events if isinstance(e, wire.ChoiceDone)]
+
+
 def test_a_reply_comes_whole_and_ends() -> None:
     events = run(ask("héllo \N{GRINNING FACE}"))
     assert isinstance(events[0], wire.Accepted)
     assert text_of(events) == "héllo \N{GRINNING FACE}"
-    assert last(events).finish_reason == "stop"
-    assert last(events).n_generated == len("héllo \N{GRINNING FACE}".encode()) + 1
+    assert ends(events)[0].finish_reason == "stop"
+    assert ends(events)[0].n_generated == len("héllo \N{GRINNING FACE}".encode()) + 1
 
 
 def test_no_delta_splits_a_code_point() -> None:
     events = run(ask("a\N{GRINNING FACE}b"))
-    assert [e.text for e in events if isinstance(e, wire.Delta)] == ["a", "\N{GRINNING FACE}", "b"]
+    assert [e.text for e in events if isinstance(e, wire.Content)] == ["a", "\N{GRINNING FACE}", "b"]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +125,7 @@ def test_no_delta_splits_a_code_point() -> None:
 )
 def test_max_tokens(limit: int, reason: str, text: str) -> None:
     events = run(ask("abcdef", max_tokens=limit))
-    assert (text_of(events), last(events).finish_reason) == (text, reason)
+    assert (text_of(events), ends(events)[0].finish_reason) == (text, reason)
 
 
 def test_max_tokens_cuts_a_code_point_into_a_replacement_character() -> None:
@@ -118,8 +136,8 @@ def test_the_end_of_the_context_is_a_length_finish() -> None:
     request = ask('!{"text": "x", "repeat": 1000}')
     events = run(request, n_ctx=128)
     n_prompt = next(e.n_prompt for e in events if isinstance(e, wire.Accepted))
-    assert last(events).finish_reason == "length"
-    assert last(events).n_generated == 128 - n_prompt
+    assert ends(events)[0].finish_reason == "length"
+    assert ends(events)[0].n_generated == 128 - n_prompt
 
 
 @pytest.mark.parametrize("n_ctx", [50, 49, 20])
@@ -135,7 +153,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_counts(n_ctx: int)
 def test_a_stop_sequence_ends_it_and_never_shows() -> None:
     events = run(ask("one two three", stop=["two"]))
     assert text_of(events) == "one "
-    assert last(events).finish_reason == "stop"
+    assert ends(events)[0].finish_reason == "stop"
 
 
 def test_what_only_began_like_a_stop_sequence_comes_out() -> None:
@@ -144,18 +162,18 @@ def test_what_only_began_like_a_stop_sequence_comes_out() -> None:
 
 def test_ignore_eos_goes_on_to_the_limit() -> None:
     events = run(ask("ab", ignore_eos=True, max_tokens=40))
-    assert last(events).finish_reason == "length"
-    assert last(events).n_generated == 40
+    assert ends(events)[0].finish_reason == "length"
+    assert ends(events)[0].n_generated == 40
 
 
 def test_min_tokens_holds_the_end_off() -> None:
     events = run(ask("ab", min_tokens=10))
-    assert last(events).n_generated >= 10
+    assert ends(events)[0].n_generated >= 10
 
 
 def test_logprobs_go_with_their_text() -> None:
     events = run(ask("abc", logprobs=2, stop=["zz"]))
-    deltas = [e for e in events if isinstance(e, wire.Delta)]
+    deltas = [e for e in events if isinstance(e, wire.Content)]
     entries = [entry for e in deltas for entry in e.logprobs]
     assert b"".join(entry.piece for entry in entries).decode() == text_of(events) == "abc"
     assert all(entry.logprob is not None and entry.logprob > -1e-3 for entry in entries)
@@ -164,7 +182,7 @@ def test_logprobs_go_with_their_text() -> None:
 
 def test_logprobs_of_a_stopped_answer_end_before_the_stop() -> None:
     events = run(ask("one two", logprobs=0, stop=[" two"]))
-    entries = [entry for e in events if isinstance(e, wire.Delta) for entry in e.logprobs]
+    entries = [entry for e in events if isinstance(e, wire.Content) for entry in e.logprobs]
     assert b"".join(entry.piece for entry in entries) == b"one"
 
 
@@ -172,7 +190,7 @@ def test_echo_with_logprobs_scores_the_prompt() -> None:
     request = ask("", prompt=[wire.Special("bos"), wire.Text("abcd")], echo=True, logprobs=1, max_tokens=2)
     events = run(request)
     assert text_of(events) == "abcdef"
-    entries = [entry for e in events if isinstance(e, wire.Delta) for entry in e.logprobs]
+    entries = [entry for e in events if isinstance(e, wire.Content) for entry in e.logprobs]
     assert [entry.piece for entry in entries] == [b"a", b"b", b"c", b"d", b"e", b"f"]
     assert entries[0].logprob is None
     # the fake engine goes on with the alphabet, so b after a is nearly certain
@@ -182,7 +200,7 @@ def test_echo_with_logprobs_scores_the_prompt() -> None:
 def test_echo_without_anything_to_generate() -> None:
     events = run(ask("", prompt=[wire.Ids([97, 98])], echo=True, max_tokens=0))
     assert text_of(events) == "ab"
-    assert (last(events).finish_reason, last(events).n_generated) == ("length", 0)
+    assert (ends(events)[0].finish_reason, ends(events)[0].n_generated) == ("length", 0)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +213,7 @@ def test_echo_without_anything_to_generate() -> None:
         (ask("x" * 10_000), "ContextLengthExceeded", "messages"),
     ],
 )
-def test_refused_before_it_is_accepted(request_: wire.Generate, kind: str, param: str) -> None:
+def test_refused_before_it_is_accepted(request_: wire.Request, kind: str, param: str) -> None:
     events = run(request_)
     assert [type(e) for e in events] == [wire.Failed]
     assert (last(events).kind, last(events).param) == (kind, param)
@@ -217,7 +235,7 @@ def test_not_finite_logits_end_one_request_and_no_other() -> None:
     assert text_of(events, good.id) == "fine"
 
 
-def test_an_engine_that_raises_ends_what_ran_and_serves_the_next() -> None:
+def test_an_engine_that_raises_ends_the_request_and_serves_the_next() -> None:
     s, engine = scheduler()
     events = finish(s, submit(s, engine, ask('!{"text": "abc", "fail_at": 1}')))
     assert last(events).kind == "ModelError"
@@ -281,17 +299,17 @@ def test_a_long_prefill_does_not_stop_running_decodes() -> None:
     reader = ask("y" * 400)
     out = submit(s, engine, reader)
     spoken = 0
-    while not any(isinstance(e, wire.Delta) and e.id == reader.id for e in out):
+    while not any(isinstance(e, wire.Content) and e.id == reader.id for e in out):
         out += s.step()
     spoken = len(text_of(out, talker.id))
-    n_chunks = 400 // engine.n_batch
+    n_chunks = 400 // engine.caps.n_row
     # at least one token for each chunk, and the prefill is not starved either
     assert n_chunks <= spoken < 600
     finish(s, out)
 
 
 def test_sampled_text_is_the_same_whatever_runs_beside() -> None:
-    def request() -> wire.Generate:
+    def request() -> wire.Request:
         return ask('!{"spread": 2.0}', sampling=wire.Sampling(temperature=1.0, seed=7), max_tokens=50)
 
     alone = text_of(run(request()))
@@ -328,7 +346,7 @@ PROMPTS = [
     ),
     st.integers(1, 3),
 )
-def test_the_law_of_the_wire(actions: list[tuple[str, Any]], n_slots: int) -> None:
+def test_the_protocol_holds_whatever_happens(actions: list[tuple[str, Any]], n_slots: int) -> None:
     s, engine = scheduler(n_slots=n_slots, n_queue=3, n_ctx=256)
     asked: list[int] = []
     out: list[wire.ToServer] = []
@@ -336,50 +354,249 @@ def test_the_law_of_the_wire(actions: list[tuple[str, Any]], n_slots: int) -> No
         if action == "ask":
             request = ask(value, max_tokens=20)
             asked.append(request.id)
-            out += submit(s, engine, request)
+            out += [*s.submit(request), *start(s, engine)]
         elif action == "embed":
-            embed = wire.Embed(id=next(IDS), prompt=[wire.Special("bos"), wire.Text(value)])
+            body = wire.Embed(prompt=[wire.Special("bos"), wire.Text(value)])
+            embed = wire.Request(id=next(IDS), body=body)
             asked.append(embed.id)
-            out += submit(s, engine, embed)
+            out += [*s.submit(embed), *start(s, engine)]
         elif action == "step":
             for _ in range(value):
                 out += s.step()
         elif asked:
             out += s.cancel(asked[value % len(asked)])
-    finish(s, out)
-    obeys_the_law(asked, out)
+    everything(s, out)
+    keeps_the_protocol(asked, out)
 
 
-def obeys_the_law(asked: list[int], events: list[wire.ToServer]) -> None:
-    """At most one Accepted, Deltas or one Vector only after it, and exactly one end, last."""
-    ended: Counter[int] = Counter()
-    accepted: Counter[int] = Counter()
-    vectors: Counter[int] = Counter()
-    texts: Counter[int] = Counter()
+def keeps_the_protocol(asked: list[int], events: list[wire.ToServer]) -> None:
+    """At most one Queued and Accepted, in this order; results only after both; exactly one end, last."""
+    seen: dict[int, list[str]] = {request_id: [] for request_id in asked}
     for event in events:
         assert isinstance(event, wire.Event)
-        assert not ended[event.id], "something was said after the end"
-        if isinstance(event, wire.Accepted):
-            accepted[event.id] += 1
-        elif isinstance(event, wire.Delta | wire.Vector):
-            assert accepted[event.id] == 1
-            (vectors if isinstance(event, wire.Vector) else texts)[event.id] += 1
-        else:
-            if isinstance(event, wire.Done):
-                assert accepted[event.id] == 1
-                assert event.n_generated or vectors[event.id]
-            ended[event.id] += 1
-    assert all(count <= 1 for count in accepted.values())
-    assert all(count == 1 for count in vectors.values())
-    assert not set(vectors) & set(texts)
-    assert ended == Counter(asked)
+        said = seen[event.id]
+        name = type(event).__name__
+        assert not {"Done", "Failed"} & set(said), "an event came after the end"
+        if name in ("Queued", "Accepted"):
+            assert name not in said
+        if isinstance(event, wire.AfterAccepted | wire.Done):
+            assert "Accepted" in said
+        if name == "Accepted":
+            assert "Queued" in said
+        if isinstance(event, wire.Content):
+            assert f"ChoiceDone {event.choice}" not in said
+        if isinstance(event, wire.ChoiceDone):
+            name = f"ChoiceDone {event.choice}"
+            assert name not in said
+        said.append(name)
+    for said in seen.values():
+        assert said[-1] in ("Done", "Failed")
+        if said[-1] == "Done":
+            assert "Vector" in said or any(name.startswith("ChoiceDone") for name in said)
 
 
-def test_the_fake_engine_checks_positions_as_a_real_one_must() -> None:
+def test_the_scripted_engine_checks_rows_as_a_real_one_must() -> None:
     _, engine = scheduler()
-    from tinyoai.engine.contract import Row
+    for row in (Row(0, [1], 5), Row(0, [], 0), Row(0, [1] * 9, 0)):
+        with pytest.raises(EngineError):
+            engine.eval([row])
 
-    with pytest.raises(EngineError):
-        engine.eval([Row(0, [1], 5)], 1)
-    with pytest.raises(EngineError):
-        engine.eval([Row(0, [], 0)], 1)
+
+# -- choices -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copies", list(Copies))
+def test_choices_share_one_request_and_its_prompt(copies: Copies) -> None:
+    s, engine = scheduler(n_slots=3, copies=copies)
+    events = finish(s, submit(s, engine, ask("a prompt of some length", n=5)))
+    assert [text_of(events, choice=i) for i in range(5)] == ["a prompt of some length"] * 5
+    assert sorted(e.choice for e in ends(events)) == [0, 1, 2, 3, 4]
+    assert isinstance(last(events), wire.Done)
+    copied = {e.choice for e in ends(events) if e.n_cached == last(events).n_prompt - 1}
+    if copies is not Copies.NONE:
+        assert copied == {1, 2, 3, 4}  # each evaluated one prompt token and no more
+
+
+def test_choices_draw_from_seeds_of_their_own() -> None:
+    sampling = wire.Sampling(temperature=1.0, seed=7)
+    events = run(ask('!{"spread": 2.0}', sampling=sampling, n=3, max_tokens=30), n_slots=3)
+    texts = [text_of(events, choice=i) for i in range(3)]
+    assert len(set(texts)) == 3
+    second = wire.Sampling(temperature=1.0, seed=8)
+    assert text_of(run(ask('!{"spread": 2.0}', sampling=second, max_tokens=30))) == texts[1]
+
+
+def test_a_fault_in_one_choice_fails_its_request_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, engine = scheduler(n_slots=3)
+    broken, other = ask("broken", n=2), ask("other")
+    out = [*submit(s, engine, broken), *submit(s, engine, other)]
+    inner = GenerateTask.on_eval
+
+    def on_eval(task: GenerateTask, *args: Any) -> list[wire.ToServer]:
+        if task._id == broken.id and task._choice == 1 and not task.prefilling:
+            raise RuntimeError("a fault")
+        return inner(task, *args)
+
+    monkeypatch.setattr(GenerateTask, "on_eval", on_eval)
+    events = finish(s, out)
+    failed = [e for e in events if isinstance(e, wire.Failed)]
+    assert [(e.id, e.kind) for e in failed] == [(broken.id, "InternalError")]
+    assert text_of(events, other.id) == "other"
+    assert not any(isinstance(e, wire.Done) and e.id == broken.id for e in events)
+
+
+def test_an_engine_error_fails_the_faulty_row_alone() -> None:
+    s, engine = scheduler(n_slots=3)
+    bad, good = ask('!{"text": "abcdef", "fail_at": 2}'), ask("a good and longer answer")
+    events = finish(s, [*submit(s, engine, good), *submit(s, engine, bad)])
+    assert [(e.id, e.kind) for e in events if isinstance(e, wire.Failed)] == [(bad.id, "ModelError")]
+    assert text_of(events, good.id) == "a good and longer answer"
+
+
+# -- deadlines and starts ------------------------------------------------------------------------------
+
+
+def test_a_queued_request_fails_at_its_deadline() -> None:
+    s, engine = scheduler(n_slots=1)
+    clock: Clock = s._clock  # type: ignore[assignment]
+    long, late = ask('!{"text": "x", "repeat": 300}'), ask("late", deadline=5.0)
+    out = [*submit(s, engine, long), *s.step(), *submit(s, engine, late)]
+    for _ in range(9):
+        out += s.step()
+    assert not s.idle
+    clock.now = 5.0
+    out += s.step()
+    failed = last([e for e in out if e.id == late.id])  # type: ignore[union-attr]
+    assert (failed.kind, failed.code) == ("RequestTimeout", "queue_timeout")
+    assert failed.retry_after >= 1.0
+    assert "in the queue" in failed.message
+    finish(s, out)
+
+
+def test_a_prefill_is_cut_at_its_deadline() -> None:
+    s, engine = scheduler(n_ctx=4096)
+    clock: Clock = s._clock  # type: ignore[assignment]
+    request = ask("y" * 2000, deadline=50.0)
+    out = submit(s, engine, request)
+    for _ in range(5):
+        out += s.step()
+    clock.now = 50.0
+    events = finish(s, out, steps=2)
+    assert ends(events)[0].finish_reason == "length"
+    assert ends(events)[0].n_generated == 0
+
+
+def test_a_running_answer_is_cut_at_its_deadline() -> None:
+    s, engine = scheduler(n_ctx=4096)
+    clock: Clock = s._clock  # type: ignore[assignment]
+    out = submit(s, engine, ask('!{"text": "x", "repeat": 3000}', deadline=50.0))
+    while len(text_of(out)) < 3:
+        out += s.step()
+    clock.now = 50.0
+    events = finish(s, out, steps=2)
+    assert ends(events)[0].finish_reason == "length"
+    assert len(text_of(events)) >= 3
+
+
+def test_only_as_many_are_started_as_will_soon_have_a_slot() -> None:
+    s, engine = scheduler(n_slots=2, n_queue=20)
+    clock: Clock = s._clock  # type: ignore[assignment]
+    for _ in range(2):
+        submit(s, engine, ask('!{"text": "x", "repeat": 300}'))
+        s.step()
+    for _ in range(6):
+        s.submit(ask("queued"))
+    assert sum(isinstance(e, wire.Queued) for e in start(s, engine)) == 2
+    clock.now += STARTED_BY_S  # their clients hear by now that they are valid
+    assert sum(isinstance(e, wire.Queued) for e in start(s, engine)) == 4
+    finish(s)
+
+
+def test_clients_take_turns() -> None:
+    s, engine = scheduler(n_slots=1, n_queue=20)
+    out = submit(s, engine, ask("first", client="a"))
+    asked = [ask(name, client=name[0]) for name in ("a1", "a2", "a3", "b1", "c1", "b2")]
+    for request in asked:
+        out += s.submit(request)
+    events = finish(s, out)
+    order = [e.id for e in events if isinstance(e, wire.Done)][1:]
+    assert [asked[[r.id for r in asked].index(i)].client for i in order] == ["b", "c", "a", "b", "a", "a"]
+
+
+# -- capabilities --------------------------------------------------------------------------------------
+
+
+def test_a_full_kv_cache_drops_idle_prefixes_before_anything_fails() -> None:
+    s, engine = scheduler(n_slots=3, n_kv=150)
+    for name in ("a", "b"):
+        finish(s, submit(s, engine, ask(name * 20)))
+    events = finish(s, submit(s, engine, ask("c" * 40)))
+    assert text_of(events) == "c" * 40
+
+
+def test_a_kv_cache_full_of_running_requests_fails_the_newest() -> None:
+    s, engine = scheduler(n_slots=2, n_kv=150)
+    old, new = ask("o" * 40), ask("n" * 40)
+    out = submit(s, engine, old)
+    out += s.step()
+    events = finish(s, [*out, *submit(s, engine, new)])
+    assert [(e.id, e.kind) for e in events if isinstance(e, wire.Failed)] == [(new.id, "Overloaded")]
+    assert text_of(events, old.id) == "o" * 40
+
+
+def test_a_partial_eval_keeps_complete_rows_and_fails_the_others() -> None:
+    s, engine = scheduler(n_slots=2)
+    first, second = ask("first one"), ask("second one")
+    out = [*submit(s, engine, first), *submit(s, engine, second)]
+    while not (text_of(out, first.id) and text_of(out, second.id)):
+        out += s.step()
+    engine.partial = Partial([1, 0], "the evaluation was aborted")
+    events = finish(s, out)
+    failed = [e for e in events if isinstance(e, wire.Failed)]
+    assert [(e.id, e.message) for e in failed] == [(second.id, "the evaluation was aborted")]
+    assert text_of(events, first.id) == "first one"
+
+
+@pytest.mark.parametrize(
+    ("step_cost", "n_rows"), [({1: 5.0, 2: 12.0, 4: 30.0}, 1), ({1: 5.0, 2: 6.0, 4: 8.0}, 4), ({}, 4)]
+)
+def test_decodes_are_batched_where_that_is_faster(step_cost: dict[int, float], n_rows: int) -> None:
+    s, engine = scheduler(n_slots=4, step_cost=step_cost)
+    out: list[wire.ToServer] = []
+    for i in range(4):
+        out += submit(s, engine, ask("abcd"[i] * 50))
+    while any(r.task.prefilling for r in s._running) or len(s._running) < 4:
+        out += s.step()
+    sizes = Counter[int]()
+    inner = engine.eval
+
+    def counted(rows: Any) -> None:
+        sizes[len(rows)] += 1
+        inner(rows)
+
+    engine.eval = counted  # type: ignore[method-assign]
+    for _ in range(20):
+        out += s.step()
+    assert set(sizes) == {n_rows}
+    progress = [len(text_of(out, e.id)) for e in out if isinstance(e, wire.Accepted)]
+    assert max(progress) - min(progress) <= 20 // 4 + 8  # nobody starves
+    finish(s, out)
+
+
+def test_a_text_that_must_be_one_row_is_one() -> None:
+    events = run(ask("one row"), n_batch=64, whole_rows=True)
+    assert text_of(events) == "one row"
+
+
+def test_a_step_never_holds_more_tokens_than_the_batch() -> None:
+    s, engine = scheduler(n_slots=4, n_batch=8)
+    engine.caps = type(engine.caps)(
+        **{**{f: getattr(engine.caps, f) for f in engine.caps.__struct_fields__}, "n_batch": 10}
+    )
+    s = Scheduler(engine, n_queue=8, clock=Clock())
+    out: list[wire.ToServer] = []
+    asked = [ask(letter * 60) for letter in "abcd"]
+    for request in asked:
+        out += submit(s, engine, request)
+    events = finish(s, out)  # the scripted engine refuses larger batches
+    assert [text_of(events, r.id) for r in asked] == [letter * 60 for letter in "abcd"]

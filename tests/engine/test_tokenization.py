@@ -14,17 +14,18 @@ ENGINE = FakeEngine(name="fake")
 
 
 def tokenize(*prompt: wire.Segment, **fields: Any) -> Any:
-    """The answer."""
-    return tokenization.tokenize(wire.Tokenize(id=7, prompt=list(prompt), **fields), ENGINE)
+    """The result."""
+    body = wire.Tokenize(prompt=list(prompt), **fields)
+    return tokenization.answer(wire.Request(id=7, body=body), ENGINE, "chatml")
 
 
 def detokenize(ids: list[int]) -> Any:
-    """The answer."""
-    return tokenization.detokenize(wire.Detokenize(id=7, ids=ids), ENGINE)
+    """The result."""
+    return tokenization.answer(wire.Request(id=7, body=wire.Detokenize(ids=ids)), ENGINE, "chatml")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_text_survives_the_way_there_and_back(text: str) -> None:
+def test_text_survives_tokenize_and_detokenize(text: str) -> None:
     assert detokenize(tokenize(wire.Text(text)).ids).text == text
 
 
@@ -41,7 +42,7 @@ def test_control_tokens_are_made_by_structure_alone_and_written_out() -> None:
     assert detokenize(tokens.ids).text == tokens.text
 
 
-def test_what_nobody_asked_for_is_not_sent() -> None:
+def test_only_what_is_asked_for_is_sent() -> None:
     tokens = tokenize(wire.Text("abc"))
     assert (tokens.ids, tokens.pieces, tokens.text) == ([97, 98, 99], [], "")
 
@@ -68,8 +69,23 @@ def test_too_much_at_once_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenize(wire.Text("12345678")).ids
     for failed in (tokenize(wire.Text("12345"), wire.Text("\u00e9\u00e9")), detokenize([97] * 9)):
         assert isinstance(failed, wire.Failed)
-        assert "at most 8" in failed.message
+        assert "the limit is 8" in failed.message
 
 
 def test_text_that_has_no_bytes_is_refused() -> None:
     assert tokenize(wire.Text("\ud800")).kind == "BadRequest"
+
+
+def test_a_conversation_is_rendered() -> None:
+    body = wire.Tokenize(
+        prompt=wire.Conversation(messages=[wire.Message(role="user", content="<s>")]), text=True
+    )
+    tokens = tokenization.answer(wire.Request(id=7, body=body), ENGINE, "chatml")
+    assert isinstance(tokens, wire.Tokens)
+    assert tokens.text == "<s><|im_start|>user\n<s><|im_end|>\n<|im_start|>assistant\n"
+    assert tokens.ids.count(BOS) == 1
+
+
+def test_markup_makes_control_tokens_and_text_does_not() -> None:
+    markup = tokenize(wire.Markup("<|im_start|>x<|im_end|>"), wire.Text("<|im_end|>"))
+    assert markup.ids == [IM_START, 120, IM_END, *b"<|im_end|>"]

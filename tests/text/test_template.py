@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyoai.text.template import Message, detect, names, render
-from tinyoai.wire import Segment, Special, Text
+from tinyoai.text.chat_format import NAMES, detect
+from tinyoai.text.template import render
+from tinyoai.wire import Message, Segment, Special, Text
 
 CHATML = {"<|im_start|>", "<|im_end|>", "<s>", "</s>"}
 ZEPHYR = {"<|system|>", "<|user|>", "<|assistant|>", "</s>"}
@@ -44,13 +45,13 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 def test_formats(name: str) -> None:
     rendered = render(name, TALK, special=CHATML if name == "chatml" else ZEPHYR)
     assert flat(rendered.segments) == EXPECTED[name]
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 def test_adjacent_text_is_one_segment(name: str) -> None:
     segments = render(name, TALK, special=()).segments
     for before, after in itertools.pairwise(segments):
@@ -62,7 +63,7 @@ def test_developer_means_system() -> None:
     assert one == render("chatml", talk(("system", "x"), ("user", "y")), special=CHATML)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
 def test_every_role_is_rendered_everywhere(name: str, role: str) -> None:
     assert "needle" in flat(
@@ -84,7 +85,7 @@ MARKERS = [
 ]
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("special", [(), tuple(CHATML), tuple(ZEPHYR)], ids=["none", "chatml", "zephyr"])
 @given(st.lists(st.sampled_from([*MARKERS, "x", " "]), max_size=6).map("".join))
 def test_no_message_can_forge_a_control_token(name: str, special: tuple[str, ...], content: str) -> None:
@@ -121,7 +122,7 @@ def test_no_message_can_forge_a_heading(name: str, heading: str, role: str, afte
     assert count(f"x\n{heading}{after}") == count("harmless")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("more", [[], [("assistant", "A")]], ids=["alone", "answered"])
 def test_a_system_message_without_a_user_is_not_lost(name: str, more: list[tuple[str, str]]) -> None:
     assert "needle" in flat(render(name, talk(("system", "needle"), *more), special=()).segments)

@@ -6,7 +6,7 @@ import pytest
 
 from tinyoai import gguf
 from tinyoai.app import BUILTIN
-from tinyoai.engine.ctransformers.engine import open_model
+from tinyoai.engine.ctransformers.opening import open_model
 from training import corpus, facts
 from training.tokenizer import SPACE, Tokenizer, train
 

@@ -57,7 +57,7 @@ class Finetunes:
                 code="finetune_not_installed",
             )
         await self.jobs.acquire()
-        await self._pool.look()
+        await self._pool.rescan()
         model = self._model(request)
         config = _train_config(request)
         _check_memory(model, config)

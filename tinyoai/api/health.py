@@ -1,6 +1,6 @@
 """GET /health, /health/live and /health/ready: whether this server lives, and whether it can answer.
 
-Owns what those words mean. Live: the process answers. Ready: a request would be taken, so it is not
+Owns what those words mean. Live: the process generation. Ready: a request would be taken, so it is not
 being stopped and some model is loaded or can be loaded when asked for. /health is /health/ready under
 its usual name. It must not know how models are loaded or kept up.
 """
@@ -37,9 +37,12 @@ class Health:
 
     async def ready(self, exchange: Exchange) -> None:
         """200 while requests can be answered; 503, with the same body, while they cannot."""
-        entries = self._pool.entries
+        models = self._pool.models
         health = schema.Health(
-            status=status({entry.state for entry in entries}, draining=self.draining),
-            models=[schema.ModelHealth(id=e.load.name, state=e.state.value, reason=e.why) for e in entries],
+            status=status({model.state for model in models}, draining=self.draining),
+            models=[
+                schema.ModelHealth(id=model.name, state=model.state.value, reason=model.reason)
+                for model in models
+            ],
         )
         exchange.respond(200 if health.status == "ok" else 503, generation.encode(health))

@@ -1,15 +1,12 @@
-"""GET /metrics: what was measured, for Prometheus.
-
-Owns who is asked at a scrape, and who tells what between scrapes. It must not know how anything is
-counted or worded.
-"""
+"""GET /metrics: measurements for Prometheus."""
 
 import asyncio
 from collections.abc import Callable
 
-from tinyoai import errors, metrics, wire
+from tinyoai import errors, metrics
 from tinyoai.host import memory
-from tinyoai.models.pool import Entry, Pool, State
+from tinyoai.models.model_status import ModelStatus, State
+from tinyoai.models.pool import Pool
 from tinyoai.web.exchange import Exchange
 
 _STATES = tuple(state.value for state in State)
@@ -24,7 +21,7 @@ class Metrics:
         self.n_in_flight: Callable[[], int] = int
         """Tells how many requests are under way."""
         if self._counted is not None:
-            pool.on_done = self._answered
+            pool.on_done = self._counted.observe
 
     async def __call__(self, exchange: Exchange) -> None:
         """Everything, in the form the scraper asks for. Raises errors.NotFound without the library.
@@ -36,11 +33,11 @@ class Metrics:
                 f"this installation does not measure: {metrics.INSTALL}, and start the server again",
                 code="metrics_not_installed",
             )
-        entries = self._pool.entries
-        pids = [entry.worker.pid for entry in entries if entry.worker is not None]
-        resident = await asyncio.to_thread(_look, pids)
+        statuses = [model.status() for model in self._pool.models]
+        pids = [status.pid for status in statuses if status.pid is not None]
+        resident = await asyncio.to_thread(_resident, pids)
         accept = (exchange.head.get(b"accept") or b"").decode("latin-1")
-        models = [_model(entry, resident) for entry in entries]
+        models = [_model(status, resident) for status in statuses]
         body, kind = self._counted.page(accept, models, self.n_in_flight())
         exchange.respond(200, body, content_type=kind, headers=[("cache-control", "no-store")])
 
@@ -55,31 +52,19 @@ class Metrics:
                 exchange.refusal,
             )
 
-    def _answered(self, model: str, done: wire.Done) -> None:
-        if self._counted is not None:
-            self._counted.answer(
-                model,
-                n_prompt=done.n_prompt,
-                n_cached=done.n_cached,
-                n_generated=done.n_generated,
-                queue_ms=done.queue_ms,
-                prompt_ms=done.prompt_ms,
-                predicted_ms=done.predicted_ms,
-            )
 
-
-def _look(pids: list[int]) -> dict[int, int]:
-    """What takes a moment: the library's import, the first time, and the memory of processes."""
+def _resident(pids: list[int]) -> dict[int, int]:
+    """Resident bytes by process. Slow parts: the library's first import, and reading /proc."""
     metrics.prepare()
     return {pid: memory.resident(pid) for pid in pids}
 
 
-def _model(entry: Entry, resident: dict[int, int]) -> metrics.Model:
+def _model(status: ModelStatus, resident: dict[int, int]) -> metrics.Model:
     return metrics.Model(
-        name=entry.model.name,
-        state=entry.state.value,
+        name=status.name,
+        state=status.state.value,
         states=_STATES,
-        memory=resident.get(entry.worker.pid) if entry.worker is not None else None,
-        n_deaths=entry.n_deaths,
-        n_requests=entry.uses,
+        memory=resident.get(status.pid) if status.pid is not None else None,
+        n_deaths=status.n_deaths,
+        n_requests=status.n_leases,
     )

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from tinyoai import errors
-from tinyoai.config import options
+from tinyoai import errors, units, wire
 from tinyoai.models.registry import Defaults, Kind
+from tinyoai.sampling import Bias, SamplingOverrides, Seed
 
 MAX_MESSAGES = 2048
 MAX_PROMPTS = 128
@@ -21,16 +21,9 @@ MAX_STOPS = 60
 MAX_STOP_BYTES = 1024
 MAX_LOGIT_BIAS = 1024
 
-Temperature = Annotated[float, Meta(ge=0, le=2)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-RepeatPenalty = Annotated[float, Meta(gt=0, le=10)]
-TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Natural = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Choices = Annotated[int, Meta(ge=1, le=16)]
-Bias = Annotated[float, Meta(ge=-100, le=100)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Encoding = Literal["float", "base64"]
@@ -74,23 +67,16 @@ class ResponseFormat(Struct, kw_only=True):
     type: str
 
 
-class Generation(Struct, kw_only=True):
+class Generation(SamplingOverrides, kw_only=True):
     """The fields that both completion endpoints share."""
 
     model: ModelName
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
-    temperature: Temperature | None = None
-    top_p: Fraction | None = None
-    top_k: TopK | None = None
-    min_p: Fraction | None = None
     n: Choices | None = None
     seed: Seed | None = None
     stop: str | list[str] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repeat_penalty: RepeatPenalty | None = None
     logit_bias: dict[str, Bias] | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
@@ -338,13 +324,13 @@ def keep_alive(given: float | str | None) -> float | None:
     if given is None:
         return None
     try:
-        seconds = options.seconds(given) if isinstance(given, str) else given
+        seconds = units.seconds(given) if isinstance(given, str) else given
     except ValueError as error:
         raise errors.BadRequest(f"keep_alive: {given!r}: {error}", param="keep_alive") from None
-    return -1.0 if seconds < 0 else min(seconds, options.MAX_SECONDS)
+    return -1.0 if seconds < 0 else min(seconds, units.MAX_SECONDS)
 
 
-def settle(request: Generation, model: str, defaults: Defaults) -> None:
+def apply_defaults(request: Generation, model: str, defaults: Defaults) -> None:
     """Puts the id that is served, and the model's own defaults, where the request left them open."""
     request.model = model
     for field in defaults.__struct_fields__:
@@ -403,6 +389,16 @@ def logit_bias(request: Generation) -> dict[int, float]:
             raise errors.BadRequest(f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
         found[int(key)] = bias
     return found
+
+
+def conversation(messages: list[ChatMessage]) -> wire.Conversation:
+    """The messages for the worker. Raises errors.BadRequest for a part that is not text."""
+    return wire.Conversation(
+        messages=[
+            wire.Message(role=message.role, content=content(message, index))
+            for index, message in enumerate(messages)
+        ]
+    )
 
 
 def content(message: ChatMessage, index: int) -> str:
@@ -503,6 +499,7 @@ class Timings(Struct, kw_only=True):
     predicted_ms: float
     predicted_per_token_ms: float
     predicted_per_second: float
+    queue_ms: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class TopLogprob(Struct, kw_only=True):

@@ -1,9 +1,7 @@
 """The worker program: `python -m tinyoai.engine <fd>`, one loaded model behind a socket.
 
-Owns the process: its socket, its two threads and its way out. The reader thread takes frames in and
-tokenizes; the main thread steps the scheduler and sends what each step brought as one frame. It
-must not know how tokens are chosen or answers are worded for clients. End of the socket is the end
-of the process, at once. Exit codes: 0 told to leave or the server left, 3 the model was refused.
+Three threads: the reader takes frames in, the tokenizer prepares requests, the main thread steps the scheduler
+and sends frames. The process exits when its socket closes. Exit codes: 0 stopped, 3 the model was refused.
 """
 
 import contextlib
@@ -16,137 +14,161 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 
 from tinyoai import native, wire
-from tinyoai.engine import threads, tokenization
+from tinyoai.engine import requests, tokenization
 from tinyoai.engine.contract import Engine, EngineError
-from tinyoai.engine.scheduler import Job, Scheduler, prepare
+from tinyoai.engine.opening import open_engine
+from tinyoai.engine.scheduler import Scheduler
+from tinyoai.engine.tasks import Task
 from tinyoai.host import subproc
 
 REFUSED = 3
 OOM_SCORE = 500
-"""Before the server, which can start another."""
-BEAT_S = 1.0
-"""Seconds of silence after which a busy loop says that it lives."""
+"""The kernel ends a worker before the server, which can start another."""
+HEARTBEAT_S = 1.0
+"""Seconds of silence after which a running loop sends a Heartbeat."""
+TOKENIZER_STACK = 256 << 20
+"""Bytes. Regular expressions of tokenizers recurse; unused stack costs no memory."""
+MAX_PREPARING = 2
+"""Requests given to the tokenizer thread at once: one in work, one ready. More would be lost if it crashed."""
 
 _PR_SET_PDEATHSIG = 1
 """prctl(2): the signal to get when the parent ends, even while this process is stopped."""
 
+Prepared = tuple[int, list[Task] | wire.Failed]
 
-def _settle() -> None:
-    """Makes this process safe to lose: it dies with the server, first when memory is short."""
+
+def _make_expendable() -> None:
+    """This process ends with the server, and is the first to go when memory is short."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     subproc.settle(OOM_SCORE)
     faulthandler.enable()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would have nothing to do here
-
-
-def _open(load: wire.Load) -> Engine:
-    """Raises EngineError with one sentence for the user."""
-    if load.engine == "fake":
-        from tinyoai.engine.fake import FakeEngine
-
-        return FakeEngine(name=load.name, n_ctx=load.n_ctx, n_slots=load.n_slots, n_batch=load.n_batch)
-    from tinyoai.engine.ctransformers.engine import open_model
-
-    return open_model(
-        load.path,
-        model_type=load.model_type,
-        name=load.name,
-        n_ctx=load.n_ctx,
-        n_slots=load.n_slots,
-        n_batch=load.n_batch,
-        gpu_layers=load.n_gpu_layers,
-        pooling=load.pooling,
-    )
-
-
-def _ready(engine: Engine, n_threads: int) -> wire.Ready:
-    info = engine.info
-    control = {token: text for text, token in info.special.items()}
-    return wire.Ready(
-        name=info.name,
-        architecture=info.architecture,
-        quantization=info.quantization,
-        engine=info.engine,
-        n_params=info.n_params,
-        n_vocab=info.n_vocab,
-        n_ctx=info.n_ctx,
-        n_ctx_train=info.n_ctx_train,
-        n_embd=info.n_embd,
-        n_slots=engine.n_slots,
-        n_batch=engine.n_batch,
-        n_threads=n_threads,
-        file_size=info.file_size,
-        special=sorted(info.special),
-        chat_template=info.chat_template,
-        version=f"{info.engine}/{native.VERSION}",
-        n_embd_out=info.n_embd_out,
-        pooling=info.pooling,
-        bos=control.get(info.bos_id, ""),
-        eos=control.get(info.eos_id, ""),
-    )
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would have nothing to do
 
 
 class Worker:
-    """The two threads' meeting place: an inbox of prepared jobs, ready answers and cancels."""
+    """The three threads' shared state: an inbox of the main thread, and one of the tokenizer."""
 
-    def __init__(self, sock: socket.socket, engine: Engine, n_threads: int, load: wire.Load) -> None:
+    def __init__(self, sock: socket.socket, engine: Engine, load: wire.Load) -> None:
         self._sock = sock
         self._engine = engine
-        self._inbox: queue.SimpleQueue[Job | wire.Last | wire.Cancel] = queue.SimpleQueue()
+        self._template = requests.default_template(load.template, engine)
+        self._inbox: queue.SimpleQueue[wire.Request | wire.Cancel | Prepared | tokenization.Result] = (
+            queue.SimpleQueue()
+        )
+        self._to_tokenizer: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
+        self._n_preparing = 0
+        self._text_requests: deque[wire.Request] = deque()
+        """Tokenize and Detokenize that have not started."""
         self._scheduler = Scheduler(
-            engine, n_threads=n_threads, n_queue=load.n_queue, clock=time.monotonic, wait_s=load.wait_s
+            engine, n_queue=load.n_queue, clock=time.monotonic, queue_timeout_s=load.queue_timeout_s
         )
 
+    def ready(self) -> wire.Ready:
+        """The answer to Load."""
+        engine = self._engine
+        return wire.Ready(
+            info=engine.info,
+            n_slots=engine.caps.n_seq,
+            n_threads=engine.n_threads,
+            version=f"{engine.info.engine}/{native.VERSION}",
+            template=self._template,
+            max_step_s=self._scheduler.cost.max_step_s,
+        )
+
+    # -- the reader thread -----------------------------------------------------------------------
+
     def read(self, reader: wire.WorkerReader, messages: Iterable[wire.ToWorker]) -> None:
-        """The reader thread: never returns, the process ends with the socket."""
+        """Never returns: the process exits with the socket."""
         while True:
             for message in messages:
-                if isinstance(message, wire.Ask):
-                    self._inbox.put(self._prepare(message))
-                elif isinstance(message, wire.Cancel):
+                if isinstance(message, wire.Request | wire.Cancel):
                     self._inbox.put(message)
                 elif isinstance(message, wire.Shutdown):
                     os._exit(0)
             messages = _receive(self._sock, reader)
 
-    def _prepare(self, request: wire.Ask) -> Job | wire.Last:
-        try:
-            if isinstance(request, wire.Tokenize):
-                return tokenization.tokenize(request, self._engine)
-            if isinstance(request, wire.Detokenize):
-                return tokenization.detokenize(request, self._engine)
-            return prepare(request, self._engine)
-        except Exception as error:  # one request's fault must not end the thread that serves all
-            print(f"request {request.id}: {type(error).__name__}: {error}", file=sys.stderr)
-            return wire.Failed(id=request.id, kind="InternalError", message="the prompt could not be read")
+    # -- the tokenizer thread --------------------------------------------------------------------
+
+    def tokenize(self) -> None:
+        """Prepares requests one after the other."""
+        while True:
+            request = self._to_tokenizer.get()
+            if isinstance(request.body, wire.Tokenize | wire.Detokenize):
+                self._inbox.put(tokenization.answer(request, self._engine, self._template))
+            else:
+                self._inbox.put((request.id, requests.prepare(request, self._engine, self._template)))
+
+    # -- the main thread -------------------------------------------------------------------------
 
     def run(self) -> None:
-        """The step loop."""
-        scheduler, inbox = self._scheduler, self._inbox
+        """The step loop. Raises OSError when the socket closes."""
+        scheduler, inbox, sock = self._scheduler, self._inbox, self._sock
         last_sent = time.monotonic()
         while True:
             out: list[wire.ToServer] = []
-            while scheduler.idle or not inbox.empty():
+            if not scheduler.runnable:
+                out += self._wait()
+            while not inbox.empty():
                 out += self._take(inbox.get())
-                if out and scheduler.idle:
-                    break
+            start = self._start()
+            if start:
+                # Started must be on its way before any native call for the request
+                out += [wire.Started(request.id) for request in start]
+                sock.sendall(wire.frame(out))
+                last_sent = time.monotonic()
+                for request in start:
+                    self._to_tokenizer.put(request)
+                out = []
             out += scheduler.step()
-            now = time.monotonic()
-            if not out and now - last_sent > BEAT_S:
-                out.append(wire.Beat())
             if out:
-                self._sock.sendall(wire.frame(out))
-                last_sent = now
+                sock.sendall(wire.frame(out))
+                last_sent = time.monotonic()
+            elif time.monotonic() - last_sent > HEARTBEAT_S:
+                sock.sendall(wire.frame([wire.Heartbeat(scheduler.cost.max_step_s)]))
+                last_sent = time.monotonic()
 
-    def _take(self, item: Job | wire.Last | wire.Cancel) -> list[wire.ToServer]:
-        if isinstance(item, Job):
-            return self._scheduler.submit(item)
+    def _wait(self) -> list[wire.ToServer]:
+        """Waits for a message; with requests open, not longer than the next heartbeat."""
+        busy = self._n_preparing or self._text_requests or not self._scheduler.idle
+        try:
+            return self._take(self._inbox.get(timeout=HEARTBEAT_S / 2 if busy else None))
+        except queue.Empty:
+            return []
+
+    def _take(self, item: wire.Request | wire.Cancel | Prepared | tokenization.Result) -> list[wire.ToServer]:
+        if isinstance(item, wire.Request):
+            if isinstance(item.body, wire.Generate | wire.Embed):
+                return self._scheduler.submit(item)
+            self._text_requests.append(item)
+            return []
         if isinstance(item, wire.Cancel):
-            return self._scheduler.cancel(item.id)
-        return [item]
+            waiting = next((r for r in self._text_requests if r.id == item.id), None)
+            if waiting is None:
+                return self._scheduler.cancel(item.id)
+            self._text_requests.remove(waiting)
+            return [wire.Failed(id=item.id, kind="Cancelled", message="the client disconnected")]
+        self._n_preparing -= 1
+        if isinstance(item, tuple):
+            return self._scheduler.prepared(*item)
+        return [item] if isinstance(item, wire.Failed) else [item, wire.Done(id=item.id)]
+
+    def _start(self) -> list[wire.Request]:
+        """The requests to start now."""
+        found: list[wire.Request] = []
+        while self._n_preparing < MAX_PREPARING:
+            if self._text_requests:
+                request = self._text_requests.popleft()
+            elif (queued := self._scheduler.next_to_prepare()) is not None:
+                request = queued.request
+            else:
+                break
+            self._n_preparing += 1
+            found.append(request)
+        return found
 
 
 def _receive(sock: socket.socket, reader: wire.WorkerReader) -> list[wire.ToWorker]:
@@ -161,7 +183,7 @@ def _receive(sock: socket.socket, reader: wire.WorkerReader) -> list[wire.ToWork
 
 def main(fd: int) -> int:
     """Serves one model on the socket `fd` until it closes; returns the exit code."""
-    _settle()
+    _make_expendable()
     sock = socket.socket(fileno=fd)
     sock.setblocking(True)
     reader = wire.WorkerReader()
@@ -172,15 +194,17 @@ def main(fd: int) -> int:
     if not isinstance(load, wire.Load):
         raise wire.WireError("the first message must be Load")
     try:
-        engine = _open(load)
-        n_threads = load.n_threads or threads.measure(engine)
+        engine = open_engine(load)
     except EngineError as error:
         sock.sendall(wire.frame([wire.LoadFailed(message=str(error))]))
         return REFUSED
-    sock.sendall(wire.frame([_ready(engine, n_threads)]))
-    worker = Worker(sock, engine, n_threads, load)
+    worker = Worker(sock, engine, load)
+    sock.sendall(wire.frame([worker.ready()]))
     threading.Thread(target=worker.read, args=(reader, messages), daemon=True).start()
-    # a broken pipe: the server is gone, and with it everyone who waits for an answer
+    threading.stack_size(TOKENIZER_STACK)
+    threading.Thread(target=worker.tokenize, daemon=True).start()
+    threading.stack_size(0)
+    # a broken pipe: the server is gone, and with it every client
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         worker.run()
     return 0

@@ -1,94 +1,117 @@
-"""The line before the slots: who waits, who is next, who has waited too long.
+"""The queue for slots: fair across clients, bounded in requests, with deadlines.
 
-Owns the order: clients take turns, and each client's requests go first come, first served, so that one
-that sends a hundred does not keep another waiting for all of them. Pure: the time is an argument. It
-must not know engines, slots or what a request asks for.
+Clients take turns; each client's requests are served first come, first served, so one client that sends a hundred
+does not delay the others by all of them. Pure: times are arguments.
 """
 
+import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """What the line needs to know of who stands in it."""
+    """A queued item."""
 
     client: str
-    """Who sent it: turns are between these."""
+    """Turns are between these."""
     group: str
-    """The request it is a part of: a line of n_max requests may hold more parts than that."""
-    give_up_at: float
-    """When it has waited too long, in the clock's seconds."""
+    """The HTTP request that the item is a part of. The bound counts groups, not parts."""
+    queue_deadline: float
+    """Seconds of the caller's clock, after which the item expires."""
 
 
 T = TypeVar("T", bound=Waiting)
 
 
-class Line(Generic[T]):
-    """At most n_max requests, from however many clients."""
+class FairQueue(Generic[T]):
+    """At most `n_max` groups of any number of clients."""
 
     def __init__(self, n_max: int) -> None:
         self._n_max = n_max
         self._by_client: dict[str, deque[T]] = {}
-        """In the order of their turns: who was served goes to the end."""
+        """In the order of turns: the client that was served last comes last."""
         self._groups: dict[str, int] = {}
+        self._expiry: list[tuple[float, int, T]] = []
+        """A heap. Items that left the queue stay in it until they come up."""
+        self._queued: set[int] = set()
+        self._serial = count()
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_client.values()))
+        return len(self._queued)
+
+    def __contains__(self, item: T) -> bool:
+        return id(item) in self._queued
 
     def __iter__(self) -> Iterator[T]:
-        for waiting in self._by_client.values():
-            yield from waiting
+        """All items, client by client in the order of turns."""
+        for items in self._by_client.values():
+            yield from items
 
     @property
     def n_requests(self) -> int:
-        """Requests in the line, however many parts they have."""
+        """Groups in the queue."""
         return len(self._groups)
 
     def push(self, item: T, n_free: int = 0) -> bool:
-        """Whether there was room, n_free slots included. Parts of a request that is in the line always find room."""
+        """Adds an item; False if the queue is full. `n_free` slots are room; parts of a queued group always fit."""
         if item.group not in self._groups and len(self._groups) >= self._n_max + n_free:
             return False
-        self._groups[item.group] = self._groups.get(item.group, 0) + 1
         self._by_client.setdefault(item.client, deque()).append(item)
+        self._enter(item)
         return True
 
-    def first(self) -> T | None:
-        """Whose turn it is."""
-        for waiting in self._by_client.values():
-            return waiting[0]
-        return None
+    def push_front(self, item: T) -> None:
+        """Puts a popped item back as its client's first; the client's turn stays last."""
+        self._by_client.setdefault(item.client, deque()).appendleft(item)
+        self._enter(item)
 
-    def pop(self) -> T:
-        """Takes the first out; its client's next turn comes after everyone else's. Raises IndexError."""
-        if not self._by_client:
-            raise IndexError("nobody waits")
-        client = next(iter(self._by_client))
-        waiting = self._by_client.pop(client)
-        item = waiting.popleft()
-        if waiting:
-            self._by_client[client] = waiting
-        self._forget(item)
-        return item
+    def first(self, ready: Callable[[T], bool] = lambda item: True) -> T | None:
+        """The first item of the first client, in the order of turns, whose first item is ready."""
+        return next((items[0] for items in self._by_client.values() if ready(items[0])), None)
+
+    def pop(self, item: T) -> None:
+        """Takes out an item; its client's next turn comes after everyone else's. Raises ValueError if not queued."""
+        items = self._by_client.pop(item.client, None)
+        if items is None:
+            raise ValueError("the item is not queued")
+        try:
+            items.remove(item)
+        finally:
+            if items:
+                self._by_client[item.client] = items
+        self._leave(item)
 
     def remove(self, item: T) -> None:
-        """Takes one out from wherever it stands. Raises ValueError if it stands nowhere."""
-        waiting = self._by_client.get(item.client)
-        if waiting is None:
-            raise ValueError("it does not wait")
-        waiting.remove(item)
-        if not waiting:
+        """Takes out an item without a change of turns. Raises ValueError if it is not queued."""
+        items = self._by_client.get(item.client)
+        if items is None:
+            raise ValueError("the item is not queued")
+        items.remove(item)
+        if not items:
             del self._by_client[item.client]
-        self._forget(item)
+        self._leave(item)
 
     def expired(self, now: float) -> list[T]:
-        """Takes out all that have waited too long."""
-        late = [item for item in self if item.give_up_at <= now]
-        for item in late:
-            self.remove(item)
+        """Takes out all items whose deadline has passed. O(1) while none has."""
+        late = []
+        while self._expiry and (self._expiry[0][0] <= now or id(self._expiry[0][2]) not in self._queued):
+            deadline, _, item = heapq.heappop(self._expiry)
+            if id(item) in self._queued and item.queue_deadline <= now:
+                self.remove(item)
+                late.append(item)
+            elif id(item) in self._queued and item.queue_deadline != deadline:
+                heapq.heappush(self._expiry, (item.queue_deadline, next(self._serial), item))
         return late
 
-    def _forget(self, item: T) -> None:
+    def _enter(self, item: T) -> None:
+        self._groups[item.group] = self._groups.get(item.group, 0) + 1
+        self._queued.add(id(item))
+        heapq.heappush(self._expiry, (item.queue_deadline, next(self._serial), item))
+
+    def _leave(self, item: T) -> None:
+        self._queued.discard(id(item))
         left = self._groups[item.group] - 1
         if left:
             self._groups[item.group] = left

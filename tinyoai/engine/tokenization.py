@@ -1,83 +1,86 @@
-"""What a model's vocabulary makes of text, and back: the answers to Tokenize and Detokenize.
+"""Tokenize and Detokenize: a prompt to ids and back, control tokens written by their texts.
 
-Owns those two answers, control tokens written out by their texts in them. It knows an engine only by its
-protocol, needs no slot, and must not know who asks. Safe to call beside a running step.
+Needs no slot and is safe beside a running step.
 """
 
+import sys
 from collections.abc import Sequence
 
 from tinyoai import wire
 from tinyoai.engine.contract import Engine
-from tinyoai.text.segments import encode
+from tinyoai.engine.requests import render
+from tinyoai.text.segments import n_text_bytes
 
 MAX_BYTES = 1 << 20
-"""Longest text that is tokenized for its own sake: what a small device does in about a second."""
+"""The longest text of a Tokenize: about a second on a small device."""
 MAX_IDS = 1 << 20
 
+Result = wire.Tokens | wire.PlainText | wire.Failed
 
-def tokenize(request: wire.Tokenize, engine: Engine) -> wire.Tokens | wire.Failed:
-    """The prompt's ids; if they are wanted, each one's bytes and the prompt written out."""
-    texts = [segment.text for segment in request.prompt if isinstance(segment, wire.Text)]
-    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    if size > MAX_BYTES:
-        return _refuse(request, f"the text has {size} bytes; at most {MAX_BYTES} are tokenized at once")
+
+def answer(request: wire.Request, engine: Engine, template_name: str) -> Result:
+    """The result of a Tokenize or Detokenize, or its Failed."""
+    body = request.body
     try:
-        ids = encode(request.prompt, engine)
+        if isinstance(body, wire.Tokenize):
+            return _tokenize(request.id, body, engine, template_name)
+        if isinstance(body, wire.Detokenize):
+            return _detokenize(request.id, body, engine)
+        raise TypeError(f"{type(body).__name__} needs a slot")
     except ValueError as error:
-        return _refuse(request, str(error))
-    names = _names(engine)
+        param = body.param
+        return wire.Failed(id=request.id, kind="BadRequest", message=str(error), param=param)
+    except Exception as error:  # one request's fault must not end the thread that serves all
+        print(f"request {request.id}: {type(error).__name__}: {error}", file=sys.stderr)
+        return wire.Failed(id=request.id, kind="InternalError", message="the text could not be read")
+
+
+def _tokenize(request_id: int, body: wire.Tokenize, engine: Engine, template_name: str) -> wire.Tokens:
+    segments, _ = render(body.prompt, engine, template_name)
+    size = n_text_bytes(segments)
+    if size > MAX_BYTES:
+        raise ValueError(f"the text has {size} bytes; the limit is {MAX_BYTES}")
+    ids = engine.encode(segments)
     return wire.Tokens(
-        id=request.id,
+        id=request_id,
         ids=ids,
-        pieces=[names.get(token) or engine.piece(token) for token in ids] if request.pieces else [],
-        text=_written(request.prompt, engine, names) if request.text else "",
+        pieces=[engine.piece(token, special=True) for token in ids] if body.pieces else [],
+        text=_written(segments, engine) if body.text else "",
     )
 
 
-def detokenize(request: wire.Detokenize, engine: Engine) -> wire.Plain | wire.Failed:
-    """The ids' text. The space that the tokenizer put before a text is not a part of it."""
-    if len(request.ids) > MAX_IDS:
-        return _refuse(request, f"there are {len(request.ids)} tokens; at most {MAX_IDS} are read at once")
-    try:
-        ids = encode([wire.Ids(request.ids)], engine)
-    except ValueError as error:
-        return _refuse(request, str(error))
-    return wire.Plain(id=request.id, text=_text(ids, engine, _names(engine)))
+def _detokenize(request_id: int, body: wire.Detokenize, engine: Engine) -> wire.PlainText:
+    """The text of ids. The space that the tokenizer put before a text is not a part of it."""
+    if len(body.ids) > MAX_IDS:
+        raise ValueError(f"there are {len(body.ids)} tokens; the limit is {MAX_IDS}")
+    ids = engine.encode([wire.Ids(body.ids)])
+    return wire.PlainText(id=request_id, text=_text(ids, engine))
 
 
-def _text(ids: Sequence[int], engine: Engine, names: dict[int, bytes]) -> str:
+def _text(ids: Sequence[int], engine: Engine) -> str:
+    control = set(engine.info.special.values())
     parts: list[bytes] = []
-    begins = engine.info.first_piece_space
-    """Every text between control tokens was tokenized by itself, and got a space of its own."""
+    # each text between control tokens was tokenized by itself and has a space of its own
+    begins = engine.info.add_space_prefix
     for token in ids:
-        name = names.get(token)
-        if name is not None:
-            parts.append(name)
-            begins = engine.info.first_piece_space
-            continue
-        piece = engine.piece(token)
-        parts.append(piece[1:] if begins and piece.startswith(b" ") else piece)
-        begins = False
+        piece = engine.piece(token, special=True)
+        if token in control:
+            begins = engine.info.add_space_prefix
+        else:
+            piece = piece[1:] if begins and piece.startswith(b" ") else piece
+            begins = False
+        parts.append(piece)
     return b"".join(parts).decode("utf-8", "replace")
 
 
-def _written(prompt: Sequence[wire.Segment], engine: Engine, names: dict[int, bytes]) -> str:
-    """The prompt as text: exactly what was put in, with control tokens by their texts."""
+def _written(segments: Sequence[wire.Segment], engine: Engine) -> str:
+    """The prompt as text: exactly its input, with control tokens by their texts."""
     parts: list[str] = []
-    for segment in prompt:
-        if isinstance(segment, wire.Text):
+    for segment in segments:
+        if isinstance(segment, wire.Text | wire.Markup):
             parts.append(segment.text)
         elif isinstance(segment, wire.Ids):
-            parts.append(_text(segment.ids, engine, names))
+            parts.append(_text(segment.ids, engine))
         else:
-            parts += [names.get(token, b"").decode("utf-8", "replace") for token in encode([segment], engine)]
+            parts.append(_text(engine.encode([segment]), engine))
     return "".join(parts)
-
-
-def _names(engine: Engine) -> dict[int, bytes]:
-    """Control tokens' texts by id."""
-    return {token: text.encode() for text, token in engine.info.special.items()}
-
-
-def _refuse(request: wire.Tokenize | wire.Detokenize, message: str) -> wire.Failed:
-    return wire.Failed(id=request.id, kind="BadRequest", message=message, param=request.param)

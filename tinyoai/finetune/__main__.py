@@ -19,7 +19,9 @@ import msgspec
 from tinyoai import gguf
 from tinyoai.engine import threads
 from tinyoai.engine.contract import EngineError
-from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
+from tinyoai.engine.ctransformers.engine import CTransformersEngine
+from tinyoai.engine.ctransformers.facts import require
+from tinyoai.engine.ctransformers.opening import open_model
 from tinyoai.finetune import dataset, llama, protocol, samples, train, weights
 from tinyoai.finetune.protocol import (
     CHECKPOINT_FILE,
@@ -109,7 +111,7 @@ def network_config(header: gguf.Header, n_ctx: int) -> llama.LlamaConfig:
 def _read_model(path: Path) -> gguf.Header:
     """The header of a model file that can be trained or was just written. Raises gguf.BadModelFile, ValueError."""
     header = gguf.read_header(path)
-    gguf.check(header)
+    require(header)
     if header.architecture != "llama":
         raise ValueError(f"the model's architecture is now {header.architecture}; only llama can be trained")
     return header

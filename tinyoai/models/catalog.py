@@ -15,8 +15,9 @@ import msgspec
 from msgspec import Struct, structs
 
 from tinyoai import errors, gguf
+from tinyoai.engine import facts
 from tinyoai.models.registry import Defaults, Kind, Model, Registry, RegistryError, Shape
-from tinyoai.text import template
+from tinyoai.text import chat_format
 
 log = logging.getLogger("tinyoai.catalog")
 
@@ -75,7 +76,7 @@ def describe(path: Path, name: str, *, model_type: str = "", created: int | None
             common, kind=settings.kind or "completion", architecture=model_type, quantization="GGML"
         )
     header = gguf.read_header(path)
-    gguf.check(header)
+    facts.choose(header)
     n_head = int(header.value("attention.head_count"))
     return structs.replace(
         common,
@@ -102,7 +103,7 @@ def _kind(header: gguf.Header) -> Kind:
     tokens = meta["tokenizer.ggml.tokens"]
     special = {tokens[i].decode("utf-8", "replace") for i, kind in enumerate(types) if kind == gguf.CONTROL}
     said = str(meta.get("tokenizer.chat_template", ""))
-    return "chat" if said or template.detect("", special) != "plain" else "completion"
+    return "chat" if said or chat_format.detect("", special) != "plain" else "completion"
 
 
 def _settings(path: Path) -> Settings:
@@ -113,7 +114,7 @@ def _settings(path: Path) -> Settings:
         settings = msgspec.json.decode(file.read_bytes(), type=Settings)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise gguf.BadModelFile(f"the settings file {file} is not as it should be: {error}") from None
-    known = ["auto", *template.names()]
+    known = ["auto", *chat_format.NAMES]
     if settings.template not in known:
         raise gguf.BadModelFile(
             f"the settings file {file} asks for the template {settings.template!r}; there is {', '.join(known)}"

@@ -1,8 +1,7 @@
-"""From a token's bytes to text that is safe to send.
+"""Token bytes to text that is safe to send: leading space, stop sequences, code points.
 
-Owns the way of an answer's bytes: one leading space off where the tokenizer put it, through the stop
-matcher, into code points. Nothing that could still become a stop sequence leaves, no code point is
-split, and however the bytes are cut, the text is the same. It must not know tokens or requests.
+Text that could still become a stop sequence stays inside, no code point is split, and the text is the same however
+the bytes are cut.
 """
 
 import codecs
@@ -14,7 +13,7 @@ _decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Emitter:
-    """One answer's way out."""
+    """The text of one choice."""
 
     __slots__ = ("_matcher", "_strip", "_utf8", "n_fed", "n_out", "stopped")
 
@@ -26,12 +25,12 @@ class Emitter:
         self.stopped = False
         """A stop sequence was found; nothing more comes out."""
         self.n_fed = 0
-        """Bytes that came in."""
+        """Bytes fed."""
         self.n_out = 0
-        """Of those, the bytes whose text has been handed out, a space taken off included."""
+        """Bytes whose text has been returned, a stripped leading space included."""
 
     def feed(self, piece: bytes) -> str:
-        """The text that these bytes make certain, often none."""
+        """The text that is safe to send after these bytes, often none."""
         if self.stopped:
             return ""
         self.n_fed += len(piece)
@@ -45,7 +44,7 @@ class Emitter:
         return self._decode(piece, final=self.stopped)
 
     def flush(self) -> str:
-        """What was held back, once no more bytes come; after a stop, nothing."""
+        """The held-back text, once no more bytes come; after a stop, none."""
         if self.stopped:
             return ""
         return self._decode(self._matcher.flush() if self._matcher is not None else b"", final=True)

@@ -1,45 +1,23 @@
 """Segments to token ids.
 
-Owns the rule that structure alone makes control tokens: a Special by its id in the vocabulary, a
-Text only by the tokenizer, Ids only after a range check. It knows a vocabulary by protocol and must
-not know which engine or model stands behind it.
+Structure alone makes control tokens: a Special by its id, Markup by the control tokens in it, Ids after a range
+check. A Text goes through the tokenizer and never becomes a control token.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Protocol
 
-from tinyoai.wire import Ids, Segment, Special, Text
-
-
-class Info(Protocol):
-    """What encoding needs to know of a model."""
-
-    @property
-    def n_vocab(self) -> int:
-        """Entries in the vocabulary."""
-
-    @property
-    def bos_id(self) -> int:
-        """The token that begins a prompt, or -1."""
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends a text, or -1."""
-
-    @property
-    def special(self) -> Mapping[str, int]:
-        """Control tokens by their text."""
+from tinyoai.wire import Ids, Markup, ModelInfo, Segment, Special, Text
 
 
 class Vocabulary(Protocol):
-    """What tokenizes."""
+    """A model's facts and its plain-text tokenizer."""
 
-    @property
-    def info(self) -> Info:
-        """The model."""
+    info: ModelInfo
 
     def tokenize(self, text: str) -> list[int]:
-        """Plain text to ids, never control tokens; raises ValueError for text it cannot take."""
+        """Ids of plain text, never control tokens. Raises ValueError for text that it cannot take."""
 
 
 def encode(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[int]:
@@ -56,6 +34,8 @@ def encode(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[int]:
                         f"token {token} is not in this model's vocabulary (0 to {info.n_vocab - 1})"
                     )
             ids += segment.ids
+        elif isinstance(segment, Markup):
+            ids += encode(split_markup(segment.text, info), vocabulary)
         else:
             token = _special(segment, info)
             if token >= 0:
@@ -63,7 +43,27 @@ def encode(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[int]:
     return ids
 
 
-def _special(segment: Special, info: Info) -> int:
+def split_markup(text: str, info: ModelInfo) -> list[Segment]:
+    """Template output as Special and Text segments: the longest control token text wins at each place."""
+    names = sorted((name for name in info.special if name), key=len, reverse=True)
+    if not names:
+        return [Text(text)]
+    parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
+    return [Special(part) if i % 2 else Text(part) for i, part in enumerate(parts) if part]
+
+
+def n_text_bytes(segments: Sequence[Segment]) -> int:
+    """UTF-8 bytes of all text in a prompt."""
+    texts = (s.text for s in segments if isinstance(s, Text | Markup))
+    return sum(len(text.encode("utf-8", "replace")) for text in texts)
+
+
+def min_tokens(n_bytes: int, longest_piece: int) -> int:
+    """The fewest tokens that `n_bytes` of text can have, known before it is tokenized."""
+    return n_bytes // max(1, longest_piece)
+
+
+def _special(segment: Special, info: ModelInfo) -> int:
     if segment.name == "bos":
         return info.bos_id
     if segment.name == "eos":
@@ -71,8 +71,3 @@ def _special(segment: Special, info: Info) -> int:
     if segment.name not in info.special:
         raise ValueError(f"this model has no control token {segment.name!r}; choose another --chat-template")
     return info.special[segment.name]
-
-
-def min_tokens(n_bytes: int, longest_piece: int) -> int:
-    """The fewest tokens that `n_bytes` of text can be: what can be refused before it is tokenized."""
-    return n_bytes // max(1, longest_piece)

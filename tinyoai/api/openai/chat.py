@@ -1,42 +1,41 @@
-"""POST /v1/chat/completions: messages in, one or more answers out.
-
-Owns what a chat request means and how its answers are worded. It must not know tokens, nor how
-events are merged and sent.
-"""
+"""POST /v1/chat/completions: messages in, one or more answers out."""
 
 from collections.abc import Sequence
-from functools import partial
 
-from tinyoai import wire
+from tinyoai import sampling, wire
 from tinyoai.api import generation, schema
-from tinyoai.models.pool import Lease, Pool
-from tinyoai.text import template
+from tinyoai.models.lease import Lease
+from tinyoai.models.pool import Pool
 from tinyoai.web.exchange import Exchange
 
 
 class Chat:
     """The endpoint."""
 
-    def __init__(self, pool: Pool, chat_template: str) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._template = chat_template
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answers one request. Raises errors.ApiError for all that can be refused."""
         request = schema.chat_request(await exchange.read_body())
+        conversation = schema.conversation(request.messages)
         async with self._pool.lease(request.model, schema.keep_alive(request.keep_alive)) as lease:
-            schema.settle(request, lease.model, lease.defaults)
-            await self._answer(exchange, request, lease)
+            schema.apply_defaults(request, lease.name, lease.defaults)
+            body = _body(request, conversation)
+            if request.stream:
+                chunks = _Chunks(request)
+                await generation.stream(exchange, lease, [body], body.n, chunks)
+            else:
+                await self._answer(exchange, request, lease, body)
 
-    async def _answer(self, exchange: Exchange, request: schema.ChatRequest, lease: Lease) -> None:
-        ready, n = lease.ready, request.n or 1
-        makes = self._makes(exchange, request, lease, n)
-        if request.stream:
-            await generation.stream(exchange, lease, makes, _Chunks(request, ready))
-            return
-        folded = await generation.fold(exchange, generation.events(lease, makes), n)
-        dones = [choice.done for choice in folded if choice.done]
-        body = schema.ChatCompletion(
+    async def _answer(
+        self, exchange: Exchange, request: schema.ChatRequest, lease: Lease, body: wire.Generate
+    ) -> None:
+        queue = generation.queue_fields(exchange, streamed=False)
+        ready = await lease.ready(queue.get("deadline"))
+        events = generation.in_order(lease.run([body], **queue), body.n)
+        choices, totals = await generation.fold(exchange, events, 1, body.n)
+        answer = schema.ChatCompletion(
             id=generation.new_id("chatcmpl"),
             created=generation.now(),
             model=request.model,
@@ -48,46 +47,30 @@ class Chat:
                     logprobs=_logprobs(choice.logprobs) if request.logprobs else None,
                     finish_reason=choice.finish_reason,
                 )
-                for index, choice in enumerate(folded)
+                for index, choice in enumerate(choices)
             ],
-            usage=generation.usage(dones, n),
-            timings=generation.timings(dones),
+            usage=generation.usage(totals, body.n),
+            timings=generation.timings(totals),
         )
-        exchange.respond(200, generation.encode(body))
-
-    def _makes(
-        self, exchange: Exchange, request: schema.ChatRequest, lease: Lease, n: int
-    ) -> list[generation.Make]:
-        rendered = lease.render(self._template, turns(request.messages))
-        base = generation.sampling(request)
-        standing = generation.standing(exchange, streamed=bool(request.stream))
-        limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
-
-        def make(index: int, call_id: int) -> wire.Generate:
-            return wire.Generate(
-                id=call_id,
-                prompt=rendered.segments,
-                sampling=generation.seeded(base, index),
-                max_tokens=min(limits, default=None),
-                min_tokens=request.min_tokens or 0,
-                stop=[*schema.stops(request), *rendered.stop],
-                ignore_eos=bool(request.ignore_eos),
-                exact=generation.repeatable(request),
-                logprobs=(request.top_logprobs or 0) if request.logprobs else -1,
-                strip_space=True,
-                param="messages",
-                **standing,
-            )
-
-        return [partial(make, index) for index in range(n)]
+        exchange.respond(200, generation.encode(answer))
 
 
-def turns(messages: Sequence[schema.ChatMessage]) -> list[template.Message]:
-    """The conversation. Raises errors.BadRequest for a part that is no text."""
-    return [
-        template.Message(role=message.role, content=schema.content(message, index))
-        for index, message in enumerate(messages)
-    ]
+def _body(request: schema.ChatRequest, conversation: wire.Conversation) -> wire.Generate:
+    limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
+    return wire.Generate(
+        prompt=conversation,
+        sampling=sampling.resolve(
+            request, seed=generation.seed(request), logit_bias=schema.logit_bias(request)
+        ),
+        n=request.n or 1,
+        max_tokens=min(limits, default=None),
+        min_tokens=request.min_tokens or 0,
+        stop=schema.stops(request),
+        ignore_eos=bool(request.ignore_eos),
+        exact=generation.repeatable(request),
+        logprobs=(request.top_logprobs or 0) if request.logprobs else -1,
+        param="messages",
+    )
 
 
 def _logprobs(entries: Sequence[wire.TokenLogprob]) -> schema.ChatLogprobs:
@@ -107,18 +90,18 @@ def _logprobs(entries: Sequence[wire.TokenLogprob]) -> schema.ChatLogprobs:
     )
 
 
-class _Chunks(generation.Chunks[schema.ChatChunk]):
+class _Chunks(generation.StreamFormat[schema.ChatChunk]):
     """A chat stream's wording. A chunk of text is joined from ready-made bytes around it."""
 
-    def __init__(self, request: schema.ChatRequest, ready: wire.Ready) -> None:
+    def __init__(self, request: schema.ChatRequest) -> None:
         blank = schema.ChatChunk(
             id=generation.new_id("chatcmpl"),
             created=generation.now(),
             model=request.model,
-            system_fingerprint=generation.fingerprint(ready),
+            system_fingerprint="",
             choices=[],
         )
-        super().__init__(blank, request.stream_options, request.n or 1)
+        super().__init__(blank, request.stream_options)
         self._logprobs = bool(request.logprobs)
         self._around: dict[int, tuple[bytes, bytes]] = {}
 
@@ -129,7 +112,7 @@ class _Chunks(generation.Chunks[schema.ChatChunk]):
         self._around[index] = (before, after)
         return self._one(index, schema.ChoiceDelta(role="assistant", content=""))
 
-    def delta(self, index: int, event: wire.Delta) -> bytes:
+    def content(self, index: int, event: wire.Content) -> bytes:
         if self._logprobs:
             return self._one(
                 index, schema.ChoiceDelta(content=event.text), logprobs=_logprobs(event.logprobs)
@@ -137,11 +120,11 @@ class _Chunks(generation.Chunks[schema.ChatChunk]):
         before, after = self._around[index]
         return before + generation.encode(event.text) + after
 
-    def last(self, index: int, done: wire.Done) -> bytes:
+    def last(self, index: int, done: wire.ChoiceDone, times: schema.Timings) -> bytes:
         choice = schema.ChunkChoice(index=index, delta=schema.ChoiceDelta(), finish_reason=done.finish_reason)
-        return self._worded([choice], timings=generation.timings([done]))
+        return self._encode_chunk([choice], timings=times)
 
     def _one(
         self, index: int, delta: schema.ChoiceDelta, logprobs: schema.ChatLogprobs | None = None
     ) -> bytes:
-        return self._worded([schema.ChunkChoice(index=index, delta=delta, logprobs=logprobs)])
+        return self._encode_chunk([schema.ChunkChoice(index=index, delta=delta, logprobs=logprobs)])

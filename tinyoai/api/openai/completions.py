@@ -1,18 +1,14 @@
-"""POST /v1/completions: the legacy endpoint, a prompt in and its continuation out.
-
-Owns what such a request means and how its answers are worded. It must not know tokens, nor how
-events are merged and sent.
-"""
+"""POST /v1/completions: the legacy endpoint, a prompt in and its continuation out."""
 
 from collections.abc import Sequence
-from functools import partial
 
-from tinyoai import wire
+from tinyoai import sampling, wire
 from tinyoai.api import generation, schema
-from tinyoai.models.pool import Lease, Pool
+from tinyoai.models.lease import Lease
+from tinyoai.models.pool import Pool
 from tinyoai.web.exchange import Exchange
 
-DEFAULT_MAX_TOKENS = 16
+DEFAULT_MAX_TOKENS = 256
 
 
 class Completions:
@@ -24,28 +20,37 @@ class Completions:
     async def __call__(self, exchange: Exchange) -> None:
         """Answers one request. Raises errors.ApiError for all that can be refused."""
         request = schema.completion_request(await exchange.read_body())
-        async with self._pool.lease(request.model, schema.keep_alive(request.keep_alive)) as lease:
-            schema.settle(request, lease.model, lease.defaults)
-            await self._answer(exchange, request, lease)
-
-    async def _answer(self, exchange: Exchange, request: schema.CompletionRequest, lease: Lease) -> None:
-        ready, n = lease.ready, request.n or 1
-        best_of = request.best_of or n
+        best_of = request.best_of or request.n or 1
         prompts = schema.prompts(request)
         if len(prompts) * best_of > schema.MAX_PROMPTS:
             raise schema.too_many(len(prompts), best_of)
-        makes = self._makes(exchange, request, prompts, best_of)
-        if request.stream:
-            await generation.stream(exchange, lease, makes, _Chunks(request, ready, n))
-            return
-        folded = await generation.fold(exchange, generation.events(lease, makes), len(makes))
-        dones = [choice.done for choice in folded if choice.done]
+        async with self._pool.lease(request.model, schema.keep_alive(request.keep_alive)) as lease:
+            schema.apply_defaults(request, lease.name, lease.defaults)
+            bodies = [_body(request, prompt, best_of, i) for i, prompt in enumerate(prompts)]
+            if request.stream:
+                await generation.stream(exchange, lease, bodies, best_of, _Chunks(request))
+            else:
+                await self._answer(exchange, request, lease, bodies, best_of)
+
+    async def _answer(
+        self,
+        exchange: Exchange,
+        request: schema.CompletionRequest,
+        lease: Lease,
+        bodies: Sequence[wire.Body],
+        best_of: int,
+    ) -> None:
+        queue = generation.queue_fields(exchange, streamed=False)
+        ready = await lease.ready(queue.get("deadline"))
+        events = generation.in_order(lease.run(bodies, **queue), best_of)
+        folded, totals = await generation.fold(exchange, events, len(bodies), best_of)
+        n = request.n or 1
         chosen = [
             choice
             for at in range(0, len(folded), best_of)
             for choice in sorted(folded[at : at + best_of], key=_likelihood, reverse=best_of > n)[:n]
         ]
-        body = schema.Completion(
+        answer = schema.Completion(
             id=generation.new_id("cmpl"),
             created=generation.now(),
             model=request.model,
@@ -59,49 +64,40 @@ class Completions:
                 )
                 for index, choice in enumerate(chosen)
             ],
-            usage=generation.usage(dones, best_of),
-            timings=generation.timings(dones),
+            usage=generation.usage(totals, best_of),
+            timings=generation.timings(totals),
         )
-        exchange.respond(200, generation.encode(body))
-
-    def _makes(
-        self,
-        exchange: Exchange,
-        request: schema.CompletionRequest,
-        prompts: Sequence[str | list[int]],
-        best_of: int,
-    ) -> list[generation.Make]:
-        base = generation.sampling(request)
-        standing = generation.standing(exchange, streamed=bool(request.stream))
-        max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-        logprobs = -1 if request.logprobs is None else request.logprobs
-        if best_of > (request.n or 1):
-            logprobs = max(0, logprobs)
-
-        def make(prompt: str | list[int], index: int, call_id: int) -> wire.Generate:
-            segments: list[wire.Segment] = (
-                [wire.Special("bos"), wire.Text(prompt)] if isinstance(prompt, str) else [wire.Ids(prompt)]
-            )
-            return wire.Generate(
-                id=call_id,
-                prompt=segments,
-                sampling=generation.seeded(base, index),
-                max_tokens=max_tokens,
-                min_tokens=request.min_tokens or 0,
-                stop=schema.stops(request),
-                ignore_eos=bool(request.ignore_eos),
-                exact=generation.repeatable(request),
-                logprobs=logprobs,
-                score_end=True,
-                echo=bool(request.echo),
-                param="prompt",
-                **standing,
-            )
-
-        return [partial(make, prompt, index) for prompt in prompts for index in range(best_of)]
+        exchange.respond(200, generation.encode(answer))
 
 
-def _likelihood(choice: generation.Folded) -> float:
+def _body(
+    request: schema.CompletionRequest, prompt: str | list[int], best_of: int, index: int
+) -> wire.Generate:
+    logprobs = -1 if request.logprobs is None else request.logprobs
+    if best_of > (request.n or 1):
+        logprobs = max(0, logprobs)
+    segments: list[wire.Segment] = (
+        [wire.Special("bos"), wire.Text(prompt)] if isinstance(prompt, str) else [wire.Ids(prompt)]
+    )
+    return wire.Generate(
+        prompt=segments,
+        sampling=sampling.resolve(
+            request, seed=generation.seed(request), logit_bias=schema.logit_bias(request)
+        ),
+        n=best_of,
+        max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+        min_tokens=request.min_tokens or 0,
+        stop=schema.stops(request),
+        ignore_eos=bool(request.ignore_eos),
+        exact=generation.repeatable(request),
+        logprobs=logprobs,
+        score_end=True,
+        echo=bool(request.echo),
+        param="prompt",
+    )
+
+
+def _likelihood(choice: generation.Choice) -> float:
     """The mean log-probability of its tokens: what best_of ranks by."""
     known = [entry.logprob for entry in choice.logprobs if entry.logprob is not None]
     return sum(known) / len(known) if known else 0.0
@@ -133,32 +129,32 @@ def _top(chosen: bytes, logprob: float, top: Sequence[tuple[bytes, float]]) -> d
     return found
 
 
-class _Chunks(generation.Chunks[schema.Completion]):
+class _Chunks(generation.StreamFormat[schema.Completion]):
     """The legacy stream's wording: every event is a whole completion object with a piece of text."""
 
-    def __init__(self, request: schema.CompletionRequest, ready: wire.Ready, n: int) -> None:
+    def __init__(self, request: schema.CompletionRequest) -> None:
         blank = schema.Completion(
             id=generation.new_id("cmpl"),
             created=generation.now(),
             model=request.model,
-            system_fingerprint=generation.fingerprint(ready),
+            system_fingerprint="",
             choices=[],
         )
-        super().__init__(blank, request.stream_options, n)
+        super().__init__(blank, request.stream_options)
         self._with_logprobs = request.logprobs is not None
         self._offsets: dict[int, int] = {}
 
     def first(self, index: int) -> None:
         return None
 
-    def delta(self, index: int, event: wire.Delta) -> bytes:
+    def content(self, index: int, event: wire.Content) -> bytes:
         logprobs = None
         if self._with_logprobs:
             offset = self._offsets.get(index, 0)
             logprobs = _logprobs(event.logprobs, offset)
             self._offsets[index] = offset + sum(len(token) for token in logprobs.tokens)
-        return self._worded([schema.CompletionChoice(index=index, text=event.text, logprobs=logprobs)])
+        return self._encode_chunk([schema.CompletionChoice(index=index, text=event.text, logprobs=logprobs)])
 
-    def last(self, index: int, done: wire.Done) -> bytes:
+    def last(self, index: int, done: wire.ChoiceDone, times: schema.Timings) -> bytes:
         choice = schema.CompletionChoice(index=index, text="", finish_reason=done.finish_reason)
-        return self._worded([choice], timings=generation.timings([done]))
+        return self._encode_chunk([choice], timings=times)

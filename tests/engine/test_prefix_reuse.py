@@ -1,0 +1,112 @@
+"""The slot of a prompt, and how much of its cache is kept, by the engine's capabilities."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyoai.engine.contract import Capabilities, Copies, Truncates
+from tinyoai.engine.prefix_reuse import Assignment, choose, common_prefix
+from tinyoai.engine.slots import Slot
+
+IDS = st.lists(st.integers(0, 3), max_size=40)
+
+
+@given(IDS, IDS, IDS)
+def test_common_prefix_is_what_a_loop_would_count(shared: list[int], a: list[int], b: list[int]) -> None:
+    a, b = shared + a, shared + b
+    count = 0
+    while count < min(len(a), len(b)) and a[count] == b[count]:
+        count += 1
+    assert common_prefix(a, b) == count
+
+
+def caps(**fields: object) -> Capabilities:
+    """An engine's capabilities, of which these matter."""
+    sizes = dict.fromkeys(("n_seq", "n_ctx", "n_batch", "n_row", "n_kv", "n_outputs"), 4096)
+    return Capabilities(**(sizes | fields))  # type: ignore[arg-type]
+
+
+def assign(slots: list[Slot], prompt: list[int], **fields: object) -> Assignment | None:
+    """The assignment of a prompt all of which may be reused."""
+    return choose(slots, prompt, caps(**fields), n_reusable=len(prompt))
+
+
+def slot(index: int, tokens: list[int], *, busy: bool = False, last_used: int = 0) -> Slot:
+    made = Slot(index)
+    made.append(tokens)
+    made.busy, made.last_used = busy, last_used
+    return made
+
+
+LONG = list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("slots", "prompt", "expected"),
+    [
+        ([slot(0, []), slot(1, [])], [1, 2], (0, 0)),
+        ([slot(0, [1, 2]), slot(1, [1, 2, 3])], [1, 2, 3, 4], (1, 3)),
+        # all of the prompt is cached: its last token is evaluated again, for its logits
+        ([slot(0, [1, 2, 3])], [1, 2, 3], (0, 2)),
+        ([slot(0, [1, 2, 3], busy=True), slot(1, [])], [1, 2, 3, 4], (1, 0)),
+        ([slot(0, [1], busy=True)], [1], None),
+        # a few shared tokens are not worth another conversation's cache while a slot is empty
+        ([slot(0, LONG, last_used=2), slot(1, [])], [0, 1, 7, 7, 7], (1, 0)),
+        ([slot(0, LONG, last_used=1), slot(1, LONG[:90], last_used=2)], [*LONG, 7], (0, 100)),
+        # nothing matches: the one unused for longest goes
+        ([slot(0, LONG, last_used=5), slot(1, LONG, last_used=4)], [7, 7], (1, 0)),
+    ],
+)
+def test_choose(slots: list[Slot], prompt: list[int], expected: tuple[int, int] | None) -> None:
+    found = assign(slots, prompt)
+    assert (found and (found.slot.index, found.n_keep)) == expected
+
+
+def test_no_more_is_kept_than_may_be_reused() -> None:
+    held = slot(0, LONG)
+    found = choose([held], [*LONG, 7], caps(), n_reusable=10)
+    assert found == Assignment(held, 10)
+    assert choose([held], [*LONG, 7], caps(), n_reusable=0) == Assignment(held, 0)
+
+
+def test_an_exact_request_keeps_what_the_engine_says() -> None:
+    asked = []
+
+    def exact(seq: int, n: int, n_prompt: int) -> int:
+        asked.append((seq, n, n_prompt))
+        return n - n % 32
+
+    held = slot(3, LONG)
+    assert choose([held], [*LONG, 7], caps(), n_reusable=101, exact=exact) == Assignment(held, 96)
+    assert asked[0] == (3, 100, 101)
+
+
+def test_another_adapter_s_cache_is_no_use() -> None:
+    held = slot(0, LONG)
+    held.adapters = ("lora",)
+    assert assign([held], [*LONG, 7]) == Assignment(held, 0)
+    assert choose([held], [*LONG, 7], caps(), n_reusable=101, adapters=("lora",)) == Assignment(held, 100)
+
+
+def test_an_engine_that_cannot_truncate_keeps_all_or_nothing() -> None:
+    held = slot(0, LONG)
+    assert assign([held], [*LONG, 7], truncates=Truncates.NEVER) == Assignment(held, 100)
+    assert assign([held], [*LONG[:50], 7], truncates=Truncates.NEVER) == Assignment(held, 0)
+
+
+@pytest.mark.parametrize("copies", [Copies.PREFIX, Copies.WHOLE])
+def test_a_busy_slot_s_prefix_is_copied(copies: Copies) -> None:
+    busy, old, new = slot(0, LONG, busy=True), slot(1, [9], last_used=1), slot(2, [9], last_used=2)
+    assert assign([busy, old, new], [*LONG, 7]) == Assignment(old, 0)
+    assert assign([busy, old, new], [*LONG, 7], copies=copies) == Assignment(old, 100, busy)
+    # the slot's own cache is as good: no copy
+    own = slot(1, LONG)
+    assert assign([busy, own], [*LONG, 7], copies=copies) == Assignment(own, 100)
+    assert assign([busy], [*LONG, 7], copies=copies) is None
+
+
+def test_a_whole_copy_that_cannot_be_cut_must_fit_exactly() -> None:
+    busy, free = slot(0, LONG, busy=True), slot(1, [])
+    never = {"copies": Copies.WHOLE, "truncates": Truncates.NEVER}
+    assert assign([busy, free], [*LONG, 7], **never) == Assignment(free, 100, busy)
+    assert assign([busy, free], [*LONG[:60], 7], **never) == Assignment(free, 0)

@@ -1,0 +1,66 @@
+"""EmbedTask: the embedding of one text, a prefill that ends in a Vector."""
+
+from tinyoai import wire
+from tinyoai.engine.contract import Engine, Row, Want
+from tinyoai.engine.generate import NOT_FINITE
+from tinyoai.engine.pooling import LAST, Pooling
+from tinyoai.engine.tasks import Outputs, TaskFailed
+
+
+class EmbedTask:
+    """Pools token states itself, or takes the engine's embedding where the engine pools."""
+
+    keeps_prefix = False
+    adapters: tuple[str, ...] = ()
+    exact = True
+
+    def __init__(self, request_id: int, body: wire.Embed, ids: list[int], engine: Engine) -> None:
+        info = engine.info
+        self.ids = ids
+        self.prefilling = True
+        self.ended = False
+        self._id = request_id
+        self._caps = engine.caps
+        self._last_only = info.pooling == LAST
+        self._pooling = Pooling(LAST if engine.caps.pools else info.pooling, info.n_embd_out, body.dimensions)
+        self.n_reusable = len(ids) if self._last_only and not engine.caps.pools else 0
+        self._seq = -1
+        self._n_past = 0
+
+    def start(self, seq: int, n_cached: int, now: float) -> list[wire.ToServer]:
+        """See Task."""
+        self._seq, self._n_past = seq, n_cached
+        return []
+
+    def next_row(self, budget: int) -> Row | None:
+        """See Task."""
+        caps, begin, n = self._caps, self._n_past, len(self.ids)
+        if caps.pools or caps.whole_rows:
+            return Row(self._seq, self.ids, 0, Want.EMBEDDING) if n <= max(budget, caps.n_row) else None
+        if not self._last_only:
+            end = min(n, begin + min(budget, caps.n_outputs))
+            return Row(self._seq, self.ids[begin:end], begin, Want.EMBEDDING)
+        if begin == n - 1:
+            return Row(self._seq, self.ids[begin:], begin, Want.EMBEDDING)
+        end = min(n - 1, begin + budget, begin + caps.n_row)
+        if end - end % caps.align > begin:
+            end -= end % caps.align
+        return Row(self._seq, self.ids[begin:end], begin, Want.NOTHING)
+
+    def on_eval(self, n_tokens: int, outputs: Outputs, now: float) -> list[wire.ToServer]:
+        """See Task."""
+        self._n_past += n_tokens
+        if not self._last_only or self._n_past == len(self.ids):
+            self._pooling.add(outputs.embedding())
+        if self._n_past < len(self.ids):
+            return []
+        try:
+            values = self._pooling.unit()
+        except ArithmeticError:
+            raise TaskFailed("ModelError", NOT_FINITE, spoiled=True) from None
+        self.prefilling, self.ended = False, True
+        return [wire.Vector(id=self._id, values=values)]
+
+    def cut_short(self, now: float) -> list[wire.ToServer]:
+        """See Task. Part of a text has no embedding."""
+        raise TaskFailed("RequestTimeout", "the time limit passed while the text was being embedded")

@@ -1,0 +1,101 @@
+"""Prefix reuse: the slot for a prompt, by the longest prefix that is in a KV sequence already.
+
+Pure but for two questions to the engine: its capabilities and `exact_prefix`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tinyoai.engine.contract import Capabilities, Copies, Truncates
+from tinyoai.engine.slots import Slot
+
+
+class Assignment(NamedTuple):
+    """Use `slot`, keep its first `n_keep` tokens; with a `source` copy them from there first."""
+
+    slot: Slot
+    n_keep: int
+    source: Slot | None = None
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """The number of leading tokens that are equal; O(length), by halves compared in C."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def choose(
+    slots: Sequence[Slot],
+    prompt: Sequence[int],
+    caps: Capabilities,
+    *,
+    n_reusable: int,
+    adapters: tuple[str, ...] = (),
+    exact: Callable[[int, int, int], int] | None = None,
+) -> Assignment | None:
+    """The assignment for a prompt; None if all slots are busy.
+
+    At most the first `n_reusable` tokens may come from a cache, and never the last one, since its logits are
+    wanted. `exact(seq, n, n_prompt)` limits reuse to tokens that equal a fresh prefill bit for bit. A slot is worth
+    what it saves now less half of what its own conversation would miss later. If none is worth anything, the least
+    recently used slot is taken, so that a few shared tokens do not let one conversation evict another.
+    """
+    free = [slot for slot in slots if not slot.busy]
+    if not free:
+        return None
+    most = min(n_reusable, len(prompt) - 1)
+
+    def kept(slot: Slot) -> int:
+        if slot.adapters != adapters:
+            return 0
+        n_keep = min(common_prefix(slot.tokens, prompt), most)
+        if caps.truncates is Truncates.NEVER and n_keep < len(slot.tokens):
+            return 0
+        return exact(slot.index, n_keep, len(prompt)) if exact is not None else n_keep
+
+    keep = {slot.index: kept(slot) for slot in free}
+
+    def worth(slot: Slot) -> tuple[float, int]:
+        n_keep = keep[slot.index]
+        return max(0.0, n_keep - (len(slot.tokens) - n_keep) / 2), -slot.last_used
+
+    best = max(free, key=worth)
+    if caps.copies is not Copies.NONE:
+        copied = _copy(slots, free, best, keep[best.index], kept, caps)
+        if copied is not None:
+            return copied
+    return Assignment(best, keep[best.index])
+
+
+def _copy(
+    slots: Sequence[Slot],
+    free: Sequence[Slot],
+    best: Slot,
+    n_best: int,
+    kept: Callable[[Slot], int],
+    caps: Capabilities,
+) -> Assignment | None:
+    """A copy of another slot's prefix into the least recently used free slot, if that keeps more."""
+
+    def copyable(slot: Slot) -> int:
+        n = kept(slot)
+        whole = caps.copies is Copies.PREFIX or n == len(slot.tokens) or caps.truncates is Truncates.FREELY
+        return n if whole else 0
+
+    source = max(slots, key=copyable)
+    n_keep = copyable(source)
+    # a free slot that gives up its own tokens for a few more copied ones is no gain
+    if n_keep <= n_best or (source is best):
+        return None
+    targets = [slot for slot in free if slot is not source]
+    if not targets:
+        return None
+    return Assignment(min(targets, key=lambda slot: slot.last_used), n_keep, source)

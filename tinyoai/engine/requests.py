@@ -1,0 +1,195 @@
+"""Requests in the worker: their place in the queue, and their preparation into tasks.
+
+Preparation renders the chat template, encodes the prompt and refuses what cannot be served. It runs in the
+tokenizer thread beside a running step, since none of it touches a KV cache.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Sequence
+
+from tinyoai import wire
+from tinyoai.engine.contract import Copies, Engine
+from tinyoai.engine.generate import GenerateTask
+from tinyoai.engine.tasks import Task
+from tinyoai.text import chat_format, template
+from tinyoai.text.segments import min_tokens, n_text_bytes
+
+
+class QueuedRequest:
+    """A request that has not ended: first in the queue, then in one or more slots."""
+
+    __slots__ = (
+        "accepted",
+        "client",
+        "deadline",
+        "first",
+        "group",
+        "id",
+        "n_cached",
+        "n_open",
+        "n_prompt",
+        "queue_deadline",
+        "queue_ms",
+        "queued_at",
+        "request",
+        "started",
+        "tasks",
+    )
+
+    def __init__(
+        self, request: wire.Request, queued_at: float, queue_deadline: float, deadline: float
+    ) -> None:
+        self.id = request.id
+        self.request = request
+        self.client = request.client
+        self.group = request.group or f"request {request.id}"
+        self.queued_at = queued_at
+        self.queue_deadline = queue_deadline
+        self.deadline = deadline
+        self.started = False
+        """It is being prepared, or was."""
+        self.tasks: deque[Task] = deque()
+        """Tasks without a slot."""
+        self.first: Task | None = None
+        self.n_open = 0
+        """Tasks that have not ended."""
+        self.accepted = False
+        self.n_prompt = 0
+        self.n_cached = 0
+        self.queue_ms = 0.0
+
+    def ready(self) -> bool:
+        """Its next task can get a slot. Choices that copy the first one's prompt wait for its prefill."""
+        if not self.tasks:
+            return False
+        task, first = self.tasks[0], self.first
+        copies = isinstance(task, GenerateTask) and task.copies_from_first
+        return task is first or not copies or first is None or not first.prefilling
+
+
+class Refused(Exception):
+    """The request cannot be served as it is."""
+
+    def __init__(self, message: str, *, kind: str = "BadRequest", param: str | None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.param = param
+
+
+def default_template(name: str, engine: Engine) -> str:
+    """The chat format that a load's `template` means: "auto" is the model's own."""
+    info = engine.info
+    return chat_format.detect(info.chat_template, info.special) if name == "auto" else name
+
+
+def prepare(request: wire.Request, engine: Engine, template_name: str) -> list[Task] | wire.Failed:
+    """The tasks of a Generate or Embed, or its refusal."""
+    body = request.body
+    try:
+        if isinstance(body, wire.Embed):
+            return [_embed(request.id, body, engine, template_name)]
+        if isinstance(body, wire.Generate):
+            return _generate(request.id, body, engine, template_name)
+        raise TypeError(f"{type(body).__name__} needs no slot")
+    except Refused as error:
+        return wire.Failed(id=request.id, kind=error.kind, message=str(error), param=error.param)
+    except Exception as error:  # one request's fault must not end the thread that serves all
+        print(f"request {request.id}: {type(error).__name__}: {error}", file=sys.stderr)
+        return wire.Failed(id=request.id, kind="InternalError", message="the prompt could not be read")
+
+
+def render(prompt: wire.Prompt, engine: Engine, template_name: str) -> tuple[list[wire.Segment], list[str]]:
+    """A prompt's segments, and the stop strings of its chat format."""
+    if not isinstance(prompt, wire.Conversation):
+        return prompt, []
+    name = template_name if prompt.template == "auto" else prompt.template
+    rendered = template.render(name, prompt.messages, special=engine.info.special)
+    return rendered.segments, rendered.stop
+
+
+def _generate(request_id: int, body: wire.Generate, engine: Engine, template_name: str) -> list[Task]:
+    segments, stop = render(body.prompt, engine, template_name)
+    ids = _encode(segments, engine, body.param, n_answer=1)
+    n_vocab = engine.info.n_vocab
+    for token in body.sampling.logit_bias:
+        if not 0 <= token < n_vocab:
+            raise Refused(
+                f"token {token} is not in this model's vocabulary (0 to {n_vocab - 1})", param="logit_bias"
+            )
+    text = prompt_text(segments, ids, engine) if body.echo else ""
+    copies = engine.caps.copies is not Copies.NONE
+    return [
+        GenerateTask(
+            request_id,
+            choice,
+            body,
+            ids,
+            engine,
+            stop=[*body.stop, *stop],
+            prompt_text=text,
+            copies_from_first=copies and choice > 0,
+        )
+        for choice in range(body.n)
+    ]
+
+
+def _embed(request_id: int, body: wire.Embed, engine: Engine, template_name: str) -> Task:
+    from tinyoai.engine.embed import EmbedTask  # imports numpy, which most workers never need
+
+    info = engine.info
+    if not info.n_embd_out:
+        raise Refused(
+            f"{info.name} cannot embed: the engine keeps no hidden states of the architecture "
+            f"{info.architecture}",
+            param="model",
+        )
+    if body.dimensions > info.n_embd_out:
+        raise Refused(
+            f"dimensions: an embedding of {info.name} has {info.n_embd_out} numbers; ask for at most that many",
+            param="dimensions",
+        )
+    segments, _ = render(body.prompt, engine, template_name)
+    if info.pooling == "last" and isinstance(segments[-1], wire.Text):
+        segments = [*segments, wire.Special("eos")]  # last-token pooling expects the end of the text
+    ids = _encode(segments, engine, body.param, n_answer=0)
+    return EmbedTask(request_id, body, ids, engine)
+
+
+def _encode(segments: Sequence[wire.Segment], engine: Engine, param: str, n_answer: int) -> list[int]:
+    """The prompt's ids. Raises Refused if it is empty, wrong or too long."""
+    n_ctx = engine.info.n_ctx
+
+    def too_long(n_prompt: int, at_least: str = "") -> Refused:
+        return Refused(
+            f"the prompt has {at_least}{n_prompt} tokens, but the context window of this model is "
+            f"{n_ctx} tokens{', the answer included' if n_answer else ''}; shorten the {param}",
+            kind="ContextLengthExceeded",
+            param=param,
+        )
+
+    fewest = min_tokens(n_text_bytes(segments), engine.caps.longest_piece)
+    if fewest + n_answer > n_ctx:
+        raise too_long(fewest, "at least ")
+    try:
+        ids = engine.encode(segments)
+    except ValueError as error:
+        raise Refused(str(error), param=param) from None
+    if not ids:
+        raise Refused(
+            "the prompt is empty and this model has no token to begin with; send some text", param=param
+        )
+    if len(ids) + n_answer > n_ctx:
+        raise too_long(len(ids))
+    return ids
+
+
+def prompt_text(segments: Sequence[wire.Segment], ids: Sequence[int], engine: Engine) -> str:
+    """The prompt as text, without control tokens."""
+    texts = [s.text for s in segments if isinstance(s, wire.Text)]
+    if texts and all(isinstance(s, wire.Text | wire.Special) for s in segments):
+        return "".join(texts)
+    whole = b"".join(engine.piece(token) for token in ids)
+    if engine.info.add_space_prefix and whole.startswith(b" "):
+        whole = whole[1:]
+    return whole.decode("utf-8", "replace")

@@ -1,0 +1,68 @@
+"""The Task protocol: a unit of work in one KV sequence, as the scheduler sees it.
+
+A task knows its own progress: which row comes next, and the events that an evaluation brings. It knows nothing of
+other tasks, slots or time limits of the queue.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+from tinyoai import wire
+from tinyoai.engine.contract import Engine, Row
+
+
+class TaskFailed(Exception):
+    """The task ends in an error. `spoiled`: its sequence must not be reused."""
+
+    def __init__(self, kind: str, message: str, *, param: str | None = None, spoiled: bool = False) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.param = param
+        self.spoiled = spoiled
+
+
+class Outputs(NamedTuple):
+    """The outputs of a task's row, valid until the next eval."""
+
+    engine: Engine
+    row: int
+
+    def logits(self, at: int = -1) -> Any:
+        """Logits of the row's token `at`."""
+        return self.engine.logits(self.row, at)
+
+    def embedding(self) -> Any:
+        """The row's embedding or hidden states."""
+        return self.engine.embedding(self.row)
+
+
+class Task(Protocol):
+    """One choice of a Generate, or one Embed."""
+
+    ids: list[int]
+    """The prompt."""
+    n_reusable: int
+    """Leading prompt tokens that may come from a cache."""
+    exact: bool
+    """Reuse only what equals a fresh prefill bit for bit."""
+    adapters: tuple[str, ...]
+    keeps_prefix: bool
+    """Its sequence may be worth reusing afterwards."""
+    prefilling: bool
+    """Its prompt is not evaluated yet."""
+    ended: bool
+
+    def start(self, seq: int, n_cached: int, now: float) -> list[wire.ToServer]:
+        """Gets a sequence whose first n_cached tokens are in place; returns first events. Raises TaskFailed."""
+
+    def next_row(self, budget: int) -> Row | None:
+        """The row to evaluate next, with at most `budget` prompt tokens; None: not with this budget."""
+
+    def on_eval(self, n_tokens: int, outputs: Outputs, now: float) -> list[wire.ToServer]:
+        """Takes the outputs of its last row, of which `n_tokens` were evaluated; returns events.
+
+        Sets `ended` with the last event. Raises TaskFailed.
+        """
+
+    def cut_short(self, now: float) -> list[wire.ToServer]:
+        """Ends it as it is, since its time is up; returns its last events."""
