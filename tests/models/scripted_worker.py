@@ -33,7 +33,7 @@ class Script(msgspec.Struct):
     first: str = ""
     """A file: without it the process creates it and dies without a word; with it the text is echoed."""
     hold: bool = False
-    """After the first Content wait for a release."""
+    """After the Accepted and the text, if any, wait for a release."""
     release: bool = False
     """End all that are held."""
     say: str = ""
@@ -104,7 +104,7 @@ class Worker:
             return
         self.stage(script, "queued", wire.Queued(number, n_prompt=len(text)))
         self.stage(script, "accepted", wire.Accepted(id=number, n_prompt=len(text), n_cached=0))
-        for character in script.text or "x":
+        for character in script.text or ("" if script.hold else "x"):
             self.stage(script, "content", wire.Content(id=number, text=character))
         if script.hold:
             self.held[number] = request

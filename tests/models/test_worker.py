@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import uvloop
 
 from tests.models.workers import FAKE, generate, run, script, scripted
 from tinyoai import wire
-from tinyoai.models.pending_calls import EventQueue, PendingCall
+from tinyoai.models.pending_calls import EventQueue, PendingCall, Stage
 from tinyoai.models.spawn import spawn_worker
 from tinyoai.models.worker import STALL_S, LoadDied, LoadError, Worker, stall_limit
 
@@ -106,7 +107,7 @@ def test_a_killed_worker_fails_its_calls_and_says_why(number: signal.Signals) ->
     async def body() -> None:
         worker = await Worker.start(SCRIPTED, timeout=30)
         call = Call(worker, script(hold=True))
-        await call.until(wire.Content)
+        await call.until(wire.Accepted)
         os.kill(worker.pid, number)
         assert number.name in await failure(call)
         assert number.name in await worker.ended
@@ -133,11 +134,36 @@ def test_a_call_that_was_started_says_so_when_its_worker_dies(stage: str) -> Non
 
 
 @pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("factory", [None, uvloop.new_event_loop])
+@pytest.mark.parametrize("write", [False, True])
+def test_the_last_words_count_though_the_exit_is_seen_first(factory: Any, write: bool) -> None:
+    async def body() -> None:
+        worker = await Worker.start(SCRIPTED, timeout=30)
+        call = Call(worker, script(die="queued"))
+        status = Path(f"/proc/{worker.pid}/status")
+        while "zombie" not in status.read_text():  # the loop sees none of it
+            time.sleep(0.001)
+        if write:  # which fails, and closes the transport
+            late = Call(worker, "late")
+            await asyncio.sleep(0)
+        worker._process._finish()
+        await failure(call)
+        assert call.pending.stage is Stage.QUEUED
+        if write:
+            await failure(late)
+            assert not late.pending.started
+        await worker.stop()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(body())
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_a_worker_that_breaks_the_protocol_is_ended() -> None:
     async def body() -> None:
         worker = await Worker.start(SCRIPTED, timeout=30)
         held = Call(worker, script(hold=True))
-        await held.until(wire.Content)
+        await held.until(wire.Accepted)
         assert "broke the protocol" in await failure(Call(worker, script(breach=True)))
         assert "broke the protocol" in await failure(held)
         assert "Done of request 2" in await worker.ended
@@ -163,7 +189,7 @@ def test_a_worker_with_slow_steps_is_not_hung(monkeypatch: pytest.MonkeyPatch) -
     async def body() -> None:
         worker = await Worker.start(load_with(max_step_s=5.0), timeout=30)
         call = Call(worker, script(hold=True))
-        await call.until(wire.Content)
+        await call.until(wire.Accepted)
         worker._last_heard -= 99  # within 20 steps of 5 s
         worker._watch()
         assert worker.alive
@@ -229,9 +255,9 @@ def test_a_fault_in_a_sink_ends_its_call_in_the_worker_and_no_other(caplog: pyte
     async def body() -> None:
         worker = await Worker.start(SCRIPTED, timeout=30)
         other = Call(worker, script(hold=True))
-        await other.until(wire.Content)
+        await other.until(wire.Accepted)
         call = Call(worker, script(hold=True), on_content=faulty)
-        await call.until(wire.Content)  # it was queued behind the Accepted
+        await call.until(wire.Accepted)
         assert isinstance((await Call(worker, script(say="now")).text())[1], wire.Done)
         _, event = await call.text()
         assert isinstance(event, wire.Failed)
