@@ -200,7 +200,7 @@ class Scheduler:
             self._decode_debt_s = 0.0
         if decode_only:
             batch = self._cheapest(decoding)
-            return batch, [self._row(r, 1) for r in batch], 0
+            return batch, _decode_rows(batch), 0
         self._turn += 1
         budget, decoding = self.cost.budget, decoding[: max(0, self._caps.n_batch - 1)]
         budget = max(1, min(budget, self._caps.n_batch - len(decoding)))
@@ -209,7 +209,7 @@ class Scheduler:
         elif len(prefilling) > budget:
             at = self._turn % len(prefilling)
             prefilling = (prefilling[at:] + prefilling[:at])[:budget]
-        batch, rows, n_prefill = list(decoding), [self._row(r, 1) for r in decoding], 0
+        batch, rows, n_prefill = list(decoding), _decode_rows(decoding), 0
         for i, each in enumerate(prefilling):
             row = each.task.next_row(max(1, budget // (len(prefilling) - i)))
             if row is not None:
@@ -230,11 +230,6 @@ class Scheduler:
         self._turn += 1
         at = self._turn * size % len(decoding)
         return (decoding[at:] + decoding[:at])[:size]
-
-    def _row(self, running: _Running, budget: int) -> Row:
-        row = running.task.next_row(budget)
-        assert row is not None
-        return row
 
     def _account(self, n_prefill: int, seconds: float) -> None:
         if n_prefill:
@@ -449,3 +444,7 @@ class Scheduler:
             self._release(running)
         if queued in self._queue:
             self._queue.remove(queued)
+
+
+def _decode_rows(decoding: Sequence[_Running]) -> list[Row]:
+    return [row for running in decoding if (row := running.task.next_row(1)) is not None]
