@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import uvloop
 
 from tinyoai import __version__, errors, gguf, units, wire
+from tinyoai.api import routes
 from tinyoai.api.docs import Docs
 from tinyoai.api.finetune import Finetunes
 from tinyoai.api.health import Health
@@ -26,7 +27,7 @@ from tinyoai.api.models import Models
 from tinyoai.api.openai.chat import Chat
 from tinyoai.api.openai.completions import Completions
 from tinyoai.api.openai.embeddings import Embeddings
-from tinyoai.api.tokenizer import Tokens
+from tinyoai.api.tokenizer import Tokenizer
 from tinyoai.config import options
 from tinyoai.config.options import Config
 from tinyoai.host import datadir, instances, log
@@ -35,18 +36,20 @@ from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
 from tinyoai.models.spawn import SpawnedWorker
 from tinyoai.web import api_keys, rate_limits
-from tinyoai.web.access import Guard
-from tinyoai.web.connection import Limits, Server
+from tinyoai.web.access import Access
+from tinyoai.web.exchange import Exchange
 from tinyoai.web.listen import BACKLOG, addresses, is_loopback, listen, max_connections
+from tinyoai.web.request_head import Limits
 from tinyoai.web.routing import Router
+from tinyoai.web.server import Server
 
 logger = logging.getLogger("tinyoai.app")
 
 Number = TypeVar("Number", int, float)
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
-OPEN_ROUTES = ("/", "/health", "/docs", "/openapi.json")
-"""Paths that need no key: health checks have none, and the documentation contains no secrets."""
+EXPOSED_HEADERS = ("openai-processing-ms", "x-queue-ms", "x-should-retry")
+"""Response headers that pages of other origins may read."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
 """An origin as browsers send it: scheme, host and perhaps a port. Anything else would never match."""
 PROGRESS_S = 1.0
@@ -158,7 +161,6 @@ class _App:
             spawned=spawned,
         )
         self._load = self._pool.default.load
-        self._models = Models(self._pool)
         self._finetunes = Finetunes(self._pool, config.home, config.chat_template)
         self._health = Health(self._pool)
         self._metrics = Metrics(self._pool)
@@ -178,7 +180,7 @@ class _App:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         limits = Limits(body_bytes=config.max_body, connections=max_connections())
-        web = Server(self._router(), guard, limits, self._metrics.ended)
+        web = Server(self._router(), guard, limits, self._metrics.ended, _processing_ms)
         self._metrics.n_in_flight = lambda: web.n_busy
         listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
         opening = asyncio.ensure_future(self._open())
@@ -209,37 +211,22 @@ class _App:
     # -- building --------------------------------------------------------------------------------
 
     def _router(self) -> Router:
-        router = Router()
-        router.add("POST", "/v1/chat/completions", Chat(self._pool))
-        router.add("POST", "/v1/completions", Completions(self._pool))
-        router.add("POST", "/v1/embeddings", Embeddings(self._pool))
-        tokens = Tokens(self._pool)
-        router.add("POST", "/tokenize", tokens.tokenize)
-        router.add("POST", "/detokenize", tokens.detokenize)
-        router.add("GET", "/tokenizer_info", tokens.info)
-        router.add("POST", "/apply-template", tokens.apply_template)
-        router.add("GET", "/v1/models", self._models.list)
-        router.add("GET", "/v1/models/status", self._models.status)
-        router.add("POST", "/v1/models/load", self._models.load)
-        router.add("POST", "/v1/models/unload", self._models.unload)
-        router.add("GET", "/v1/models/{id:path}", self._models.one)
-        router.add("DELETE", "/v1/models/{id:path}", self._models.forget)
-        router.add("POST", "/api/finetune/start", self._finetunes.start)
-        router.add("GET", "/api/finetune/jobs", self._finetunes.all)
-        router.add("GET", "/api/finetune/status/{job_id:path}", self._finetunes.status)
-        router.add("POST", "/api/finetune/stop/{job_id:path}", self._finetunes.stop)
-        router.add("GET", "/health", self._health.ready)
-        router.add("GET", "/health/live", self._health.live)
-        router.add("GET", "/health/ready", self._health.ready)
-        router.add("GET", "/metrics", self._metrics)
-        docs = Docs(lambda: self._load.name)
-        router.add("GET", "/openapi.json", docs.openapi)
-        router.add("GET", "/", docs.home)
-        router.add("GET", "/docs", docs.page)
-        router.add("GET", "/docs/{name:path}", docs.file)
-        return router
+        return routes.router(
+            routes.Endpoints(
+                chat=Chat(self._pool),
+                completions=Completions(self._pool),
+                embeddings=Embeddings(self._pool),
+                tokenizer=Tokenizer(self._pool),
+                models=Models(self._pool),
+                finetunes=self._finetunes,
+                health=self._health,
+                metrics=self._metrics,
+                docs=Docs(lambda: self._load.name),
+            )
+        )
 
-    def _guard(self) -> Guard:
+
+    def _guard(self) -> Access:
         config = self._config
         for origin in config.cors_origin:
             if not ORIGIN.fullmatch(origin):
@@ -247,13 +234,14 @@ class _App:
                     f"--cors-origin: {origin!r} is not an origin; give scheme and host, such as "
                     "https://app.example or chrome-extension://ID, or * for any"
                 )
-        return Guard(
+        return Access(
             loopback=is_loopback(config.host),
             allowed_hosts=config.allowed_host,
             origins=config.cors_origin,
             keys=self._keys,
             rate=rate_limits.parse(config.rate_limit),
-            open_routes=OPEN_ROUTES,
+            open_routes=sorted(routes.PUBLIC),
+            expose_headers=EXPOSED_HEADERS,
         )
 
     # -- starting --------------------------------------------------------------------------------
@@ -323,3 +311,7 @@ class _App:
         if not finished:
             logger.warning("stopping with unfinished answers")
         return 0 if finished else 1
+
+
+def _processing_ms(exchange: Exchange) -> list[tuple[str, str]]:
+    return [("openai-processing-ms", f"{exchange.elapsed_ms:.3f}")]

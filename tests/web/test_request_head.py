@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyoai import errors
-from tinyoai.web.request_head import ChunkGate, Head, Limits, read_head
+from tinyoai.web.request_head import ChunkedFraming, Head, Limits, read_head
 
 LIMITS = Limits()
 GOOD = b"POST /v1/x?y=1 HTTP/1.1\r\nHost: localhost:8000\r\nContent-Length: 5\r\nX-A:  b c \r\n\r\n"
@@ -153,7 +153,7 @@ def test_what_the_gate_lets_through_h11_reads_alike(edits: list[tuple[int, bytes
 
 def chunks(data: bytes, step: int, limits: Limits = LIMITS) -> tuple[int, bool]:
     """Bytes of the body and whether it ended, or the refusal's status."""
-    gate, used = ChunkGate(limits), 0
+    gate, used = ChunkedFraming(limits), 0
     try:
         for at in range(0, len(data), step):
             used += gate.feed(data[at : at + step])
