@@ -32,7 +32,7 @@ DOORS = {
     "jinja2": {"text/jinja.py"},
     "sqlite3": {"models/registry.py"},
     # the agent is started and left alone, so no event loop waits for it
-    "subprocess": {"host/process.py", "finetune/runner.py", "cli/agent.py"},
+    "subprocess": {"host/process.py", "cli/agent.py"},
     "multiprocessing": set(),
     "torch": {"finetune/llama.py", "finetune/train.py"},
     "peft": set(),

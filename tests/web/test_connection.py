@@ -220,6 +220,25 @@ def test_a_client_that_leaves_is_seen_while_reading_is_paused(run: Runner, path:
     run(test)
 
 
+def test_an_answer_to_a_client_that_left_unseen_is_no_fault(
+    run: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answers_soon(exchange: Exchange) -> None:
+        await asyncio.sleep(connection.HANGUP_CHECK_S / 2)
+        exchange.respond(200, b"too late")
+
+    async def test(bench: Bench) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", bench.port)
+        writer.write(get("/soon", CLOSE) + b"x" * 200_000)
+        await settle()
+        leave(writer, "close")  # the answer makes its kernel reset the connection
+        await asyncio.sleep(connection.HANGUP_CHECK_S)
+        assert not bench.server.connections
+
+    run(test, routes={("GET", "/soon"): answers_soon})
+    assert not caplog.records
+
+
 def leave(writer: asyncio.StreamWriter, how: str) -> None:
     """Ends a client's connection."""
     if how == "reset":

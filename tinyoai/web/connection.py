@@ -367,8 +367,10 @@ class Connection(asyncio.Protocol):
         self._move(Event.CLOSE)
         self._buffer.clear()
         self._resume_reading()
-        if self._transport.can_write_eof():
+        try:
             self._transport.write_eof()
+        except OSError:
+            self._transport.abort()  # the client has reset the connection
         self._start_timer(self._limits.linger_s)
         self._unacked_before = sys.maxsize  # bytes still on their way then get the time of a stalled reader
 
