@@ -3,8 +3,11 @@
 import asyncio
 import os
 import signal
+from collections.abc import Iterable
 from contextlib import aclosing
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from tinyoai import errors, wire
 from tinyoai.models import lease as lease_module
 from tinyoai.models import managed_model
 from tinyoai.models.lease import Lease
+from tinyoai.models.pending_calls import EventQueue, PendingCall, PendingCalls
 from tinyoai.models.pool import Pool
 
 LOAD = wire.Load(path="", name="m", engine="", n_slots=2)
@@ -220,6 +224,42 @@ def test_waiting_for_workers_ends_with_the_patience(monkeypatch: pytest.MonkeyPa
 
     with scripted():
         drive(body, LOAD)
+
+
+class DyingModel:
+    """Stands in for a ManagedModel: each worker takes a moment to come, and dies before it starts a request."""
+
+    def __init__(self) -> None:
+        self.patience: list[float] = []
+
+    def add_lease(self, keep_alive_s: float | None) -> int:
+        return 0
+
+    async def acquire(self, generation: int, limit: float) -> "DyingModel":
+        self.patience.append(limit - asyncio.get_running_loop().time())
+        if len(self.patience) == 4:
+            raise errors.ModelLoading("loading")
+        await asyncio.sleep(0.02)
+        return self
+
+    def send(self, bodies: dict[int, wire.Body], queue: EventQueue, **options: Any) -> list[PendingCall]:
+        pending = PendingCalls(lambda call: None)
+        calls = [pending.begin(index, body, queue) for index, body in bodies.items()]
+        pending.fail_all("WorkerDied", "died")
+        return calls
+
+    def cancel(self, calls: Iterable[PendingCall]) -> None:
+        assert all(call.ended for call in calls)
+
+
+def test_the_patience_is_for_all_waits_together() -> None:
+    async def body() -> None:
+        model = DyingModel()
+        lease = Lease(model)  # type: ignore[arg-type]
+        assert await outcomes(lease, ["a", "b"]) == {0: "ModelLoading", 1: "ModelLoading"}
+        assert all(after < before - 0.015 for before, after in pairwise(model.patience))
+
+    run(body())
 
 
 # -- before the worker -------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ def load_with(**fields: Any) -> wire.Load:
         ("uu", (State.WAITING, 0.1)),
         ("uuu", (State.FAILED, COOL_S)),
         ("uudu", (State.WAITING, 0.4)),
+        ("duu", (State.WAITING, 0.2)),
         ("uuduuu", (State.FAILED, COOL_S)),
         ("uuDu", (State.FAILED, COOL_S)),
     ],
@@ -65,8 +66,6 @@ def test_what_follows_a_death(history: str, expected: tuple[State, float]) -> No
         if event == "D":
             restarts.on_done()
         else:
-            if event == "d":
-                restarts.on_ready()
             found = restarts.on_death(ready=event == "d")
     assert found == (expected[0], pytest.approx(expected[1]))
 

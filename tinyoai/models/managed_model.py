@@ -46,10 +46,6 @@ class Restarts:
         self._n_in_a_row = 0
         self._n_unready = 0
 
-    def on_ready(self) -> None:
-        """The model is loaded."""
-        self._n_unready = 0
-
     def on_done(self) -> None:
         """A request was answered, so the process works."""
         self._n_in_a_row = 0
@@ -357,7 +353,6 @@ class ManagedModel:
             self.worker = await Worker.start(self.load, timeout=self._owner.load_timeout_s, spawned=spawned)
             ready = True
             self._loaded_at = asyncio.get_running_loop().time()
-            self._restarts.on_ready()
             self._set(State.READY)
             why = await asyncio.shield(self.worker.ended)
             self.worker = None

@@ -53,6 +53,7 @@ class Stage(enum.IntEnum):
     ACCEPTED = 3
 
 
+_ACCEPTED = Stage.ACCEPTED  # an enumeration's attributes are slow
 _STAGES: dict[type, Stage] = {
     wire.Started: Stage.STARTED,
     wire.Queued: Stage.QUEUED,
@@ -160,11 +161,16 @@ class PendingCalls:
                 raise wire.WireError(f"{type(event).__name__} of request {event.id}, which was never sent")
             return  # the call has ended on this side; the worker did not know that yet
         if type(event) is wire.Content:
-            if call.stage is not Stage.ACCEPTED or event.choice not in call.open_choices:
+            if call.stage is not _ACCEPTED or event.choice not in call.open_choices:
                 raise call.breach(event)
             # nothing may overtake what is queued
-            if call.on_content is not None and not call.queue.events and self._taken(call, event):
-                return
+            if call.on_content is not None and not call.queue.events:
+                try:
+                    if call.on_content(call.index, event):
+                        return
+                except Exception:
+                    self._on_fault(call)
+                    return
         else:
             call.advance(event)
             if isinstance(event, wire.Final):
@@ -183,13 +189,8 @@ class PendingCalls:
         for call in list(self.open.values()):
             self.fail(call, kind, message)
 
-    def _taken(self, call: PendingCall, content: wire.Content) -> bool:
-        assert call.on_content is not None
-        try:
-            return call.on_content(call.index, content)
-        except Exception:
-            # one stream's fault must not end the connection that all requests of the model share
-            log.exception("request %d: its answer could not be passed on", call.id)
-            self.fail(call, "InternalError", "the answer could not be passed on; see the server's log")
-            self._cancel(call)
-            return True
+    def _on_fault(self, call: PendingCall) -> None:
+        # one stream's fault must not end the connection that all requests of the model share
+        log.exception("request %d: its answer could not be passed on", call.id)
+        self.fail(call, "InternalError", "the answer could not be passed on; see the server's log")
+        self._cancel(call)
