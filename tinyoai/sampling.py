@@ -57,7 +57,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def resolve(*overrides: SamplingOverrides, **more: Any) -> Sampling:
-    """The parameters of a request: the first of `overrides` that sets a field wins, then the defaults.
+    """Returns the parameters of a request: the first of `overrides` that sets a field wins, then the defaults.
 
     `more` sets fields that overrides do not have, such as `seed` and `logit_bias`.
     """
@@ -69,5 +69,5 @@ def resolve(*overrides: SamplingOverrides, **more: Any) -> Sampling:
 
 
 def for_choice(base: Sampling, choice: int) -> Sampling:
-    """The parameters of one of several choices: each draws from a seed of its own."""
+    """Returns the parameters of one of several choices. Each choice has its own seed."""
     return structs.replace(base, seed=(base.seed + choice) & (2**64 - 1)) if choice else base

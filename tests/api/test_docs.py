@@ -8,7 +8,9 @@ import pytest
 
 from tests.browser import INSTALL, Page, browser, executable
 from tests.serving import Server, environment, serve
-from tinyoai.api import docs, openapi, plain
+from tinyoai.api import docs, plain
+from tinyoai.api.examples import bodies
+from tinyoai.api.routes import ROUTES
 
 CHAT = "#operations-Answers-createChatCompletion"
 LIVE = f"{CHAT} .live-responses-table"

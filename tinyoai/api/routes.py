@@ -322,7 +322,7 @@ ROUTES: tuple[Route, ...] = (
         tag="Fine-tuning",
         id="stopFinetune",
         summary="Stop a fine-tuning job",
-        description="A job that has ended stays as it is.",
+        description="A job that has ended stays as it is. Other jobs are stopped by the server that runs them.",
         answer=FinetuneStopped,
         refusals=(errors.BadRequest, errors.NotFound),
         local_pages=False,
@@ -410,7 +410,7 @@ LOCAL_PAGES = frozenset((route.method, route.name) for route in ROUTES if route.
 
 def router(endpoints: Endpoints) -> Router:
     """Returns the router of all routes."""
-    found = Router()
+    found = Router(prefixes=("/v1",), help_path="/docs")
     for route in ROUTES:
-        found.add(route.method, route.path, route.handler(endpoints))
+        found.add(route.method, route.path, route.handler(endpoints), route.local_pages)
     return found
