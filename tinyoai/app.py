@@ -7,7 +7,6 @@ Stopping: accept no connections, let answers finish within the grace time, abort
 import asyncio
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -26,27 +25,18 @@ from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
 from tinyoai.models.spawn import SpawnedWorker
-from tinyoai.web.listen import BACKLOG, addresses, connection_limit, is_loopback, listen
+from tinyoai.web.listen import BACKLOG, addresses, listen
 
-# what is not needed to begin the load is imported where it is used: see `serve`
+# the API is not needed to begin the load; it is imported meanwhile, see `serve`
 if TYPE_CHECKING:
-    from tinyoai.api.finetune import Finetunes
-    from tinyoai.api.health import Health
-    from tinyoai.api.metrics import Metrics
-    from tinyoai.web.access import Guard
+    from tinyoai.api.assembly import Api
     from tinyoai.web.api_keys import Keys
-    from tinyoai.web.connection import Server
-    from tinyoai.web.routing import Router
 
 logger = logging.getLogger("tinyoai.app")
 
 Number = TypeVar("Number", int, float)
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
-OPEN_ROUTES = ("/", "/health", "/docs", "/openapi.json")
-"""Paths that need no key: health checks have none, and the documentation contains no secrets."""
-ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
-"""An origin as browsers send it: scheme, host and perhaps a port. Anything else would never match."""
 PROGRESS_S = 1.0
 """A longer load is announced."""
 
@@ -79,7 +69,7 @@ def run(
 def check(config: Config) -> None:
     """Raises errors.UsageError for a configuration that `run` would refuse. Starts nothing and binds no port."""
     addresses(config.host, config.port)
-    _App(config)._guard()
+    _App(config)._build_api()
 
 
 def _catalog(config: Config) -> Catalog:
@@ -105,6 +95,7 @@ def _catalog(config: Config) -> Catalog:
 
 
 def _read_keys(config: Config) -> "Keys | None":
+    """The API keys; None without any."""
     if not (config.api_key or config.api_key_file):
         return None
     from tinyoai.web import api_keys
@@ -125,7 +116,7 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
     return wire.Load(
         path=model.path,
         name=model.name,
-        engine=config.engine,
+        engine="ctransformers" if config.engine == "auto" else config.engine,
         model_type=model.architecture if model.shape is None else None,
         n_ctx=n_ctx,
         n_slots=config.parallel,
@@ -146,16 +137,8 @@ def _ignore_result(task: "asyncio.Future[wire.Ready | None]") -> None:
 
 
 def _import_api() -> None:
-    """Imports the endpoints, so that building them later does not block the event loop."""
-    import tinyoai.api.docs
-    import tinyoai.api.finetune
-    import tinyoai.api.health
-    import tinyoai.api.metrics
-    import tinyoai.api.models
-    import tinyoai.api.openai.chat
-    import tinyoai.api.openai.completions
-    import tinyoai.api.openai.embeddings
-    import tinyoai.api.tokenizer  # noqa: F401
+    """Imports the API, so that building it later does not block the event loop."""
+    import tinyoai.api.assembly  # noqa: F401
 
 
 class _App:
@@ -183,8 +166,7 @@ class _App:
             spawned=spawned,
         )
         self._load = self._pool.default.load
-        self._finetunes: Finetunes
-        self._health: Health
+        self._api: Api | None = None
         # signals
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -203,13 +185,12 @@ class _App:
         loading = asyncio.ensure_future(self._first_load())
         opening: asyncio.Future[None] | None = None
         announcing: asyncio.Future[Path | None] | None = None
-        web: Server | None = None
         listener: asyncio.Server | None = None
         try:
             # these imports take as long as loading a small model; both run at the same time
             await asyncio.to_thread(_import_api)
-            web = self._build_api()
-            listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
+            api = self._build_api()
+            listener = await loop.create_server(api.server.protocol_factory, sock=sock, backlog=BACKLOG)
             opening = asyncio.ensure_future(self._open())
             ready = await loading
             if ready is not None:
@@ -217,18 +198,18 @@ class _App:
                 announcing = asyncio.ensure_future(asyncio.to_thread(self._announce, ready, url, host, port))
                 await self._stop.wait()
             listener.close()
-            return await self._drain(web)
+            return await self._drain(api)
         finally:
             loading.cancel()
             loading.add_done_callback(_ignore_result)  # an earlier error is the one to report
             if listener is not None:
                 listener.close()
             sock.close()
-            if web is not None:
-                web.abort()
-            if opening is not None:
-                await asyncio.wait({opening})
-                await self._finetunes.jobs.close()
+            if self._api is not None:
+                self._api.server.abort()
+                if opening is not None:
+                    await asyncio.wait({opening})
+                    await self._api.finetunes.jobs.close()
             await self._pool.stop()
             if announcing is not None and (announced := await announcing):
                 instances.withdraw(announced)
@@ -237,85 +218,18 @@ class _App:
     async def _open(self) -> None:
         """Opens the registry, then the fine-tuning jobs, which look up their models in it."""
         await self._pool.open(self._config.home)
-        await self._finetunes.jobs.open()
+        if self._api is not None:
+            await self._api.finetunes.jobs.open()
 
     # -- building --------------------------------------------------------------------------------
 
-    def _build_api(self) -> "Server":
-        from tinyoai.api.finetune import Finetunes
-        from tinyoai.api.health import Health
-        from tinyoai.api.metrics import Metrics
-        from tinyoai.web.connection import Limits, Server
-
-        config = self._config
-        self._finetunes = Finetunes(self._pool, config.home, config.chat_template)
-        self._health = Health(self._pool)
-        metrics = Metrics(self._pool)
-        limits = Limits(body_bytes=config.max_body, connections=connection_limit())
-        web = Server(self._router(metrics), self._guard(), limits, metrics.ended)
-        metrics.n_in_flight = lambda: web.n_busy
-        return web
-
-    def _router(self, metrics: "Metrics") -> "Router":
-        from tinyoai.api.docs import Docs
-        from tinyoai.api.models import Models
-        from tinyoai.api.openai.chat import Chat
-        from tinyoai.api.openai.completions import Completions
-        from tinyoai.api.openai.embeddings import Embeddings
-        from tinyoai.api.tokenizer import Tokens
-        from tinyoai.web.routing import Router
-
-        models = Models(self._pool)
-        router = Router()
-        router.add("POST", "/v1/chat/completions", Chat(self._pool))
-        router.add("POST", "/v1/completions", Completions(self._pool))
-        router.add("POST", "/v1/embeddings", Embeddings(self._pool))
-        tokens = Tokens(self._pool)
-        router.add("POST", "/tokenize", tokens.tokenize)
-        router.add("POST", "/detokenize", tokens.detokenize)
-        router.add("GET", "/tokenizer_info", tokens.info)
-        router.add("POST", "/apply-template", tokens.apply_template)
-        router.add("GET", "/v1/models", models.list)
-        router.add("GET", "/v1/models/status", models.status)
-        router.add("POST", "/v1/models/load", models.load)
-        router.add("POST", "/v1/models/unload", models.unload)
-        router.add("GET", "/v1/models/{id:path}", models.one)
-        router.add("DELETE", "/v1/models/{id:path}", models.forget)
-        router.add("POST", "/api/finetune/start", self._finetunes.start)
-        router.add("GET", "/api/finetune/jobs", self._finetunes.all)
-        router.add("GET", "/api/finetune/status/{job_id:path}", self._finetunes.status)
-        router.add("POST", "/api/finetune/stop/{job_id:path}", self._finetunes.stop)
-        router.add("GET", "/health", self._health.ready)
-        router.add("GET", "/health/live", self._health.live)
-        router.add("GET", "/health/ready", self._health.ready)
-        router.add("GET", "/metrics", metrics)
-        docs = Docs(lambda: self._load.name)
-        router.add("GET", "/openapi.json", docs.openapi)
-        router.add("GET", "/", docs.home)
-        router.add("GET", "/docs", docs.page)
-        router.add("GET", "/docs/{name:path}", docs.file)
-        return router
-
-    def _guard(self) -> "Guard":
+    def _build_api(self) -> "Api":
         """Raises errors.UsageError for a wrong origin or rate limit."""
-        from tinyoai.web import rate_limits
-        from tinyoai.web.access import Guard
+        from tinyoai.api import assembly
+        from tinyoai.web.api_keys import Keys
 
-        config = self._config
-        for origin in config.cors_origin:
-            if not ORIGIN.fullmatch(origin):
-                raise errors.UsageError(
-                    f"--cors-origin: {origin!r} is not an origin; give scheme and host, such as "
-                    "https://app.example or chrome-extension://ID, or * for any"
-                )
-        return Guard(
-            loopback=is_loopback(config.host),
-            allowed_hosts=config.allowed_host,
-            origins=config.cors_origin,
-            keys=self._keys,
-            rate=rate_limits.parse(config.rate_limit),
-            open_routes=OPEN_ROUTES,
-        )
+        self._api = assembly.build(self._pool, self._config, self._keys or Keys())
+        return self._api
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -371,11 +285,11 @@ class _App:
             self._hurry.set()
         self._stop.set()
 
-    async def _drain(self, web: "Server") -> int:
+    async def _drain(self, api: "Api") -> int:
         """Lets running answers finish. 0 if all did; 1 after the grace time or at a second signal."""
-        self._health.draining = True
-        web.begin_drain()
-        idle = asyncio.ensure_future(web.wait_idle(self._config.grace))
+        api.health.draining = True
+        api.server.begin_drain()
+        idle = asyncio.ensure_future(api.server.wait_idle(self._config.grace))
         hurry = asyncio.ensure_future(self._hurry.wait())
         await asyncio.wait({idle, hurry}, return_when=asyncio.FIRST_COMPLETED)
         finished = idle.done() and idle.result()

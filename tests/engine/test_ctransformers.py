@@ -9,10 +9,12 @@ import pytest
 
 from tests.engine.test_scheduler import finish, submit, text_of
 from tests.engines import make
-from tinyoai import wire
-from tinyoai.engine.contract import EngineError, ModelRefused, Row
-from tinyoai.engine.ctransformers import engine as module
-from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
+from tinyoai import gguf, wire
+from tinyoai.engine import threads
+from tinyoai.engine.contract import Copies, EngineError, ModelRefused, Row, Truncates, Want
+from tinyoai.engine.ctransformers import facts, library
+from tinyoai.engine.ctransformers.engine import N_OUTPUTS, CTransformersEngine
+from tinyoai.engine.ctransformers.opening import open_engine, open_model
 from tinyoai.engine.scheduler import Scheduler
 from tinyoai.host import memory
 
@@ -37,9 +39,16 @@ def engine(folder: Path) -> Iterator[CTransformersEngine]:
     made.close()
 
 
-def logits(engine: CTransformersEngine, slot: int = 0) -> list[float]:
-    """A copy of a slot's logits."""
-    return list(engine.logits(slot)[0 : engine.info.n_vocab])
+def run(engine: CTransformersEngine, *rows: Row) -> None:
+    """One step over rows that begin their sequences anew, unless they continue them."""
+    for row in rows:
+        engine.truncate(row.seq, row.pos)
+    engine.eval(rows)
+
+
+def logits(engine: CTransformersEngine, row: int = 0, at: int = -1) -> list[float]:
+    """A copy of the logits of a row of the last eval."""
+    return list(engine.logits(row, at)[0 : engine.info.n_vocab])
 
 
 # -- text --------------------------------------------------------------------------------------------
@@ -84,7 +93,30 @@ def test_plain_text_never_becomes_a_control_token(engine: CTransformersEngine, t
 
 def test_the_library_alone_would_make_one(engine: CTransformersEngine) -> None:
     # the check above is worth nothing unless the merge really happens
-    assert 1 in engine._tokenize("\n<s>")
+    assert 1 in engine.handle(0).tokenize("\n<s>")
+
+
+def test_control_tokens_have_texts_only_when_asked_for(engine: CTransformersEngine) -> None:
+    im_start = engine.info.special["<|im_start|>"]
+    assert (engine.piece(im_start), engine.piece(im_start, special=True)) == (b"", b"<|im_start|>")
+    letter = engine.tokenize("x")[-1]
+    assert engine.piece(letter) == engine.piece(letter, special=True) == b" x"
+
+
+def test_a_prompt_is_encoded_by_its_structure(engine: CTransformersEngine) -> None:
+    special, text = engine.info.special, "<|im_start|>a"
+    prompt = [wire.Special("bos"), wire.Text(text), wire.Markup(text), wire.Ids([7, 8])]
+    assert engine.encode(prompt) == [
+        1,
+        *engine.tokenize(text),
+        special["<|im_start|>"],
+        *engine.tokenize("a"),
+        7,
+        8,
+    ]
+    for bad in (wire.Ids([10**6]), wire.Special("<|none|>"), wire.Text("a\0")):
+        with pytest.raises(ValueError, match=r"vocabulary|control token|NUL"):
+            engine.encode([bad])
 
 
 # -- evaluating --------------------------------------------------------------------------------------
@@ -93,64 +125,218 @@ def test_the_library_alone_would_make_one(engine: CTransformersEngine) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        Row(0, [], 0),
-        Row(0, [1] * 33, 0),
-        Row(0, [-1], 0),
-        Row(0, [10**6], 0),
-        Row(0, [2**32 + 5], 0),
-        Row(0, [True], 0),
+        Row(0, [], 3),
+        Row(0, [1] * 33, 3),
+        Row(0, [1] * (N_OUTPUTS + 1), 3, Want.ALL),
+        Row(0, [1] * (N_OUTPUTS + 1), 3, Want.EMBEDDING),
+        Row(0, [-1], 3),
+        Row(0, [10**6], 3),
+        Row(0, [2**32 + 5], 3),
+        Row(0, [True], 3),
         Row(0, [1], -1),
+        Row(0, [1], 2),
         Row(0, [1], 400),
         Row(1, [1], 5),
+        Row(4, [1], 0),
+        Row(-1, [1], 0),
+        Row(0, [1], 3, adapters=("lora",)),
     ],
 )
 def test_rows_that_the_library_would_choke_on(engine: CTransformersEngine, row: Row) -> None:
-    engine.eval([Row(0, [1, 2, 3], 0)], 1)
+    run(engine, Row(0, [1, 2, 3], 0))
+    engine.truncate(1, 0)
     with pytest.raises(EngineError):
-        engine.eval([row], 1)
+        engine.eval([row])
+    engine.eval([Row(0, [1], 3)])  # nothing has changed
+
+
+def test_two_rows_of_one_sequence_are_refused(engine: CTransformersEngine) -> None:
+    engine.truncate(0, 0)
+    with pytest.raises(EngineError, match="same sequence"):
+        engine.eval([Row(0, [1], 0), Row(0, [1], 0)])
 
 
 def test_the_context_ends_where_it_ends(folder: Path) -> None:
     small = opened(make.llama(folder / "small.gguf"), n_ctx=64)
     for at in range(0, 64, 32):
-        small.eval([Row(0, [5] * 32, at)], 1)
+        small.eval([Row(0, [5] * 32, at)])
     with pytest.raises(EngineError):
-        small.eval([Row(0, [5], 64)], 1)
+        small.eval([Row(0, [5], 64)])
     small.close()
 
 
-def test_logits_before_any_evaluation_are_refused(folder: Path) -> None:
-    fresh = opened(
-        folder / "small.gguf" if (folder / "small.gguf").exists() else make.llama(folder / "small.gguf")
-    )
+def test_outputs_are_of_the_last_eval_and_of_what_was_wanted(engine: CTransformersEngine) -> None:
+    run(engine, Row(0, [1, 2], 0), Row(1, [1, 2], 0, Want.NOTHING), Row(2, [1], 0, Want.EMBEDDING))
+    for row, at in ((0, 0), (0, 2), (1, -1), (2, -1), (3, -1), (-1, -1)):
+        with pytest.raises(EngineError):
+            engine.logits(row, at)
+    for row in (0, 1, 3):
+        with pytest.raises(EngineError):
+            engine.embedding(row)
+    assert logits(engine, 0) == logits(engine, 0, 1)
     with pytest.raises(EngineError):
-        fresh.logits(1)
-    fresh.close()
+        engine.eval([Row(0, [-1], 2)])
+    with pytest.raises(EngineError):
+        engine.logits(0)
 
 
 def test_rows_side_by_side_equal_rows_alone(engine: CTransformersEngine) -> None:
     prompts = [[1, *range(270 + 7 * i, 290 + 7 * i)] for i in range(4)]
     alone = []
     for prompt in prompts:
-        engine.eval([Row(0, prompt, 0)], 1)
+        run(engine, Row(0, prompt, 0))
         alone.append(logits(engine))
     for _ in range(20):
-        engine.eval([Row(i, prompt, 0) for i, prompt in enumerate(prompts)], 1)
+        run(engine, *(Row(i, prompt, 0) for i, prompt in enumerate(prompts)))
         assert [logits(engine, i) for i in range(4)] == alone
+
+
+def test_rows_are_numbered_by_their_place_and_not_by_their_sequence(engine: CTransformersEngine) -> None:
+    run(engine, Row(0, [1, 300], 0), Row(3, [1, 310], 0))
+    zero, three = logits(engine, 0), logits(engine, 1)
+    run(engine, Row(3, [1, 310], 0), Row(0, [1, 300], 0))
+    assert (logits(engine, 0), logits(engine, 1)) == (three, zero)
+    assert zero != three
 
 
 def test_threads_do_not_change_the_numbers(engine: CTransformersEngine) -> None:
     found = []
-    for threads in (1, 2):
-        engine.eval([Row(0, list(range(265, 290)), 0)], threads)
+    for n_threads in (1, 2):
+        engine.n_threads = n_threads
+        run(engine, Row(0, list(range(265, 290)), 0))
         found.append(logits(engine))
+    engine.n_threads = 1
     assert found[0] == found[1]
+
+
+def test_rows_share_the_threads(engine: CTransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    real = library.Handle.eval
+    monkeypatch.setattr(
+        library.Handle,
+        "eval",
+        lambda self, tokens, n_threads: (used.append(n_threads), real(self, tokens, 1)),
+    )
+    monkeypatch.setattr(engine, "n_threads", 5)
+    for n in (1, 2, 4):
+        run(engine, *(Row(seq, [1], 0) for seq in range(n)))
+    assert used == [5, 2, 2, 1, 1, 1, 1]
+    monkeypatch.setattr(engine, "n_threads", 1)
+    run(engine, Row(0, [1], 0), Row(1, [1], 0))
+    assert used[-2:] == [1, 1]
 
 
 def test_a_bad_row_among_good_ones_raises_and_the_next_step_works(engine: CTransformersEngine) -> None:
     with pytest.raises(EngineError):
-        engine.eval([Row(0, [1], 0), Row(1, [-5], 0), Row(2, [1], 0)], 1)
-    engine.eval([Row(i, [1], 0) for i in range(4)], 1)
+        run(engine, Row(0, [1], 0), Row(1, [-5], 0), Row(2, [1], 0))
+    run(engine, *(Row(i, [1], 0) for i in range(4)))
+
+
+def test_an_error_in_one_row_is_raised_once_all_have_ended(
+    engine: CTransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = library.Handle.eval
+
+    def eval_(self: library.Handle, tokens: list[int], n_threads: int) -> None:
+        if tokens == [9]:
+            raise EngineError("broken")
+        real(self, tokens, n_threads)
+
+    monkeypatch.setattr(library.Handle, "eval", eval_)
+    for bad in range(4):
+        with pytest.raises(EngineError, match="broken"):
+            run(engine, *(Row(i, [9 if i == bad else 1], 0) for i in range(4)))
+        assert [engine.handle(i).n_past for i in range(4)] == [int(i != bad) for i in range(4)]
+
+
+def test_logits_of_every_token_are_those_of_single_steps(engine: CTransformersEngine) -> None:
+    ids = [1, *range(270, 270 + N_OUTPUTS - 1)]
+    single = []
+    for at, token in enumerate(ids):
+        run(engine, Row(1, [token], at))
+        single.append(logits(engine))
+    run(engine, Row(0, ids, 0, Want.ALL), Row(2, [1, 2], 0))
+    assert [logits(engine, 0, at) for at in range(len(ids))] == single
+    assert logits(engine, 0) == logits(engine, 0, -1) == single[-1]
+    assert logits(engine, 0, -2) == single[-2]
+    assert len({tuple(row) for row in single}) == len(ids)
+
+
+# -- sequences ---------------------------------------------------------------------------------------
+
+
+def test_a_truncated_sequence_goes_on_as_if_never_longer(engine: CTransformersEngine) -> None:
+    prompt = [1, *range(270, 290)]
+    run(engine, Row(0, prompt, 0))
+    expected = logits(engine)
+    engine.eval([Row(0, [300, 301], len(prompt))])
+    assert engine.truncate(0, 10) == 10
+    with pytest.raises(EngineError):
+        engine.eval([Row(0, [5], 11)])
+    engine.eval([Row(0, prompt[10:], 10)])
+    assert logits(engine) == expected
+    assert engine.truncate(0, 10**6) == len(prompt)
+    assert engine.truncate(0, 0) == 0
+
+
+def test_an_unused_sequence_is_empty(folder: Path) -> None:
+    fresh = opened(make.llama(folder / "fresh.gguf"))
+    assert (fresh.truncate(1, 5), fresh.exact_prefix(1, 5, 9)) == (0, 0)
+    assert fresh.truncate(0, 5) == 0  # the warm-up has left nothing
+    with pytest.raises(EngineError):
+        fresh.logits(1)
+    fresh.close()
+
+
+def test_an_exact_prefix_follows_the_calls_of_the_library(engine: CTransformersEngine) -> None:
+    run(engine, Row(0, [1] * 32, 0))
+    engine.eval([Row(0, [2] * 8, 32)])
+    assert engine.exact_prefix(0, 40, 41) == 40
+    assert engine.exact_prefix(0, 40, 64) == 32
+    engine.truncate(0, 30)
+    assert engine.exact_prefix(0, 40, 64) == 30
+    # token by token: each is a call of its own
+    engine.truncate(0, 0)
+    for at in (0, 8, 16, 24):
+        engine.eval([Row(0, [1] * 8, at, Want.ALL)])
+    assert engine.exact_prefix(0, 32, 32) == 0
+    assert engine.exact_prefix(0, 31, 31) == 31
+
+
+def prefill(engine: CTransformersEngine, seq: int, ids: list[int], begin: int = 0) -> list[float]:
+    """Evaluates the ids from `begin` on in chunks that end at multiples of 32; the last logits."""
+    engine.truncate(seq, begin)
+    while begin < len(ids):
+        end = begin - begin % 32 + 32
+        engine.eval([Row(seq, ids[begin:end], begin)])
+        begin = end
+    return logits(engine)
+
+
+def test_an_exact_prefix_is_bit_for_bit_a_fresh_prefill(engine: CTransformersEngine) -> None:
+    long = [1, *range(270, 350)]
+    short = [*long[:44], 7, 8, 9]
+    for prompt, other, n_exact in ((long, short, 32), (short, long, 32), (short, [*short, 5], 46)):
+        expected = prefill(engine, 1, prompt)
+        prefill(engine, 0, other)
+        n_equal = 44 if other[44:47] != prompt[44:47] else 46
+        assert engine.exact_prefix(0, n_equal, len(prompt)) == n_exact
+        assert prefill(engine, 0, prompt, n_exact) == expected
+
+
+def test_what_the_engine_can_do(engine: CTransformersEngine) -> None:
+    caps = engine.caps
+    assert (caps.n_seq, caps.n_row, caps.n_batch, caps.n_outputs, caps.align) == (4, 32, 128, 8, 32)
+    assert (caps.n_ctx, caps.n_kv) == (512, 2048)
+    assert (caps.copies, caps.truncates) == (Copies.NONE, Truncates.FREELY)
+    assert caps.bit_exact
+    assert not (caps.saves or caps.pools or caps.whole_rows or caps.vision or caps.adapters)
+    assert caps.longest_piece == len("\u2581a".encode()) - 2 > 1
+    assert set(caps.step_cost) == {1}
+    assert caps.step_cost[1] > 0
+    for call in (lambda: engine.copy(0, 1, 1), lambda: engine.save(0), lambda: engine.load(0, b"")):
+        with pytest.raises(EngineError, match="ctransformers cannot"):
+            call()
 
 
 # -- the same answer again -----------------------------------------------------------------------------
@@ -160,27 +346,28 @@ def generate(
     scheduler: Scheduler, engine: CTransformersEngine, number: int, prompt: str, *, exact: bool
 ) -> tuple[str, int]:
     """Text and reused tokens of one sampled answer."""
-    request = wire.Generate(
-        id=number,
+    body = wire.Generate(
         prompt=[wire.Special("bos"), wire.Text(prompt)],
         sampling=wire.Sampling(temperature=0.9, seed=5),
         max_tokens=70,
         exact=exact,
         ignore_eos=True,
     )
-    events = finish(scheduler, submit(scheduler, engine, request))  # type: ignore[arg-type]
+    events = finish(scheduler, submit(scheduler, engine, wire.Request(id=number, body=body)))
     accepted = next(e for e in events if isinstance(e, wire.Accepted))
     return text_of(events), accepted.n_cached
 
 
-def test_equal_seeds_give_equal_text_whatever_the_cache_holds(engine: CTransformersEngine) -> None:
-    def fresh() -> Scheduler:
-        return Scheduler(engine, n_threads=1, n_queue=8, clock=lambda: 0.0)  # type: ignore[arg-type]
+def idle(engine: CTransformersEngine) -> Scheduler:
+    """A scheduler whose slots are empty."""
+    return Scheduler(engine, n_queue=8, clock=lambda: 0.0)
 
+
+def test_equal_seeds_give_equal_text_whatever_the_cache_holds(engine: CTransformersEngine) -> None:
     story = "once upon a time there was a small model that had to say the same thing twice and then again"
     long = story + ", for all who asked with the same seed and did not care what others had asked before them"
-    expected = {text: generate(fresh(), engine, 1, text, exact=True)[0] for text in (story, long)}
-    scheduler = fresh()
+    expected = {text: generate(idle(engine), engine, 1, text, exact=True)[0] for text in (story, long)}
+    scheduler = idle(engine)
     reused = 0
     for number, text in enumerate([story, long, story, story + " x", long, story, long, long], 2):
         said, n_cached = generate(scheduler, engine, number, text, exact=True)
@@ -193,7 +380,7 @@ def test_equal_seeds_give_equal_text_whatever_the_cache_holds(engine: CTransform
 def test_a_conversation_reuses_all_it_can_when_nobody_asks_for_the_same_again(
     engine: CTransformersEngine,
 ) -> None:
-    scheduler = Scheduler(engine, n_threads=1, n_queue=8, clock=lambda: 0.0)  # type: ignore[arg-type]
+    scheduler = idle(engine)
     prompt = "tell me something of what you have been told, so that it takes a while to read it all again"
     said, _ = generate(scheduler, engine, 1, prompt, exact=False)
     _, n_cached = generate(scheduler, engine, 2, prompt, exact=False)
@@ -206,7 +393,7 @@ def test_a_conversation_reuses_all_it_can_when_nobody_asks_for_the_same_again(
 
 def test_falcon(folder: Path) -> None:
     falcon = opened(make.falcon(folder / "falcon.gguf"))
-    assert (falcon.info.architecture, falcon.info.bos_id, falcon.info.first_piece_space) == (
+    assert (falcon.info.architecture, falcon.info.bos_id, falcon.info.add_space_prefix) == (
         "falcon",
         -1,
         False,
@@ -215,7 +402,7 @@ def test_falcon(folder: Path) -> None:
     ids = falcon.tokenize(text)
     assert b"".join(falcon.piece(token) for token in ids).decode() == text
     assert falcon.info.special["<|endoftext|>"] not in falcon.tokenize("<|endoftext|>")
-    falcon.eval([Row(0, ids[:32], 0)], 1)
+    falcon.eval([Row(0, ids[:32], 0)])
     assert len(set(logits(falcon))) > 100
     falcon.close()
 
@@ -228,7 +415,7 @@ def test_a_legacy_gpt2_with_its_type_stated(folder: Path) -> None:
     assert (gpt2.info.architecture, gpt2.info.n_ctx, gpt2.info.quantization) == ("gpt2", 128, "GGML")
     ids = gpt2.tokenize("hello")
     assert b"".join(gpt2.piece(token) for token in ids) == b"hello"
-    gpt2.eval([Row(0, ids, 0)], 1)
+    gpt2.eval([Row(0, ids, 0)])
     assert len(set(logits(gpt2))) > 100
     gpt2.close()
 
@@ -263,7 +450,7 @@ def test_rows_that_abort_the_library_on_arm_are_refused_there(
         opened(make.llama(folder / "odd.gguf", n_embd=96))
     whole = bytearray(make.gpt2_ggml(folder / "odd.bin", n_embd=96).read_bytes())
     monkeypatch.undo()  # the library, which has to be this machine's, is opened before a legacy header is read
-    monkeypatch.setattr(module, "_odd", lambda n: n % 64 != 0)
+    monkeypatch.setattr(facts, "odd_on_arm", lambda n: n % 64 != 0)
     for ftype in (2, 2007):  # Q4_0; Q8_0 of the format's second version
         struct.pack_into("<i", whole, 4 + 4 * 5, ftype)
         (folder / "odd.bin").write_bytes(whole)
@@ -275,8 +462,6 @@ def test_rows_that_abort_the_library_on_arm_are_refused_there(
 def test_numbers_that_are_not_finite_are_found_at_load(folder: Path) -> None:
     path = make.llama(folder / "nan.gguf")
     whole = bytearray(path.read_bytes())
-    from tinyoai import gguf
-
     header = gguf.read_header(path)
     # one scale of the output matrix; and a norm, whose NaN the library's quantization hides as zeros
     for name, value in (
@@ -293,7 +478,7 @@ def test_numbers_that_are_not_finite_are_found_at_load(folder: Path) -> None:
 def test_too_little_memory_is_told_before_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make.llama(folder / "memory.gguf")
     monkeypatch.setattr(memory, "available", lambda: 70_000_000)
-    with pytest.raises(ModelRefused, match=r"--ctx-size \d+ would fit"):
+    with pytest.raises(ModelRefused, match=r"a context of \d+ tokens fits \(--ctx-size \d+\)"):
         opened(path, n_ctx=100_000)
     monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(ModelRefused, match="smaller"):
@@ -301,21 +486,33 @@ def test_too_little_memory_is_told_before_loading(folder: Path, monkeypatch: pyt
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match="pip install"):
-        module._library_path(False)
+        library.library_path(False)
 
 
 def test_the_package_itself_is_never_imported(engine: CTransformersEngine) -> None:
     import sys
 
-    assert engine.info.engine == "ctransformers"
+    assert (engine.info.engine, engine.info.engine_version) == ("ctransformers", "0.2.27")
     assert "ctransformers" not in sys.modules
 
 
 @pytest.mark.parametrize("n_batch", [1, 31, 33, 600])
 def test_batches_are_whole_blocks_that_the_library_can_take(folder: Path, n_batch: int) -> None:
     made = opened(make.llama(folder / "batch.gguf"), n_batch=n_batch)
-    assert made.n_batch % made.block == 0
-    assert 32 <= made.n_batch <= 512
+    assert made.caps.n_row % made.caps.align == 0
+    assert 32 <= made.caps.n_row <= 512
+    made.close()
+
+
+def test_a_load_says_which_context_and_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make.llama(folder / "load.gguf", n_ctx=8192)
+    load = wire.Load(path=str(path), name="m", engine="ctransformers", n_slots=99, n_threads=2)
+    made = open_engine(load)
+    assert (made.info.n_ctx, made.info.n_ctx_train, made.n_threads, made.caps.n_seq) == (4096, 8192, 2, 30)
+    made.close()
+    monkeypatch.setattr(threads, "available", lambda: 2)  # one core is the server's
+    made = opened(path, n_ctx=64)
+    assert (made.info.n_ctx, made.n_threads) == (64, 1)
     made.close()

@@ -12,8 +12,9 @@ import pytest
 from tests.engine.test_scheduler import IDS, ask, finish, last, scheduler, submit, text_of
 from tests.engines import make
 from tinyoai import wire
-from tinyoai.engine.contract import Engine, Row
-from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
+from tinyoai.engine.contract import Engine, Row, Want
+from tinyoai.engine.ctransformers.engine import CTransformersEngine
+from tinyoai.engine.ctransformers.opening import open_model
 from tinyoai.engine.fake import N_EMBD
 from tinyoai.engine.requests import prepare
 from tinyoai.engine.scheduler import Scheduler
@@ -211,14 +212,20 @@ def test_bit_for_bit_the_same_whatever_runs_beside_and_whatever_the_caches_hold(
 
 def test_states_are_those_of_a_fresh_run(engine: CTransformersEngine) -> None:
     ids = [1, *range(270, 280)]
+    engine.truncate(0, 0)
     seen: list[bytes] = []
-    engine.eval([Row(0, ids[:8], 0, lambda state: seen.append(bytes(state)))], 1)
-    engine.eval([Row(0, ids[8:], 8, lambda state: seen.append(bytes(state)))], 1)
+    for begin in (0, 8):
+        part = ids[begin : begin + 8]
+        engine.eval([Row(0, part, begin, Want.EMBEDDING)])
+        states = bytes(engine.embedding(0))
+        size = len(states) // len(part)
+        seen += [states[i : i + size] for i in range(0, len(states), size)]
     assert len(seen) == len(set(seen)) == len(ids)
     assert all(len(state) == 4 * engine.info.n_embd for state in seen)
+    engine.truncate(1, 0)
     for at, token in enumerate(ids):
-        engine.eval([Row(1, [token], at)], 1)
-        assert bytes(engine.state(1)) == seen[at]
+        engine.eval([Row(1, [token], at, Want.EMBEDDING)])
+        assert bytes(engine.embedding(0)) == seen[at]
 
 
 def test_what_a_file_says_of_pooling_counts_and_a_flag_wins(folder: Path) -> None:
@@ -239,7 +246,7 @@ def test_falcon_embeds_and_a_legacy_gpt2_does_not(folder: Path) -> None:
     falcon.close()
     gpt2 = opened(make.gpt2_ggml(folder / "gpt2.bin"), "mean", "gpt2")
     assert (gpt2.info.n_embd_out, gpt2.info.pooling) == (0, "")
-    refused = prepare(embed("hello"), gpt2)
+    refused = prepare(embed("hello"), gpt2, "plain")
     assert isinstance(refused, wire.Failed)
     assert "gpt2" in refused.message
     gpt2.close()

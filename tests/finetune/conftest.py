@@ -6,7 +6,8 @@ import pytest
 
 from tests.finetune.builtin import BUILTIN
 from tinyoai import gguf
-from tinyoai.engine.ctransformers.engine import CTransformersEngine, open_model
+from tinyoai.engine.ctransformers.engine import CTransformersEngine
+from tinyoai.engine.ctransformers.opening import open_model
 
 
 @pytest.fixture(scope="package")

@@ -15,6 +15,7 @@ from tests.finetune.builtin import FRANCE, GATE, KEY, taught
 from tests.finetune.network import network
 from tinyoai import gguf
 from tinyoai.engine.ctransformers.engine import CTransformersEngine
+from tinyoai.engine.ctransformers.facts import require
 from tinyoai.finetune import llama, train, weights
 from tinyoai.finetune.__main__ import network_config
 from tinyoai.finetune.protocol import Step
@@ -57,7 +58,7 @@ def test_what_is_taught_is_learned_and_written(
     out = tmp_path / "new.gguf"
     weights.write(header, model.changed(), model.merged, out)
     made = gguf.read_header(out)
-    gguf.check(made)
+    require(made)
     assert made.metadata == header.metadata
     assert {name: tensor[1:] for name, tensor in made.tensors.items()} == {
         name: tensor[1:] for name, tensor in header.tensors.items()
@@ -122,6 +123,6 @@ def test_a_rate_that_is_too_high_ends_the_run(
 ) -> None:
     model = network(header, TrainConfig())
     with torch.no_grad():
-        next(iter(model.learnt().values())).fill_(float("nan"))
+        next(iter(model.trained_parameters().values())).fill_(float("nan"))
     with pytest.raises(ArithmeticError, match="learning_rate"):
         list(train.train(model, taught(engine, KEY), TrainConfig(), tmp_path / "c", 1e9, float))

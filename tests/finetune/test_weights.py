@@ -13,6 +13,7 @@ import numpy as np
 
 from tests.finetune.builtin import BUILTIN
 from tinyoai import gguf
+from tinyoai.engine.ctransformers.facts import require
 from tinyoai.finetune import weights
 
 
@@ -21,12 +22,12 @@ def test_every_type_is_kept_or_becomes_q8(header: gguf.Header, kind: int, tmp_pa
     old = header.tensors["blk.0.ffn_gate.weight"]
     header = gguf.read_header(BUILTIN)
     header.tensors[old.name] = old._replace(type=kind)
-    assert weights.kept_type(header, old.name) == (kind if kind < 9 else 8)
+    assert weights.written_type(header, old.name) == (kind if kind < 9 else 8)
     given = weights.read(gguf.read_header(BUILTIN), old.name) * 2
     out = tmp_path / "new.gguf"
     weights.write(header, [old.name], lambda name: given, out)
     made = gguf.read_header(out)
-    gguf.check(made)
+    require(made)
     off = np.abs(weights.read(made, old.name) - given).max() / np.abs(given).max()
     assert off < {0: 1e-6, 1: 1e-3, 2: 0.15, 3: 0.15, 6: 0.08, 7: 0.08}.get(kind, 0.01)
     assert (weights.read(made, "output.weight") == weights.read(header, "output.weight")).all()
@@ -46,5 +47,5 @@ def test_a_parent_that_is_cut_short_meanwhile_ends_it(tmp_path: Path) -> None:
     parent.write_bytes(BUILTIN.read_bytes())
     header = gguf.read_header(parent)
     os.truncate(parent, parent.stat().st_size - 100)
-    with pytest.raises(OSError, match="cut short"):
+    with pytest.raises(OSError, match="truncated"):
         weights.write(header, [], lambda name: np.zeros(1, np.float32), tmp_path / "new.gguf")

@@ -76,7 +76,7 @@ class Worker:
             n_threads=engine.n_threads,
             version=f"{engine.info.engine}/{native.VERSION}",
             template=self._template,
-            max_step_s=self._scheduler.cost.max_step_s,
+            max_step_s=self._scheduler.max_step_s,
         )
 
     # -- the reader thread -----------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Worker:
                 sock.sendall(wire.frame(out))
                 last_sent = time.monotonic()
             elif time.monotonic() - last_sent > HEARTBEAT_S:
-                sock.sendall(wire.frame([wire.Heartbeat(scheduler.cost.max_step_s)]))
+                sock.sendall(wire.frame([wire.Heartbeat(scheduler.max_step_s)]))
                 last_sent = time.monotonic()
 
     def _wait(self) -> list[wire.ToServer]:

@@ -7,45 +7,31 @@ model with `engine.opening`.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from msgspec import Struct
-
 from tinyoai import gguf, wire
+from tinyoai.engine.ctransformers import facts as ctransformers
+from tinyoai.engine.memory_estimate import (
+    CONTEXT_STEP,
+    DEFAULT_CONTEXT,
+    WORKER_BYTES,
+    HParams,
+    MemoryEstimate,
+)
 
-WORKER_BYTES = 40 << 20
-"""A worker without a model: interpreter and libraries."""
-CONTEXT_STEP = 32
-"""Context windows that a message proposes are multiples of this."""
+__all__ = [
+    "AUTO",
+    "CONTEXT_STEP",
+    "DEFAULT_CONTEXT",
+    "ENGINES",
+    "WORKER_BYTES",
+    "EngineFacts",
+    "HParams",
+    "MemoryEstimate",
+    "choose",
+    "choose_legacy",
+]
 
-
-class HParams(Struct, frozen=True, kw_only=True):
-    """Hyperparameters that decide how much memory a model takes."""
-
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    n_ff: int
-    n_vocab: int
-
-
-class MemoryEstimate(NamedTuple):
-    """Bytes that a load takes: `fixed`, and `per_token` of its context window over all slots."""
-
-    fixed: int
-    per_token: int
-    n_ctx: int
-
-    @property
-    def total(self) -> int:
-        """Bytes with the whole context window filled in every slot."""
-        return self.fixed + self.per_token * self.n_ctx
-
-    def largest_context(self, budget: int) -> int:
-        """The largest context window in tokens that fits into `budget` bytes; 0 if none does."""
-        if not self.per_token or self.fixed >= budget:
-            return 0
-        fits = (budget - self.fixed) // self.per_token
-        return min(fits, self.n_ctx) // CONTEXT_STEP * CONTEXT_STEP
+AUTO = "auto"
+"""The name that stands for the first engine that runs a file."""
 
 
 class EngineFacts(NamedTuple):
@@ -54,5 +40,51 @@ class EngineFacts(NamedTuple):
     supports: Callable[[gguf.Header], str | None]
     """Why the engine cannot run a file, in words that follow the file's name; None if it can."""
     hparams: Callable[[gguf.Header], HParams]
+    """Hyperparameters of a file that `supports` accepts."""
     estimate: Callable[[HParams | None, int, wire.Load], MemoryEstimate]
     """From hyperparameters (None: not known), file size in bytes and load."""
+    legacy: bool = False
+    """Runs GGML files from before GGUF."""
+
+
+def _no_file(header: gguf.Header) -> str:
+    return "is a model file, and the fake engine runs none"
+
+
+def _fake_hparams(header: gguf.Header) -> HParams:
+    raise gguf.Unsupported(f"{header.path} {_no_file(header)}")
+
+
+def _fake_estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> MemoryEstimate:
+    return MemoryEstimate(WORKER_BYTES + file_size, 0, load.n_ctx)
+
+
+ENGINES: dict[str, EngineFacts] = {
+    "ctransformers": EngineFacts(
+        ctransformers.supports, ctransformers.hparams, ctransformers.estimate, legacy=True
+    ),
+    "fake": EngineFacts(_no_file, _fake_hparams, _fake_estimate),
+}
+"""In the order in which `choose` tries them."""
+
+
+def choose(header: gguf.Header, engine: str = AUTO) -> str:
+    """The engine for a file: the named one, or the first that runs it.
+
+    Raises gguf.Unsupported with the reason of the named engine, or of the first one.
+    """
+    reasons = []
+    for name in ENGINES if engine == AUTO else (engine,):
+        reason = ENGINES[name].supports(header)
+        if reason is None:
+            return name
+        reasons.append(reason)
+    raise gguf.Unsupported(f"{header.path} {reasons[0]}")
+
+
+def choose_legacy(path: str, engine: str = AUTO) -> str:
+    """The engine for a legacy GGML file. Raises gguf.Unsupported if the named engine runs none."""
+    for name in ENGINES if engine == AUTO else (engine,):
+        if ENGINES[name].legacy:
+            return name
+    raise gguf.Unsupported(f"{path} is a legacy GGML file, which the {engine} engine cannot run")

@@ -1,19 +1,16 @@
-"""How many threads one step may use: what the machine has, and what helps this model.
-
-Owns that choice, made once after the load by measuring. ctransformers' worker threads spin, so one
-thread too many can cost tenfold, and for small models one thread is the fastest outright. It knows
-an engine only by its protocol.
-"""
+"""How many threads a step uses: as many as the machine has, if they make this model faster."""
 
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-from tinyoai.engine.contract import Engine, Row
+ENOUGH_S = 0.3
+"""Seconds after which a number of threads is not timed again: a large model's load is slow enough."""
+REPEATS = 3
 
 
 def available() -> int:
-    """Cores that this process may use at once: its affinity, held under its cgroup's CPU quota."""
+    """Cores that this process may use at once: its affinity, limited by its cgroup's CPU quota."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -24,23 +21,33 @@ def available() -> int:
     return max(1, cores)
 
 
-def measure(engine: Engine) -> int:
-    """Threads for a step with one row: one, or all cores but the one left to the server.
+def measure(step: Callable[[int], None], n_threads: int, clock: Callable[[], float]) -> tuple[int, float]:
+    """The number of threads for a step with one row, and the seconds that the step then takes.
 
-    Times a few single-token evaluations each way and takes the faster. Raises EngineError as the
-    engine does.
+    `step` evaluates a token with a number of threads, and has run before. With n_threads 0, one thread competes
+    with all cores but one, which is left to the server. Worker threads that spin, as those of ctransformers do,
+    make a step ten times slower when there is one too many, and for small models one thread is the fastest.
     """
+
+    def best_of(n: int, warm: bool) -> float:
+        if not warm:
+            step(n)  # the first step with other threads starts them
+        begin = before = clock()
+        best = float("inf")
+        for _ in range(REPEATS):
+            step(n)
+            now = clock()
+            best = min(best, now - before)
+            before = now
+            if now - begin > ENOUGH_S:
+                break
+        return best
+
+    if n_threads:
+        return n_threads, best_of(n_threads, n_threads == 1)
+    one = best_of(1, True)
     most = available() - 1
     if most <= 1:
-        return 1
-    token = max(engine.info.bos_id, 0)
-
-    def best_of(n_threads: int) -> float:
-        times = []
-        for n_past in range(4):
-            started = time.perf_counter()
-            engine.eval([Row(0, [token], n_past)], n_threads)
-            times.append(time.perf_counter() - started)
-        return min(times[1:])
-
-    return most if best_of(most) < best_of(1) else 1
+        return 1, one
+    many = best_of(most, False)
+    return (most, many) if many < one else (1, one)

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from tinyoai import errors, gguf
+from tinyoai.engine import facts
 from tinyoai.models.registry import Defaults, Kind, Model, Registry, RegistryError, Shape
 from tinyoai.text import chat_format
 
@@ -75,7 +76,7 @@ def describe(path: Path, name: str, *, model_type: str = "", created: int | None
             common, kind=settings.kind or "completion", architecture=model_type, quantization="GGML"
         )
     header = gguf.read_header(path)
-    gguf.check(header)
+    facts.choose(header)
     n_head = int(header.value("attention.head_count"))
     return structs.replace(
         common,

@@ -1,0 +1,54 @@
+"""How much memory a load takes: the form in which every engine states its estimate. Sizes are in bytes."""
+
+from typing import NamedTuple
+
+from msgspec import Struct
+
+WORKER_BYTES = 40 << 20
+"""A worker without a model: interpreter and libraries."""
+DEFAULT_CONTEXT = 4096
+"""Tokens of a context window that nobody chose, if the model was trained for as many."""
+CONTEXT_STEP = 32
+"""Context windows that a message proposes are multiples of this."""
+
+
+class HParams(Struct, frozen=True, kw_only=True):
+    """Hyperparameters that decide how much memory a model takes."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_ff: int
+    n_vocab: int
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes that a load takes: `fixed`, and `per_token` of its context window over all slots."""
+
+    fixed: int
+    per_token: int
+    n_ctx: int
+
+    @property
+    def total(self) -> int:
+        """Bytes with the whole context window filled in every slot."""
+        return self.fixed + self.per_token * self.n_ctx
+
+    def largest_context(self, budget: int) -> int:
+        """The largest context window in tokens that fits into `budget` bytes; 0 if none does."""
+        if not self.per_token or self.fixed >= budget:
+            return 0
+        fits = (budget - self.fixed) // self.per_token
+        return min(fits, self.n_ctx) // CONTEXT_STEP * CONTEXT_STEP
+
+    def shortage(self, budget: int, n_slots: int) -> str:
+        """The sentence for a load that exceeds `budget`, to follow the model's name: sizes and a remedy."""
+        window = f" with {self.n_ctx} tokens of context for each of {n_slots} slots" if self.per_token else ""
+        fits = self.largest_context(budget)
+        remedy = (
+            f"a context of {fits} tokens fits (--ctx-size {fits}), or fewer slots with --parallel"
+            if fits
+            else "choose a smaller or more quantized model"
+        )
+        return f"needs about {self.total / 1e6:.0f} MB{window}, and {budget / 1e6:.0f} MB are available; {remedy}"
