@@ -40,7 +40,7 @@ def prepare() -> None:
     import prometheus_client  # noqa: F401
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
+class ModelSample(msgspec.Struct, frozen=True, kw_only=True):
     """A model at the time of a scrape."""
 
     name: str
@@ -98,8 +98,8 @@ class _Histogram:
         return family
 
 
-class Metrics:
-    """Counts since the server's start."""
+class Recorder:
+    """Records requests and answers since the server's start."""
 
     def __init__(self) -> None:
         # HTTP requests
@@ -142,7 +142,7 @@ class Metrics:
         tokens[1] += done.n_cached
         tokens[2] += sum(choice.n_generated for choice in choices)
 
-    def page(self, accept: str, models: Sequence[Model], n_in_flight: int) -> tuple[bytes, str]:
+    def page(self, accept: str, models: Sequence[ModelSample], n_in_flight: int) -> tuple[bytes, str]:
         """The metrics page in a format that `accept` allows, and its content type."""
         from prometheus_client import CollectorRegistry, ProcessCollector
         from prometheus_client.exposition import choose_encoder
@@ -160,7 +160,7 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
 
-    def _families(self, models: Sequence[Model], n_in_flight: int) -> Iterator["Metric"]:
+    def _families(self, models: Sequence[ModelSample], n_in_flight: int) -> Iterator["Metric"]:
         from prometheus_client.metrics_core import (
             CounterMetricFamily,
             GaugeMetricFamily,
@@ -213,7 +213,7 @@ class Metrics:
         yield from _of_models(models)
 
 
-def _of_models(models: Sequence[Model]) -> Iterator["Metric"]:
+def _of_models(models: Sequence[ModelSample]) -> Iterator["Metric"]:
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
     state = GaugeMetricFamily(

@@ -205,7 +205,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
 
 
 def test_bounds_of_a_bucket_belong_to_it() -> None:
-    counted = metrics.Metrics()
+    counted = metrics.Recorder()
     for milliseconds in (5.0, 5.001, 1e9):
         choice = wire.ChoiceDone(
             id=1, choice=0, finish_reason="stop", n_cached=0, n_generated=1, prompt_ms=0, predicted_ms=0
@@ -220,7 +220,7 @@ def test_bounds_of_a_bucket_belong_to_it() -> None:
 
 
 def test_every_choice_of_an_answer_counts_its_tokens_and_the_prompt_counts_once() -> None:
-    counted = metrics.Metrics()
+    counted = metrics.Recorder()
     choices = [
         wire.ChoiceDone(
             id=1,

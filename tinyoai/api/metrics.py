@@ -17,7 +17,7 @@ class Metrics:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._counted = metrics.Metrics() if metrics.available() else None
+        self._counted = metrics.Recorder() if metrics.available() else None
         self.n_in_flight: Callable[[], int] = int
         """Returns the number of requests in progress."""
         self.ended: Callable[[Exchange], None] = lambda exchange: None
@@ -49,8 +49,8 @@ def _prepare(pids: list[int]) -> dict[int, int]:
     return {pid: memory.resident(pid) for pid in pids}
 
 
-def _model(snapshot: ModelStatus, resident: dict[int, int]) -> metrics.Model:
-    return metrics.Model(
+def _model(snapshot: ModelStatus, resident: dict[int, int]) -> metrics.ModelSample:
+    return metrics.ModelSample(
         name=snapshot.name,
         state=snapshot.state.value,
         states=_STATES,

@@ -7,7 +7,6 @@ Everything here blocks.
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -115,6 +114,8 @@ class JobStore:
             self.save(job)
             atomic.sync_folder(self.root)
         except BaseException:
+            import shutil  # late: servers that never train start faster
+
             shutil.rmtree(folder, ignore_errors=True)
             raise
 

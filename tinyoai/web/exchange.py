@@ -6,8 +6,8 @@ bytes straight to the transport; h11 learns only that it ends.
 
 import re
 import secrets
+import time
 from collections.abc import Callable, Sequence
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
 
@@ -17,6 +17,8 @@ from tinyoai import errors
 from tinyoai.web import sse
 from tinyoai.web.request_head import Head
 
+_DATE = "%a, %d %b %Y %H:%M:%S GMT"
+"""An HTTP date. No code calls setlocale, so the names are English."""
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -214,7 +216,7 @@ class Exchange:
 
     def _encode_head(self, status: int, fields: Sequence[tuple[str, str]], close: bool) -> bytes:
         headers = [
-            ("date", formatdate(usegmt=True)),
+            ("date", time.strftime(_DATE, time.gmtime())),
             ("x-request-id", self.request_id),
             *self._link.default_headers(self),
             *self.extra_headers,
