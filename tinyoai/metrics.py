@@ -7,7 +7,7 @@ takes a tenth of a second to import, so the first scrape imports it; it only for
 import importlib.util
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -55,6 +55,22 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that use the model now."""
 
 
+class EndedExchange(Protocol):
+    """The attributes of an HTTP exchange that are counted."""
+
+    route: str
+    status: int
+    refusal: str
+
+    @property
+    def method(self) -> str:
+        """The request's method."""
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request's head."""
+
+
 class _Histogram:
     """A histogram for each value of one label."""
 
@@ -95,6 +111,12 @@ class Metrics:
         self._per_token = _Histogram(_TOKEN)
         self._waits = _Histogram(_WAIT)
         self._tokens: dict[str, list[int]] = {}
+
+    def exchange_ended(self, exchange: "EndedExchange") -> None:
+        """Counts an HTTP exchange that has ended, answered or not."""
+        self.request(
+            exchange.method, exchange.route, exchange.status, exchange.elapsed_ms / 1000.0, exchange.refusal
+        )
 
     def request(self, method: str, route: str, status: int, seconds: float, refusal: str = "") -> None:
         """Counts a request that has ended. `refusal` is the code of its error body, if it got one."""

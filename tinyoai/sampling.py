@@ -28,7 +28,7 @@ Seed = Annotated[
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
 
-class SamplingOverrides(Struct, kw_only=True):
+class SamplingOverrides(Struct, frozen=True, kw_only=True):
     """Sampling parameters that a request or a model's settings file may set. None: not set."""
 
     temperature: Temperature | None = None
@@ -57,7 +57,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def resolve(*overrides: SamplingOverrides, **more: Any) -> Sampling:
-    """The parameters of a request: the first of `overrides` that sets a field wins, then the defaults.
+    """Returns the parameters of a request: the first of `overrides` that sets a field wins, then the defaults.
 
     `more` sets fields that overrides do not have, such as `seed` and `logit_bias`.
     """
@@ -69,5 +69,5 @@ def resolve(*overrides: SamplingOverrides, **more: Any) -> Sampling:
 
 
 def for_choice(base: Sampling, choice: int) -> Sampling:
-    """The parameters of one of several choices: each draws from a seed of its own."""
+    """Returns the parameters of one of several choices. Each choice has its own seed."""
     return structs.replace(base, seed=(base.seed + choice) & (2**64 - 1)) if choice else base

@@ -10,7 +10,7 @@ import schemathesis
 from tests.serving import Server
 from tinyoai.api.openapi import FIELDS, OPERATIONS, bodies, document
 from tinyoai.app import _App
-from tinyoai.config.options import resolve
+from tinyoai.config.resolve import resolve
 from tinyoai.finetune.jobs import installed
 
 ASIDE = {("GET", "/docs/{name}"), ("GET", "/")}

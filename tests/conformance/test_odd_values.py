@@ -5,8 +5,6 @@ from typing import Any
 
 import msgspec
 import pytest
-
-from tests.serving import Server
 from tinyoai.api.schema import (
     ChatRequest,
     CompletionRequest,
@@ -15,6 +13,8 @@ from tinyoai.api.schema import (
     TemplateRequest,
     TokenizeRequest,
 )
+
+from tests.serving import Server
 
 ODD: list[Any] = [
     None, True, False, 0, 1, -1, 0.5, 1e308, -1e308, 2**31, 2**63, 2**70, -(2**63), "", "x", "\u0000", "\ud800",

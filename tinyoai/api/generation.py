@@ -1,7 +1,8 @@
-"""The neutral core of generation: run requests, fold or stream their choices, meter tokens.
+"""Runs generations: from wire bodies to a complete answer, or to a stream that a dialect encodes.
 
-A dialect gives bodies and a StreamFormat; it gets events by choice. Choice indices first appear in ascending
-order. An unstreamed answer is a fold over the same events that a stream sends.
+An answer to b prompts with n choices each has b * n choices; choice c of prompt p has the index p * n + c, and
+indices first appear in ascending order. Each dialect brings a `StreamFormat` for its streams and reads an
+`Answer` for everything else.
 """
 
 import asyncio
@@ -9,241 +10,394 @@ import hashlib
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Generic, TypeVar
-
-import msgspec
-from msgspec import structs
+from typing import TYPE_CHECKING
 
 from tinyoai import errors, wire
-from tinyoai.api import schema
-from tinyoai.models.lease import Lease
 from tinyoai.web import sse
 from tinyoai.web.exchange import Exchange
 
-KEEPALIVE_S = 10.0
-"""Seconds after which a stream that waits sends its head, and of silence after which it sends a comment."""
+if TYPE_CHECKING:
+    from tinyoai.models.lease import Lease
+
+PATIENCE_S = 10.0
+"""Seconds from a request's head after which the stream of a waiting request begins without a result."""
+SILENCE_S = 10.0
+"""Seconds of silence in a stream after which a comment tells proxies and clients that it is alive."""
 MARGIN, MIN_MARGIN_S, MAX_MARGIN_S = 0.1, 0.25, 5.0
-"""How much earlier than the client's read timeout an unstreamed answer ends: a tenth, within these seconds."""
+"""A whole answer is due this share of the client's time limit before that limit, within these seconds."""
 MAX_TIMEOUT_S = 1e6
-"""A longer read timeout counts as none."""
-
-encode = msgspec.json.Encoder().encode
+"""A longer limit counts as none."""
 
 
-# -- events ------------------------------------------------------------------------------------------
-
-
-def raise_if_failed(event: wire.Event) -> wire.Success:
-    """The event, unless it is a failure. Raises the errors.ApiError that a Failed stands for."""
-    if isinstance(event, wire.Failed):
-        raise errors.by_name(
-            event.kind, event.message, param=event.param, code=event.code, retry_after=event.retry_after
-        )
-    return event
-
-
-async def in_order(
-    source: AsyncGenerator[tuple[int, wire.Event], None], n: int
-) -> AsyncGenerator[tuple[int, wire.Success], None]:
-    """Events with their choice, `n` for each body; a choice first appears after the one before it.
-
-    Events of a whole request come with the index of its first choice. Raises errors.ApiError for a Failed.
-    """
-    early: dict[int, list[wire.Success]] = {}
-    n_seen = 0
-    async with aclosing(source):
-        async for body, event in source:
-            event = raise_if_failed(event)
-            if not isinstance(event, wire.Content | wire.ChoiceDone):
-                yield body * n, event
-                continue
-            index = body * n + event.choice
-            if index > n_seen:
-                early.setdefault(index, []).append(event)
-                continue
-            yield index, event
-            while index == n_seen:
-                n_seen += 1
-                for held in early.pop(n_seen, ()):
-                    index = n_seen
-                    yield n_seen, held
-
-
-# -- choices -----------------------------------------------------------------------------------------
+# -- the state of an answer --------------------------------------------------------------------------
 
 
 class Choice:
-    """One choice, folded from its events."""
+    """One choice of an answer. `texts` and `logprobs` stay empty in a stream."""
 
-    __slots__ = ("done", "logprobs", "texts")
+    __slots__ = ("done", "logprobs", "n_pieces", "prompt", "texts")
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: "Prompt") -> None:
+        self.prompt = prompt
         self.texts: list[str] = []
         self.logprobs: list[wire.TokenLogprob] = []
+        self.n_pieces = 0
         self.done: wire.ChoiceDone | None = None
 
     @property
     def text(self) -> str:
-        """All of its text."""
+        """The whole text."""
         return "".join(self.texts)
 
     @property
     def finish_reason(self) -> wire.FinishReason:
-        """Why it ended. Raises errors.InternalError if it never did."""
+        """The reason why it ended."""
         return self.end.finish_reason
 
     @property
     def end(self) -> wire.ChoiceDone:
-        """Its ChoiceDone. Raises errors.InternalError if it never came."""
+        """Its ChoiceDone. An answer is only returned when each choice has one."""
         if self.done is None:
-            raise errors.InternalError("the model's process left an answer unfinished")
+            raise errors.InternalError("a choice has not ended")
         return self.done
 
 
-class Totals:
-    """The counts of a request: for each body its Accepted, for each choice its ChoiceDone."""
+class Prompt:
+    """One prompt of a request: counts in tokens, times in milliseconds."""
 
-    def __init__(self, n: int) -> None:
-        self._n = n
-        self.accepted: dict[int, wire.Accepted] = {}
-        self.dones: dict[int, wire.ChoiceDone] = {}
+    __slots__ = ("ended", "n_cached", "n_prompt", "queue_ms")
+
+    def __init__(self) -> None:
+        self.n_prompt = 0
+        self.n_cached = 0
+        self.queue_ms = 0.0
+        self.ended = False
+
+
+class Answer:
+    """Everything that comes of a request: its prompts, and their choices in the order of their indices."""
+
+    def __init__(self, n_prompts: int, n: int) -> None:
+        """For prompts with n choices each."""
+        self.n = n
+        self.ready: wire.Ready
+        """Set once the model is loaded."""
+        self.prompts = [Prompt() for _ in range(n_prompts)]
+        self.choices = [Choice(prompt) for prompt in self.prompts for _ in range(n)]
+        self.waited = False
+        """The response began before a slot was free, so no header has the wait."""
 
     @property
     def queue_ms(self) -> float:
-        """The longest wait of its parts."""
-        return max((accepted.queue_ms for accepted in self.accepted.values()), default=0.0)
+        """The longest wait of a prompt for a slot."""
+        return max(prompt.queue_ms for prompt in self.prompts)
 
-    def n_prompt(self, index: int) -> int:
-        """Prompt tokens of a choice."""
-        return self.accepted[index - index % self._n].n_prompt
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of all prompts. Each prompt counts once, however many choices it has."""
+        return sum(prompt.n_prompt for prompt in self.prompts)
+
+    @property
+    def n_cached(self) -> int:
+        """Tokens of all prompts that were in the KV cache."""
+        return sum(prompt.n_cached for prompt in self.prompts)
+
+    @property
+    def n_generated(self) -> int:
+        """Tokens of all choices."""
+        return sum(choice.end.n_generated for choice in self.choices)
+
+    def check(self) -> None:
+        """Raises errors.InternalError unless every prompt and every choice has ended."""
+        if not all(choice.prompt.ended and choice.done for choice in self.choices):
+            raise errors.InternalError("the model's process ended an answer before it was complete")
 
 
-class Meter:
-    """Keeps an exchange's cost true at any time, since it is charged when the exchange ends, however it does.
+# -- running it --------------------------------------------------------------------------------------
 
-    Of an answer that is cut short the number of tokens is not known, but that of its pieces is.
+
+class _Run:
+    """Runs one request, adds up the pieces of each choice, and keeps the exchange's cost up to date.
+
+    The cost is charged when the exchange ends, however it ends. The tokens of a choice that is cut short are not
+    known, but its pieces are.
     """
 
-    __slots__ = ("_exchange", "_pieces")
+    def __init__(self, exchange: Exchange, bodies: Sequence[wire.Generate]) -> None:
+        self.exchange = exchange
+        self.bodies = bodies
+        self.n = bodies[0].n
+        self.answer = Answer(len(bodies), self.n)
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._pieces: dict[int, int] = {}
+    def on_content(self, prompt: int, event: wire.Content) -> bool:
+        """Takes a piece straight out of the worker's frame. False: not now, it has to queue."""
+        self.content(prompt, event)
+        return True
 
-    def piece(self, index: int) -> None:
-        """Counts a piece of a choice."""
-        self._pieces[index] = self._pieces.get(index, 0) + 1
-        self._exchange.n_tokens += 1
+    def content(self, prompt: int, event: wire.Content) -> None:
+        """Takes a piece, whichever way it came."""
+        choice = self.answer.choices[prompt * self.n + event.choice]
+        choice.n_pieces += 1
+        self.exchange.n_tokens += 1
+        choice.texts.append(event.text)
+        choice.logprobs += event.logprobs
 
-    def end(self, index: int, done: wire.ChoiceDone) -> None:
-        """Counts a complete choice."""
-        self._exchange.n_tokens += done.n_generated - self._pieces.get(index, 0)
+    def begin(self) -> None:
+        """The model is loaded: `answer.ready` is set."""
+
+    def queued(self) -> None:
+        """The request is valid and waits for a slot."""
+
+    def accepted(self, prompt: int) -> None:
+        """A prompt has a slot."""
+
+    def ended(self, index: int) -> None:
+        """A choice is complete."""
+
+    def take(self, prompt: int, event: wire.Event) -> None:
+        """Takes any event. Raises the errors.ApiError that a Failed stands for."""
+        state = self.answer.prompts[prompt]
+        if isinstance(event, wire.Content):
+            self.content(prompt, event)
+        elif isinstance(event, wire.Queued):
+            self.queued()
+        elif isinstance(event, wire.Accepted):
+            state.n_prompt, state.n_cached, state.queue_ms = event.n_prompt, event.n_cached, event.queue_ms
+            self.exchange.n_tokens += event.n_prompt
+            self.accepted(prompt)
+        elif isinstance(event, wire.ChoiceDone):
+            index = prompt * self.n + event.choice
+            choice = self.answer.choices[index]
+            choice.done = event
+            self.exchange.n_tokens += event.n_generated - choice.n_pieces
+            self.ended(index)
+        elif isinstance(event, wire.Done):
+            state.ended = True
+        elif isinstance(event, wire.Failed):
+            raise failure(event)
+
+    async def complete(self, lease: "Lease", deadline: float | None, *, patient: bool) -> None:
+        """Waits for the model and runs the bodies to their end. Raises errors.ApiError."""
+        self.answer.ready = await lease.ready(deadline, patient=patient)
+        self.begin()
+        run = lease.run(
+            self.bodies,
+            client=self.exchange.client,
+            # not the request's id: clients may choose that, and could share one place in the queue
+            group=new_id("group"),
+            deadline=deadline,
+            on_content=self.on_content,
+        )
+        async with aclosing(run) as events:
+            async for prompt, event in events:
+                self.take(prompt, event)
+                if self.exchange.congested:
+                    await self.exchange.drain()
+        self.answer.check()
 
 
-async def fold(
-    exchange: Exchange, source: AsyncGenerator[tuple[int, wire.Success], None], n_bodies: int, n: int
-) -> tuple[list[Choice], Totals]:
-    """The choices, whole. Raises errors.ApiError as the source does."""
-    choices = [Choice() for _ in range(n_bodies * n)]
-    meter, totals = Meter(exchange), Totals(n)
-    async with aclosing(source):
-        async for index, event in source:
-            if isinstance(event, wire.Content):
-                choices[index].texts.append(event.text)
-                choices[index].logprobs += event.logprobs
-                meter.piece(index)
-            elif isinstance(event, wire.Accepted):
-                totals.accepted[index] = event
-                exchange.n_tokens += event.n_prompt
-            elif isinstance(event, wire.ChoiceDone):
-                choices[index].done = totals.dones[index] = event
-                meter.end(index, event)
-    for choice in choices:
-        assert choice.end
-    add_queue_header(exchange, totals.queue_ms)
-    return choices, totals
+async def fold(exchange: Exchange, lease: "Lease", bodies: Sequence[wire.Generate]) -> Answer:
+    """Returns the whole answer and puts the wait into the header x-queue-ms. Raises errors.ApiError."""
+    run = _Run(exchange, bodies)
+    await run.complete(lease, deadline(exchange), patient=False)
+    add_queue_header(exchange, run.answer.queue_ms)
+    return run.answer
+
+
+# -- streaming ---------------------------------------------------------------------------------------
+
+
+class StreamFormat(ABC):
+    """Encodes a stream in a dialect. Each bytes object becomes the data of one server-sent event."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    @abstractmethod
+    def first(self, index: int) -> bytes | None:
+        """Returns the event that opens a choice; None if the dialect has no such event."""
+
+    @abstractmethod
+    def content(self, index: int, event: wire.Content) -> bytes:
+        """Returns the event of a piece of text."""
+
+    @abstractmethod
+    def last(self, index: int) -> bytes:
+        """Returns the event that ends a choice."""
+
+    @abstractmethod
+    def end(self) -> Iterable[bytes]:
+        """Returns the events that end a complete answer."""
+
+
+async def stream(
+    exchange: Exchange,
+    lease: "Lease",
+    bodies: Sequence[wire.Generate],
+    make_format: Callable[[Answer], StreamFormat],
+) -> None:
+    """Streams the answer. Raises the errors.ApiError of what fails before the response has begun.
+
+    `make_format` is called once the model is loaded. A later failure becomes an event that ends the stream.
+    """
+    run = _Stream(exchange, lease, bodies, make_format)
+    try:
+        await run.complete(lease, None, patient=True)
+        run.finish()
+    except errors.ApiError as error:
+        if not run.open:
+            raise
+        exchange.fail(error)
+    finally:
+        run.close()
+
+
+class _Stream(_Run):
+    """Sends events as they come, and comments while nothing comes.
+
+    The response begins with the first Accepted. It begins earlier once PATIENCE_S have passed and the request is
+    queued or its model still loads: then the wait is in the answer's timings instead of a header.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        lease: "Lease",
+        bodies: Sequence[wire.Generate],
+        make_format: Callable[[Answer], StreamFormat],
+    ) -> None:
+        super().__init__(exchange, bodies)
+        self.open = False
+        """The response has begun."""
+        self._lease = lease
+        self._make_format = make_format
+        self._format: StreamFormat
+        self._chunked = False
+        self._is_queued = False
+        # the order of the choices
+        self._next = 0
+        """The lowest index of which no event was sent yet."""
+        self._held: dict[int, list[bytes]] = {}
+        # the wait and the comments
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(self._patience(), self._on_timer)
+
+    def begin(self) -> None:
+        self._format = self._make_format(self.answer)
+
+    def queued(self) -> None:
+        self._is_queued = True
+        if self._patience() == 0.0:
+            self._begin_response(early=True)
+
+    def accepted(self, prompt: int) -> None:
+        self._begin_response(early=False)
+        for index in range(prompt * self.n, (prompt + 1) * self.n):
+            data = self._format.first(index)
+            if data is not None:
+                self._send(index, data)
+
+    def on_content(self, prompt: int, event: wire.Content) -> bool:
+        if not self.open or self.exchange.congested:
+            return False
+        self.content(prompt, event)
+        return True
+
+    def content(self, prompt: int, event: wire.Content) -> None:
+        index = prompt * self.n + event.choice
+        self.answer.choices[index].n_pieces += 1
+        self.exchange.n_tokens += 1
+        self._send(index, self._format.content(index, event))
+
+    def ended(self, index: int) -> None:
+        self._send(index, self._format.last(index))
+
+    def finish(self) -> None:
+        """Ends a complete answer."""
+        for data in self._format.end():
+            self.exchange.send(sse.event(data, self._chunked))
+        self.exchange.end_stream()
+
+    def close(self) -> None:
+        """Stops the comments."""
+        self._timer.cancel()
+
+    def _send(self, index: int, data: bytes) -> None:
+        """Sends an event of a choice, or holds it until the choice before it has appeared."""
+        if index > self._next:
+            self._held.setdefault(index, []).append(data)
+            return
+        self.exchange.send(sse.event(data, self._chunked))
+        if index == self._next:
+            self._next += 1
+            while held := self._held.pop(self._next, None):
+                for data in held:
+                    self.exchange.send(sse.event(data, self._chunked))
+                self._next += 1
+
+    def _begin_response(self, *, early: bool) -> None:
+        if self.open:
+            return
+        self.answer.waited = early
+        if not early:
+            add_queue_header(self.exchange, self.answer.queue_ms)
+        self.exchange.start_stream()
+        self.open, self._chunked = True, self.exchange.chunked
+
+    def _patience(self) -> float:
+        """Seconds until the response may begin without an Accepted."""
+        return max(0.0, PATIENCE_S - self.exchange.elapsed_ms / 1000.0)
+
+    def _on_timer(self) -> None:
+        if not self.open and (self._is_queued or self._lease.loading):
+            self._begin_response(early=True)
+        silent = 0.0
+        if self.open:
+            silent = self._loop.time() - self.exchange.last_sent
+            if silent >= SILENCE_S:
+                self.exchange.send(sse.comment("ping", self._chunked))
+                silent = 0.0
+        self._timer = self._loop.call_later(SILENCE_S - silent, self._on_timer)
+
+
+# -- what dialects share -------------------------------------------------------------------------------
+
+
+def failure(event: wire.Failed) -> errors.ApiError:
+    """Returns the exception that a Failed stands for."""
+    return errors.by_name(
+        event.kind, event.message, param=event.param, code=event.code, retry_after=event.retry_after
+    )
 
 
 def add_queue_header(exchange: Exchange, queue_ms: float) -> None:
-    """The wait for a slot, on the answer."""
+    """Puts the time that a request waited for a slot on the response."""
     exchange.extra_headers.append(("x-queue-ms", f"{queue_ms:.3f}"))
 
 
-def queue_fields(exchange: Exchange, *, streamed: bool) -> dict[str, Any]:
-    """The arguments of Lease.run that place a request in the queue: client, group and deadline.
+def deadline(exchange: Exchange) -> float | None:
+    """Returns the loop time at which a whole answer is due; None if the client names no time limit.
 
-    An unstreamed answer is due shortly before the client's read timeout, which the SDKs send.
+    The SDKs send the seconds that they wait for an answer. It is due a margin earlier, counted from the request's
+    head: else they leave, ask again and stand at the end of the queue.
     """
-    # not the request's id, which the client may choose: all requests of one id would count as one
-    fields: dict[str, Any] = {"client": exchange.client, "group": new_id("group")}
-    limit = None if streamed else _read_timeout(exchange)
-    if limit is not None:
-        margin = min(MAX_MARGIN_S, max(MIN_MARGIN_S, MARGIN * limit))
-        now = asyncio.get_running_loop().time()
-        fields["deadline"] = now - exchange.elapsed_ms / 1000.0 + max(0.0, limit - margin)
-    return fields
-
-
-def _read_timeout(exchange: Exchange) -> float | None:
-    """The client's read timeout in seconds, from the headers of the Python and Node SDKs."""
     for name in (b"x-stainless-read-timeout", b"x-stainless-timeout"):
         try:
             limit = float(exchange.head.get(name) or b"")
         except ValueError:
             continue
         if 0.0 < limit < MAX_TIMEOUT_S:
-            return limit
+            margin = min(MAX_MARGIN_S, max(MIN_MARGIN_S, MARGIN * limit))
+            return asyncio.get_running_loop().time() - exchange.elapsed_ms / 1000.0 + max(0.0, limit - margin)
     return None
 
 
-def usage(totals: Totals, per_prompt: int) -> schema.Usage:
-    """The counts of one request: a prompt counts once, whatever its choices."""
-    n_prompt = sum(accepted.n_prompt for accepted in totals.accepted.values())
-    n_generated = sum(done.n_generated for done in totals.dones.values())
-    return schema.Usage(
-        prompt_tokens=n_prompt,
-        completion_tokens=n_generated,
-        total_tokens=n_prompt + n_generated,
-        prompt_tokens_details=schema.PromptTokensDetails(
-            cached_tokens=sum(accepted.n_cached for accepted in totals.accepted.values())
-        ),
-    )
-
-
-def timings(
-    totals: Totals, indices: Sequence[int] | None = None, queue_ms: float | None = None
-) -> schema.Timings:
-    """Times and speeds over choices: milliseconds, and tokens per second."""
-    dones = {i: totals.dones[i] for i in (totals.dones if indices is None else indices)}
-    n_cached = sum(done.n_cached for done in dones.values())
-    n_prompt = sum(totals.n_prompt(i) for i in dones) - n_cached
-    n_generated = sum(done.n_generated for done in dones.values())
-    prompt_ms = sum(done.prompt_ms for done in dones.values())
-    predicted_ms = sum(done.predicted_ms for done in dones.values())
-    return schema.Timings(
-        cache_n=n_cached,
-        prompt_n=n_prompt,
-        prompt_ms=prompt_ms,
-        prompt_per_token_ms=prompt_ms / max(1, n_prompt),
-        prompt_per_second=_rate(n_prompt, prompt_ms),
-        predicted_n=n_generated,
-        predicted_ms=predicted_ms,
-        predicted_per_token_ms=predicted_ms / max(1, n_generated),
-        predicted_per_second=_rate(n_generated, predicted_ms),
-        queue_ms=msgspec.UNSET if queue_ms is None else queue_ms,
-    )
-
-
-def _rate(count: int, milliseconds: float) -> float:
-    return count / milliseconds * 1000.0 if milliseconds > 0 else 0.0
-
-
 def fingerprint(ready: wire.Ready) -> str:
-    """A hash that changes when equal seeds may give other text: with the model, its engine or the sampler."""
+    """Returns a hash that changes when equal seeds may give other text: with the model, the engine or the sampler."""
     info = ready.info
-    what = (
+    facts = (
         info.name,
         info.architecture,
         info.quantization,
@@ -251,195 +405,14 @@ def fingerprint(ready: wire.Ready) -> str:
         info.file_size,
         ready.version,
     )
-    return "fp_" + hashlib.sha256(repr(what).encode()).hexdigest()[:12]
+    return "fp_" + hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def new_id(prefix: str) -> str:
-    """A unique id such as `chatcmpl-...`."""
+    """Returns a unique id such as `chatcmpl-...`."""
     return f"{prefix}-{secrets.token_hex(12)}"
 
 
 def now() -> int:
-    """Unix time in whole seconds."""
+    """Returns the wall clock in whole seconds, for fields such as `created`."""
     return int(time.time())
-
-
-def text(piece: bytes) -> str:
-    """A token's bytes as text; a part of a code point becomes U+FFFD."""
-    return piece.decode("utf-8", "replace")
-
-
-# -- sampling ----------------------------------------------------------------------------------------
-
-
-def seed(request: schema.Generation) -> int:
-    """The client's seed as an unsigned number, else a fresh one."""
-    return secrets.randbits(63) if request.seed is None else request.seed & (2**64 - 1)
-
-
-def repeatable(request: schema.Generation) -> bool:
-    """Whether the client may expect the same answer again."""
-    return request.seed is not None or request.temperature == 0
-
-
-# -- streaming ---------------------------------------------------------------------------------------
-
-
-Chunk = TypeVar("Chunk", schema.ChatChunk, schema.Completion)
-
-
-class StreamFormat(ABC, Generic[Chunk]):
-    """How a dialect writes its stream. `blank` is a chunk without choices."""
-
-    def __init__(self, blank: Chunk, options: schema.StreamOptions | None) -> None:
-        self._with_usage = bool(options and options.include_usage)
-        self._blank: Chunk = structs.replace(blank, usage=None) if self._with_usage else blank
-
-    def with_fingerprint(self, ready: wire.Ready) -> None:
-        """Completes the chunks with facts of the loaded model."""
-        self._blank = structs.replace(self._blank, system_fingerprint=fingerprint(ready))
-
-    @abstractmethod
-    def first(self, index: int) -> bytes | None:
-        """The chunk that opens a choice, if the dialect has one."""
-
-    @abstractmethod
-    def content(self, index: int, event: wire.Content) -> bytes:
-        """A chunk of text."""
-
-    @abstractmethod
-    def last(self, index: int, done: wire.ChoiceDone, times: schema.Timings) -> bytes:
-        """The chunk that ends a choice."""
-
-    def counts(self, totals: Totals, per_prompt: int, queue_ms: float | None) -> bytes | None:
-        """The usage chunk, if it was asked for."""
-        if not self._with_usage:
-            return None
-        return self._encode_chunk(
-            [], usage=usage(totals, per_prompt), timings=timings(totals, queue_ms=queue_ms)
-        )
-
-    def _encode_chunk(self, choices: list[Any], **more: Any) -> bytes:
-        return encode(structs.replace(self._blank, choices=choices, **more))
-
-
-async def stream(
-    exchange: Exchange,
-    lease: Lease,
-    bodies: Sequence[wire.Body],
-    n: int,
-    chunks: StreamFormat[Any],
-) -> None:
-    """Sends events as they come. A failure before the head is raised, later it is an error event.
-
-    The head leaves with the first Accepted, or after KEEPALIVE_S if the prompt is queued or the model still loads.
-    """
-    totals, meter = Totals(n), Meter(exchange)
-    head = _Head(exchange, lambda: totals_queued or lease.loading)
-    totals_queued: list[int] = []
-    opened: set[int] = set()
-    only = [False]
-
-    def write(data: bytes | None) -> None:
-        if data is not None:
-            exchange.send(sse.event(data, exchange.chunked))
-
-    def on_text(index: int, event: wire.Content) -> None:
-        meter.piece(index)
-        write(chunks.content(index, event))
-
-    def on_content(body: int, event: wire.Content) -> bool:
-        """The short path of almost every token: from the worker's frame into the socket."""
-        if not only[0] or exchange.congested:
-            return False
-        on_text(0, event)
-        return True
-
-    try:
-        chunks.with_fingerprint(await lease.ready(patient=True))
-        source = lease.run(bodies, **queue_fields(exchange, streamed=True), on_content=on_content)
-        async with aclosing(in_order(source, n)) as events:
-            async for index, event in events:
-                if isinstance(event, wire.Content):
-                    if index not in opened:
-                        opened.add(index)
-                        write(chunks.first(index))
-                    on_text(index, event)
-                    if exchange.congested:
-                        await exchange.drain()
-                elif isinstance(event, wire.Queued):
-                    totals_queued.append(index)
-                elif isinstance(event, wire.Accepted):
-                    totals.accepted[index] = event
-                    exchange.n_tokens += event.n_prompt
-                    head.send(event.queue_ms)
-                    if n == len(bodies) == 1:
-                        opened.add(0)
-                        write(chunks.first(0))
-                        only[0] = True
-                elif isinstance(event, wire.ChoiceDone):
-                    if index not in opened:
-                        opened.add(index)
-                        write(chunks.first(index))
-                    totals.dones[index] = event
-                    meter.end(index, event)
-                    waited = totals.queue_ms if head.early else None
-                    write(chunks.last(index, event, timings(totals, [index], waited)))
-        if len(totals.dones) != n * len(bodies):
-            raise errors.InternalError("the model's process left an answer unfinished")
-        write(chunks.counts(totals, n, totals.queue_ms if head.early else None))
-        exchange.send(sse.done(exchange.chunked))
-        exchange.end_stream()
-    except errors.ApiError as error:
-        if not exchange.status:
-            raise
-        exchange.fail(error)
-    finally:
-        head.stop()
-
-
-class _Head:
-    """Sends a stream's head, and comments while it is silent; one timer, not one for each event."""
-
-    def __init__(self, exchange: Exchange, waits: Callable[[], Any]) -> None:
-        self._exchange = exchange
-        self._waits = waits
-        self._loop = asyncio.get_running_loop()
-        self._sent = False
-        self.early = False
-        """It left before the request had a slot."""
-        self._timer = self._loop.call_later(KEEPALIVE_S - exchange.elapsed_ms / 1000.0, self._fire)
-
-    def send(self, queue_ms: float) -> None:
-        """The request has a slot: the head leaves, if it has not."""
-        if not self._sent:
-            add_queue_header(self._exchange, queue_ms)
-            self._start()
-
-    def stop(self) -> None:
-        """Sends no more comments."""
-        self._timer.cancel()
-
-    def _start(self) -> None:
-        self._sent = True
-        self._exchange.start_stream()
-
-    def _fire(self) -> None:
-        after = KEEPALIVE_S
-        if not self._sent:
-            if self._waits():
-                self.early = True
-                self._start()
-                self._comment()
-            else:
-                after = 1.0
-        else:
-            silent = self._loop.time() - self._exchange.last_sent
-            if silent >= KEEPALIVE_S:
-                self._comment()
-                silent = 0.0
-            after = KEEPALIVE_S - silent
-        self._timer = self._loop.call_later(after, self._fire)
-
-    def _comment(self) -> None:
-        self._exchange.send(sse.comment("ping", self._exchange.chunked))

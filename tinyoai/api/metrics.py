@@ -1,4 +1,4 @@
-"""GET /metrics: measurements for Prometheus."""
+"""GET /metrics: counts, times and the models' states for Prometheus."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,58 +13,48 @@ _STATES = tuple(state.value for state in State)
 
 
 class Metrics:
-    """The endpoint. Where the client library is not installed nothing is counted."""
+    """The endpoint. Nothing is counted without the client library."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._counted = metrics.Metrics() if metrics.available() else None
         self.n_in_flight: Callable[[], int] = int
-        """Tells how many requests are under way."""
+        """Returns the number of requests in progress."""
+        self.ended: Callable[[Exchange], None] = lambda exchange: None
+        """Counts an exchange that has ended, answered or not."""
         if self._counted is not None:
+            self.ended = self._counted.exchange_ended
             pool.on_done = self._counted.observe
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Everything, in the form the scraper asks for. Raises errors.NotFound without the library.
-
-        That is no 5xx: nothing is broken, this installation has no such page.
-        """
+        """Answers with the page in a format that the scraper accepts. Raises errors.NotFound without the library."""
         if self._counted is None:
+            # no 5xx: nothing is broken, this installation has no such page
             raise errors.NotFound(
-                f"this installation does not measure: {metrics.INSTALL}, and start the server again",
+                f"metrics are not installed: run {metrics.INSTALL} and restart the server",
                 code="metrics_not_installed",
             )
-        statuses = [model.status() for model in self._pool.models]
-        pids = [status.pid for status in statuses if status.pid is not None]
-        resident = await asyncio.to_thread(_resident, pids)
+        snapshots = [model.status() for model in self._pool.models]
+        pids = [snapshot.pid for snapshot in snapshots if snapshot.pid is not None]
+        resident = await asyncio.to_thread(_prepare, pids)
         accept = (exchange.head.get(b"accept") or b"").decode("latin-1")
-        models = [_model(status, resident) for status in statuses]
+        models = [_model(snapshot, resident) for snapshot in snapshots]
         body, kind = self._counted.page(accept, models, self.n_in_flight())
         exchange.respond(200, body, content_type=kind, headers=[("cache-control", "no-store")])
 
-    def ended(self, exchange: Exchange) -> None:
-        """An exchange has ended, answered or left."""
-        if self._counted is not None:
-            self._counted.request(
-                exchange.method,
-                exchange.route,
-                exchange.status,
-                exchange.elapsed_ms / 1000.0,
-                exchange.refusal,
-            )
 
-
-def _resident(pids: list[int]) -> dict[int, int]:
-    """Resident bytes by process. Slow parts: the library's first import, and reading /proc."""
+def _prepare(pids: list[int]) -> dict[int, int]:
+    """Imports the library, which blocks the first time, and returns the resident memory of processes."""
     metrics.prepare()
     return {pid: memory.resident(pid) for pid in pids}
 
 
-def _model(status: ModelStatus, resident: dict[int, int]) -> metrics.Model:
+def _model(snapshot: ModelStatus, resident: dict[int, int]) -> metrics.Model:
     return metrics.Model(
-        name=status.name,
-        state=status.state.value,
+        name=snapshot.name,
+        state=snapshot.state.value,
         states=_STATES,
-        memory=resident.get(status.pid) if status.pid is not None else None,
-        n_deaths=status.n_deaths,
-        n_requests=status.n_leases,
+        memory=resident.get(snapshot.pid) if snapshot.pid is not None else None,
+        n_deaths=snapshot.n_deaths,
+        n_requests=snapshot.n_leases,
     )

@@ -60,7 +60,7 @@ class TrainingJob(Struct, kw_only=True):
     ended: float | None = None
     error: str | None = None
     training: TrainingStarted | None = field(name="running", default=None)
-    """What the process reported when it started."""
+    """The first event of its process."""
     last_step: Step | None = field(name="last", default=None)
     result_id: int | None = None
     """The new model's id in the registry."""
@@ -113,7 +113,7 @@ class JobStore:
             atomic.replace(folder / DATA_FILE, b"\n".join(map(protocol.encode, examples)))
             atomic.replace(folder / SPEC_FILE, protocol.encode(spec))
             self.save(job)
-            atomic.settle(self.root)
+            atomic.sync_folder(self.root)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -321,9 +321,10 @@ class ManagedModel:
             while True:
                 state, delay, reason = await self._run_once()
                 self._retry_at = loop.time() + delay
-                self._set(state, reason)
                 if state is State.FAILED:
+                    self.state, self.reason = state, reason  # announced by _on_unloaded
                     return
+                self._set(state, reason)
                 if delay:
                     await asyncio.sleep(delay)
         except Exception:
@@ -341,8 +342,10 @@ class ManagedModel:
         if self.unload_pending:
             self.unload_pending, self._n_next = False, 0
             self._generation += 1
-        failed = self.state is State.FAILED
-        self._set(self.state if failed else State.UNLOADED, self.reason if failed else "")
+        if self.state is State.FAILED:
+            self._set(State.FAILED, self.reason)
+        else:
+            self._set(State.UNLOADED)
         self._owner.notify_freed()
 
     async def _run_once(self) -> tuple[State, float, str]:

@@ -53,6 +53,11 @@ class Stage(enum.IntEnum):
     ACCEPTED = 3
 
 
+_STAGES: dict[type, Stage] = {
+    wire.Started: Stage.STARTED,
+    wire.Queued: Stage.QUEUED,
+    wire.Accepted: Stage.ACCEPTED,
+}
 _RESULTS: dict[type, type] = {
     wire.Embed: wire.Vector,
     wire.Tokenize: wire.Tokens,
@@ -102,32 +107,32 @@ class PendingCall:
         return self.stage is Stage.ACCEPTED
 
     def advance(self, event: wire.Event) -> None:
-        """Notes an event other than Content. Raises wire.WireError if it may not come now."""
+        """Notes an event other than Content. Raises wire.WireError, and changes nothing, if it may not come now."""
         kind, stage = type(event), self.stage
-        if kind is wire.Failed:
-            allowed = True
-        elif kind is wire.Started:
-            allowed, self.stage = stage is Stage.SENT, Stage.STARTED
-        elif kind is wire.Queued:
-            allowed, self.stage = self.needs_slot and stage is Stage.STARTED, Stage.QUEUED
-        elif kind is wire.Accepted:
-            allowed, self.stage = stage is Stage.QUEUED, Stage.ACCEPTED
-        elif kind is wire.Progress:
-            allowed = stage is Stage.ACCEPTED
+        if kind in _STAGES:
+            if _STAGES[kind] != stage + 1 or (kind is wire.Queued and not self.needs_slot):
+                raise self.breach(event)
+            self.stage = _STAGES[kind]
         elif isinstance(event, wire.ChoiceDone):
-            allowed = stage is Stage.ACCEPTED and event.choice in self.open_choices
-            self.open_choices.discard(event.choice)
+            if stage is not Stage.ACCEPTED or event.choice not in self.open_choices:
+                raise self.breach(event)
+            self.open_choices.remove(event.choice)
+        elif kind is wire.Progress:
+            if stage is not Stage.ACCEPTED:
+                raise self.breach(event)
         elif kind is wire.Done:
-            allowed = not self.open_choices and self.result is None
-        else:
-            allowed = kind is self.result and stage is (Stage.ACCEPTED if self.needs_slot else Stage.STARTED)
+            if self.open_choices or self.result is not None:
+                raise self.breach(event)
+        elif kind is not wire.Failed:
+            if kind is not self.result or stage is not (Stage.ACCEPTED if self.needs_slot else Stage.STARTED):
+                raise self.breach(event)
             self.result = None
-        if not allowed:
-            raise self.breach(event, stage)
 
-    def breach(self, event: wire.Event, stage: Stage) -> wire.WireError:
-        """The error for an event that may not come at this stage."""
-        return wire.WireError(f"{type(event).__name__} of request {self.id} while it is {stage.name.lower()}")
+    def breach(self, event: wire.Event) -> wire.WireError:
+        """The error for an event that may not come now."""
+        return wire.WireError(
+            f"{type(event).__name__} of request {self.id} while it is {self.stage.name.lower()}"
+        )
 
 
 class PendingCalls:
@@ -156,7 +161,7 @@ class PendingCalls:
             return  # the call has ended on this side; the worker did not know that yet
         if type(event) is wire.Content:
             if call.stage is not Stage.ACCEPTED or event.choice not in call.open_choices:
-                raise call.breach(event, call.stage)
+                raise call.breach(event)
             # nothing may overtake what is queued
             if call.on_content is not None and not call.queue.events and self._taken(call, event):
                 return

@@ -75,7 +75,7 @@ class Pool:
         free = memory.available()
         if free is None:
             return sys.maxsize
-        own = sum(memory.held(model.worker.pid) for model in self.models if model.worker is not None)
+        own = sum(memory.unshared(model.worker.pid) for model in self.models if model.worker is not None)
         return int(SHARE * (free + own))
 
     def planned_context(self, model: Model) -> int:

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct, structs
 
 from tinyoai import errors
 from tinyoai.host import datadir as data
+from tinyoai.sampling import SamplingOverrides
 
 FILE = "registry.db"
 APPLICATION_ID = 0x746F6169
@@ -34,16 +35,9 @@ class RegistryError(errors.TinyoaiError):
     """The registry cannot be read or written; one sentence says why and what to do."""
 
 
-class Defaults(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a model's requests mean where they leave a field out; the bounds are those of the requests."""
+class Defaults(SamplingOverrides, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Values of the request fields that a request leaves out; the bounds are those of the requests."""
 
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
