@@ -6,7 +6,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import schemathesis
 
 from tests.serving import Server
 from tinyoai.api.examples import EXAMPLES, bodies
@@ -36,7 +35,6 @@ def test_it_is_valid(fake: Server) -> None:
     reply = fake.get("/openapi.json")
     assert reply.status == 200
     assert reply.json["openapi"].startswith("3.1")
-    schemathesis.openapi.from_dict(reply.json).validate()
     for shape in reply.json["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(shape)
 

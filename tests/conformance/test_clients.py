@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 
 from tests import clients
 from tests.engines import make
-from tests.serving import PYTHON, Server, serve
+from tests.serving import PYTHON, Reply, Server, serve, wait_until
 
 FRANCE = "What is the capital of France?"
 
@@ -43,7 +42,7 @@ def test_temperature_0_and_seeds_repeat(builtin: Server) -> None:
         for _ in range(3):
             reply = builtin.chat("Tell me a short story about a fox.", **fields)
             texts.add(reply.json["choices"][0]["message"]["content"])
-            builtin.chat("Something else in between, to fill the caches with other things.")
+            builtin.chat("Something else in between, to fill the caches.")
         assert len(texts) == 1, fields
 
 
@@ -65,7 +64,7 @@ def test_seeds_repeat_under_load(builtin: Server) -> None:
     assert len(set(found)) == 1
 
 
-def test_cached_tokens_are_told(builtin: Server) -> None:
+def test_cached_tokens_are_reported(builtin: Server) -> None:
     messages = [{"role": "user", "content": "Tell me what you know about " + "very " * 40 + "old trees."}]
     builtin.post("/v1/chat/completions", messages=messages, temperature=0)
     usage = builtin.post("/v1/chat/completions", messages=messages, temperature=0).json["usage"]
@@ -158,61 +157,54 @@ def test_models_of_every_kind_are_served(tmp_path: Path, maker: Any, flags: list
         assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
 
 
-def test_a_flood_of_connections_leaves_those_that_are_there() -> None:
+def test_a_flood_of_connections_does_not_cost_the_open_ones() -> None:
     with serve("--engine", "fake", prefix=["prlimit", "--nofile=128:128"]) as server:
         held = server.connect()
         flood = [server.connect() for _ in range(150)]
-        time.sleep(0.3)
         held.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert held.recv(100).startswith(b"HTTP/1.1 200")
         for sock in [held, *flood]:
             sock.close()
-        time.sleep(0.3)
-        assert server.chat("still here").status == 200
+        assert server.say("still here") == "still here"
 
 
 # -- a worker that dies --------------------------------------------------------------------------------
 
 
-def test_a_worker_killed_again_and_again_is_given_up_and_the_server_stays() -> None:
+def test_requests_that_kill_their_workers_do_not_take_the_model_from_others() -> None:
     with serve("--engine", "fake") as server:
-        for _ in range(3):
+        for n in range(4):
             reply = server.chat('!{"text": "abc", "kill_at": 1}')
             assert (reply.status, reply.error["code"]) == (500, "worker_died")
             assert reply.headers["x-should-retry"] == "false"
-        reply = server.chat("hello")
-        assert (reply.status, reply.error["type"], reply.error["code"]) == (
-            503,
-            "service_unavailable",
-            "model_failed",
-        )
-        health = server.get("/health")
-        assert (health.status, health.json["status"]) == (503, "failed")
-        assert server.get("/v1/models").status == 200
+            assert server.say(f"after {n + 1} deaths") == f"after {n + 1} deaths"
+        assert server.get("/health").json["status"] == "ok"
 
 
-def test_a_request_that_waits_while_its_worker_is_killed_is_answered() -> None:
+def test_a_request_that_was_not_started_survives_its_worker() -> None:
     with serve("--engine", "fake", "--parallel", "1") as server:
-        replies: dict[str, str] = {}
+        replies: dict[str, Reply] = {}
 
         def ask(name: str, script: str) -> None:
-            reply = server.chat(script)
-            replies[name] = (
-                reply.json["choices"][0]["message"]["content"] if reply.status == 200 else reply.error["code"]
-            )
+            replies[name] = server.chat(script)
 
-        running = threading.Thread(
-            target=ask, args=("running", '!{"text": "x", "repeat": 3000, "step_ms": 2}')
-        )
-        running.start()
-        time.sleep(0.4)
-        waiting = threading.Thread(target=ask, args=("waiting", "patience"))
-        waiting.start()
-        time.sleep(0.3)
+        threads = []
+        for n, (name, script) in enumerate(
+            [
+                ("running", '!{"text": "x", "repeat": 3500, "step_ms": 20}'),
+                # the worker may tokenize the next request ahead, and then it counts as started
+                ("next", "perhaps"),
+                ("last", "patience"),
+            ]
+        ):
+            threads.append(threading.Thread(target=ask, args=(name, script)))
+            threads[-1].start()
+            wait_until(lambda n=n: (s := server.status())["slots"]["busy"] == 1 and s["queue"] == n)
         os.kill(server.workers[0], signal.SIGKILL)
-        running.join()
-        waiting.join()
-        assert replies == {"running": "worker_died", "waiting": "patience"}
+        for thread in threads:
+            thread.join(30)
+        assert replies["running"].error["code"] == "worker_died"
+        assert replies["last"].json["choices"][0]["message"]["content"] == "patience"
 
 
 def test_the_server_logs_no_prompts() -> None:
