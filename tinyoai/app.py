@@ -20,6 +20,7 @@ import uvloop
 from tinyoai import __version__, errors, gguf, units, wire
 from tinyoai.config import options
 from tinyoai.config.options import Config
+from tinyoai.engine import facts
 from tinyoai.host import datadir, instances, log
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
@@ -80,18 +81,19 @@ def _catalog(config: Config) -> Catalog:
         raise errors.UsageError(f"--models-dir: {config.models_dir} is not readable", exit_code=1)
     if config.engine == "fake":
         model = Model(name=config.model_name or "fake", path="", architecture="fake")
-        return Catalog(model, folder=config.models_dir, register=False)
+        return Catalog(model, folder=config.models_dir, register=False, engine="fake")
     path = Path(config.model) if config.model else BUILTIN
     name = config.model_name or path.stem
     try:
-        model = describe(path.absolute(), name, model_type=config.model_type)
+        model = describe(path.absolute(), name, model_type=config.model_type, engine=config.engine)
     except gguf.BadModelFile as error:
         raise errors.UsageError(str(error), exit_code=1) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.UsageError(f"cannot read the model file {path}: {reason}", exit_code=1) from None
     # a registered second name of the built-in model would stand in for a real model in the next run
-    return Catalog(model, folder=config.models_dir, register=bool(config.model) or name == BUILTIN.stem)
+    register = bool(config.model) or name == BUILTIN.stem
+    return Catalog(model, folder=config.models_dir, register=register, engine=config.engine)
 
 
 def _read_keys(config: Config) -> "Keys | None":
@@ -112,12 +114,12 @@ def _number(read: Callable[[str], Number], text: str, flag: str) -> Number:
 
 def _wire_load(config: Config, model: Model) -> wire.Load:
     """The Load message for a model."""
-    n_ctx = config.ctx_size or model.own_context or min(model.context, options.DEFAULT_CONTEXT)
+    n_ctx = config.ctx_size or model.n_ctx_override or min(model.n_ctx_train, options.DEFAULT_CONTEXT)
     return wire.Load(
         path=model.path,
         name=model.name,
-        engine="ctransformers" if config.engine == "auto" else config.engine,
-        model_type=model.architecture if model.shape is None else None,
+        engine=model.engine if config.engine == facts.AUTO else config.engine,
+        model_type=model.architecture if model.hparams is None else None,
         n_ctx=n_ctx,
         n_slots=config.parallel,
         n_batch=config.batch_size,

@@ -5,16 +5,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from tinyoai.api.schema import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    EmbeddingRequest,
-    TemplateRequest,
-    TokenizeRequest,
-)
 
 from tests.serving import Server
+from tinyoai.api.openai.chat_types import ChatRequest
+from tinyoai.api.openai.completions import CompletionRequest
+from tinyoai.api.openai.embeddings import EmbeddingRequest
+from tinyoai.api.tokenizer import DetokenizeRequest, TemplateRequest, TokenizeRequest
 
 ODD: list[Any] = [
     None, True, False, 0, 1, -1, 0.5, 1e308, -1e308, 2**31, 2**63, 2**70, -(2**63), "", "x", "\u0000", "\ud800",

@@ -154,7 +154,7 @@ class Finetunes:
             model = found[0]
         else:
             raise errors.BadRequest("the field 'model_id' (or 'model', a name) is required", param="model_id")
-        if model.architecture != "llama" or model.shape is None:
+        if model.architecture != "llama" or model.hparams is None:
             raise errors.BadRequest(
                 f"{model.name!r} cannot be trained: its architecture is {model.architecture or 'unknown'}; only "
                 "GGUF files of llama can be trained",
@@ -203,7 +203,7 @@ class Finetunes:
             settings = Settings(
                 kind=parent.kind,
                 template=parent.template,
-                context=parent.own_context,
+                context=parent.n_ctx_override,
                 defaults=parent.defaults,
             )
 
@@ -223,8 +223,8 @@ def _train_config(request: FinetuneRequest) -> TrainConfig:
 
 
 def _check_memory(model: Model, config: TrainConfig) -> None:
-    assert model.shape is not None
-    needed, available = memory_needed(model.parameters, model.shape, config), memory.available()
+    assert model.hparams is not None
+    needed, available = memory_needed(model.n_params, model.hparams, config), memory.available()
     if available is not None and needed > available:
         raise errors.InsufficientMemory(
             f"training {model.name!r} needs about {needed / 1e6:.0f} MB, and {available / 1e6:.0f} MB are available; "

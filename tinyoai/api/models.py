@@ -264,7 +264,7 @@ class Models:
         snapshot = managed.status() if managed is not None else None
         info = snapshot.ready.info if snapshot is not None and snapshot.ready is not None else None
         n_ctx = info.n_ctx if info is not None else self._pool.planned_context(model)
-        n_params = info.n_params if info is not None else model.parameters
+        n_params = info.n_params if info is not None else model.n_params
         return Model(
             id=model.name,
             created=model.created,
@@ -278,11 +278,11 @@ class Models:
             context_length=n_ctx,
             max_model_len=n_ctx,
             context_window=n_ctx,
-            max_context_length=model.context,
+            max_context_length=model.n_ctx_train,
             dimensions=info.n_embd_out if info is not None else None,
             pooling=(info.pooling or None) if info is not None else None,
             size_bytes=model.size,
-            meta=ModelMeta(n_ctx=n_ctx, n_ctx_train=model.context, n_params=n_params, size=model.size),
+            meta=ModelMeta(n_ctx=n_ctx, n_ctx_train=model.n_ctx_train, n_params=n_params, size=model.size),
             template=model.template,
             aliases=[*model.aliases],
             defaults=model.defaults,

@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from tinyoai import errors, wire
 from tinyoai.engine import facts
@@ -64,11 +64,7 @@ class Restarts:
 
 def estimate(model: Model, load: wire.Load) -> MemoryEstimate:
     """Memory that a load takes, by the formula of its engine."""
-    engines: dict[str, Any] = getattr(facts, "ENGINES", {})
-    if load.engine not in engines:
-        return MemoryEstimate(facts.WORKER_BYTES + model.size, 0, load.n_ctx)
-    found: MemoryEstimate = engines[load.engine].estimate(model.shape, model.size, load)
-    return found
+    return facts.ENGINES[load.engine].estimate(model.hparams, model.size, load)
 
 
 class Owner(Protocol):
