@@ -1,7 +1,7 @@
 """The rival of bench/http_path.py: FastAPI, sse-starlette and uvicorn stream the events that tinyoai would.
 
-Owns that application: the same request parsed by pydantic, the same chunks, one event for each token. It
-has no model behind it and no process to ask, so its work is less than a whole server's.
+The same request is parsed by pydantic, the chunks are the same, one event for each token. There is no model and no
+worker process, so it does less than a whole server.
 """
 
 import asyncio

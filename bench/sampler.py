@@ -118,7 +118,7 @@ def ctransformers(x: Logits, top_k: int, history: list[int]) -> Draw:
 
 
 def llama_cpp(x: Logits, top_k: int, history: list[int]) -> Draw:
-    """llama.cpp's chain of samplers on a candidate array, which it wants anew for each token."""
+    """llama.cpp's chain of samplers on a candidate array, which is filled again for each token."""
     import llama_cpp as lib
 
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())

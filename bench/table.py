@@ -1,6 +1,6 @@
-"""What every benchmark here shares: running a server, medians, and one table.
+"""Shared by all benchmarks: running a server, medians, and one table.
 
-Owns the printing and the counting of processes' memory. It must not know what is measured.
+Prints tables and measures the memory of processes.
 """
 
 import atexit

@@ -16,6 +16,6 @@ def builtin() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def fake() -> Iterator[Server]:
-    """The scripted engine: what it is told, it says."""
+    """The scripted engine, which repeats the message."""
     with serve("--engine", "fake", "--log-level", "error") as server:
         yield server

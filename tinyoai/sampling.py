@@ -41,7 +41,7 @@ class SamplingOverrides(Struct, frozen=True, kw_only=True):
 
 
 class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the next token is chosen. The defaults are OpenAI's."""
+    """The sampling parameters of one choice. The defaults are OpenAI's."""
 
     temperature: float = 1.0
     top_k: int = 0

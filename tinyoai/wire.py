@@ -97,7 +97,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
     """Seconds a request may wait for a slot."""
     n_gpu_layers: int = 0
     pooling: str = ""
-    """How token states become an embedding; empty: the file's own, else the engine's choice."""
+    """The way token states become an embedding; empty: the file's own, else the engine's choice."""
     template: str = "auto"
     """The chat template of conversations that name none."""
 
@@ -216,7 +216,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     n_embd_out: int = 0
     """Numbers in an embedding; 0: the model cannot embed."""
     pooling: str = ""
-    """How token states become an embedding: mean, weighted-mean or last."""
+    """The way token states become an embedding: mean, weighted-mean or last."""
 
     def token_text(self, token: int) -> str:
         """The text of a control token; empty for any other id."""

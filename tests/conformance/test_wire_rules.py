@@ -269,7 +269,7 @@ def test_echo_and_legacy_logprobs(fake: Server) -> None:
     ended = fake.post("/v1/completions", prompt='!{"text": "xy"}\n', logprobs=1, max_tokens=9).json
     assert ended["choices"][0]["logprobs"]["tokens"] == ["x", "y", ""]
     assert len(ended["choices"][0]["logprobs"]["tokens"]) == ended["usage"]["completion_tokens"]
-    # with none of the likeliest asked for, the chosen one is told all the same
+    # the chosen token comes even if none of the likeliest was asked for
     bare = fake.post("/v1/completions", prompt="abc", logprobs=0, max_tokens=2).json["choices"][0]["logprobs"]
     assert [list(top) for top in bare["top_logprobs"]] == [["d"], ["e"]]
 

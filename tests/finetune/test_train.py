@@ -83,7 +83,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(
         return list(islice(steps, n))
 
     whole = [step.loss for step in run("whole", None)]
-    first = [step.loss for step in run("parts", 5)]  # the fifth is told before it is kept
+    first = [step.loss for step in run("parts", 5)]  # the fifth is reported before it is saved
     rest = run("parts", None)
     assert rest[0].step == 5
     assert first[:4] + [step.loss for step in rest] == whole

@@ -140,7 +140,7 @@ def test_wrong_settings_are_told_and_the_model_is_not_served(
     catalog = opened(folder, tmp_path / "home")
     assert "a" not in catalog.view.models
     assert words in catalog.view.broken["a"]
-    assert str(folder) not in catalog.view.broken["a"], "clients are told of models, never of folders"
+    assert str(folder) not in catalog.view.broken["a"], "clients see models, never folders"
     with pytest.raises(errors.ModelNotFound, match=r"settings file a\.json"):
         catalog.lookup("a")
     (folder / "a.json").write_text("{}")
@@ -230,7 +230,7 @@ def test_names_that_cannot_be(folder: Path, tmp_path: Path, llama: bytes) -> Non
     catalog = opened(folder, tmp_path / "home")
     assert list(catalog.view.models) == ["default"]
     assert len(catalog.view.broken) == 3
-    json.dumps(list(catalog.view.broken)).encode()  # every name can be told
+    json.dumps(list(catalog.view.broken)).encode()  # every name can be encoded
     "".join(catalog.view.broken).encode()
 
 

@@ -79,7 +79,7 @@ class Model(Struct, kw_only=True):
     dimensions: int | None
     """Numbers in its embeddings; 0: it cannot embed; null: not loaded."""
     pooling: str | None
-    """How token states become an embedding: mean, weighted-mean or last. null: it cannot embed, or is not loaded."""
+    """The way token states become an embedding: mean, weighted-mean or last. null: cannot embed, or not loaded."""
     size_bytes: int
     meta: ModelMeta
     template: str

@@ -1,5 +1,1 @@
-"""The model in the package: tinyoai-chat.gguf.
-
-It owns the file and nothing else; `training/` is the recipe that made it.
-It must not know how it is served.
-"""
+"""The built-in model, tinyoai-chat.gguf. `training/` is the recipe that made it."""

@@ -156,7 +156,7 @@ class Engine(Protocol):
         """Drops all but the first n tokens of a sequence; returns how many are kept: n, fewer, or 0."""
 
     def exact_prefix(self, seq: int, n: int, n_prompt: int) -> int:
-        """How many of the first n tokens of `seq` equal a fresh prefill of n_prompt tokens bit for bit."""
+        """Returns how many of the first n tokens of `seq` equal a fresh prefill of n_prompt tokens bit for bit."""
 
     def copy(self, src: int, dst: int, n: int) -> None:
         """Replaces `dst` by the first n tokens of `src`; with Copies.WHOLE n is the length of `src`."""

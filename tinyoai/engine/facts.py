@@ -35,7 +35,7 @@ AUTO = "auto"
 
 
 class EngineFacts(NamedTuple):
-    """What the server can know of an engine without loading it."""
+    """The facts of an engine that are known without loading it."""
 
     supports: Callable[[gguf.Header], str | None]
     """Why the engine cannot run a file, in words that follow the file's name; None if it can."""

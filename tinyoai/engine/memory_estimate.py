@@ -1,4 +1,4 @@
-"""How much memory a load takes: the form in which every engine states its estimate. Sizes are in bytes."""
+"""The memory estimate of a load, in the form that every engine uses. Sizes are in bytes."""
 
 from typing import NamedTuple
 

@@ -20,7 +20,7 @@ from tinyoai.engine.slots import Slot
 from tinyoai.engine.tasks import Outputs, Task, TaskFailed
 
 FIRST_SLOT_S = 1.0
-"""How long a request holds a slot, until one has ended."""
+"""Seconds that a request is expected to hold a slot, until one has ended."""
 MAX_RETRY_S = 120.0
 """The longest wait that is advised; the SDKs ignore longer ones."""
 STARTED_BY_S = 5.0
@@ -52,7 +52,7 @@ class Scheduler:
         """Started requests that wait for a slot."""
         self._running: list[Running] = []
         self._mean_slot_s = FIRST_SLOT_S
-        """How long requests hold a slot, newer ones weighted more."""
+        """Mean seconds that requests hold a slot, newer ones weighted more."""
         self._assigned = 0
         self._batching = Batching(engine.caps)
 

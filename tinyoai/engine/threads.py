@@ -1,4 +1,4 @@
-"""How many threads a step uses: as many as the machine has, if they make this model faster."""
+"""The number of threads of a step: as many as the machine has, if they make this model faster."""
 
 import os
 from collections.abc import Callable

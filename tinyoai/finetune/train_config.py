@@ -11,7 +11,7 @@ SAFETY_FACTOR = 1.2
 
 
 class TrainConfig(Struct, frozen=True, kw_only=True):
-    """How to train."""
+    """The hyperparameters of a training."""
 
     epochs: int = 3
     batch_size: int = 4

@@ -25,7 +25,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server records about itself once it is ready. Sizes are in bytes, lengths in tokens."""
+    """The record of a server that is ready. Sizes are in bytes, lengths in tokens."""
 
     process: Process
     version: str

@@ -53,7 +53,7 @@ def _meminfo(name: str) -> int | None:
 
 
 def _cgroup() -> list[int | None]:
-    """What each cgroup that contains this process leaves, of either version; None: no limit or unknown."""
+    """Returns the free bytes of each cgroup that contains this process; None: no limit or unknown."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

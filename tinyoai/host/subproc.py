@@ -39,7 +39,7 @@ def isolate(oom_score: int) -> None:
 
 
 def describe_exit(code: int) -> str:
-    """How a child ended, in words that follow its name. A negative code is a signal's number."""
+    """Returns the end of a child process in words that follow its name. A negative code is a signal's number."""
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"

@@ -160,7 +160,7 @@ class Catalog:
         """By name: path, fingerprint and reason of files that cannot be served, so that they are not read again."""
         self._lock = threading.Lock()
         self.begun = self.ended = 0
-        """How many refreshes have begun, and the number of the last that ended."""
+        """Counts of refreshes: begun ones, and the last that ended."""
         self.view = View(models={default.name: default}, aliases=_aliases([default]))
 
     @property

@@ -126,7 +126,7 @@ class ManagedModel:
         """0: never."""
         self._timer: asyncio.TimerHandle | None = None
         self._generation = 0
-        """How many pending unloads are finished. A lease taken while one is pending belongs to the next."""
+        """The number of finished unloads that were pending. A lease taken while one is pending belongs to the next."""
         self._n_next = 0
         """Leases of the next generation: they wait for the unload."""
         self._n_answers = 0

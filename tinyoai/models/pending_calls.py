@@ -45,7 +45,7 @@ class EventQueue:
 
 
 class Stage(enum.IntEnum):
-    """How far a call is."""
+    """The progress of a call."""
 
     SENT = 0
     STARTED = 1

@@ -82,7 +82,7 @@ class Worker:
         self._broken = False
         """It broke the protocol, so nothing it sends counts any more."""
         self._why = ""
-        """How the process ended, where this side caused it."""
+        """The cause of the process's end, if this side caused it."""
         # the watchdog's
         self._stall_s = stall_s
         self._last_heard = 0.0

@@ -3,7 +3,7 @@
 `states` holds the states and their transitions. The next head is read only once the client has taken
 most of the responses before it.
 
-A client that closes its sending half counts as gone: it cannot be told from one that closed both, and
+A client that closes its sending half counts as gone: it looks the same as one that closed both, and
 one that is gone must free its slot at once.
 """
 

@@ -27,7 +27,7 @@ _Methods = dict[str, _Route]
 
 
 class Match(NamedTuple):
-    """What a request's method and path lead to."""
+    """The handler of a request, with the parameters of its path."""
 
     handler: Handler
     params: dict[str, str]

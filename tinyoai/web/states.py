@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """What a connection does at the moment."""
+    """The state of a connection."""
 
     HEAD = "head"
     """It waits for a request's head."""
@@ -17,7 +17,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What moves a connection from one state to another."""
+    """An event that changes the state of a connection."""
 
     REQUEST = "request"
     """A head was read, or refused: one response is due."""

@@ -213,7 +213,7 @@ class ChatCompletion(Struct, kw_only=True):
 
 
 class ChoiceDelta(Struct, kw_only=True, omit_defaults=True):
-    """What a chunk adds to a choice."""
+    """The part of a choice that a chunk adds."""
 
     role: str | None = None
     content: str | None = None

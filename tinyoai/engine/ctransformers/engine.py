@@ -142,7 +142,7 @@ class CTransformersEngine:
         return handle.truncate(n) if handle is not None else 0
 
     def exact_prefix(self, seq: int, n: int, n_prompt: int) -> int:
-        """How many of the first n tokens of `seq` equal a fresh prefill of n_prompt tokens bit for bit."""
+        """Returns how many of the first n tokens of `seq` equal a fresh prefill of n_prompt tokens bit for bit."""
         handle = self._handles[seq]
         return handle.exact.length(n, n_prompt) if handle is not None else 0
 

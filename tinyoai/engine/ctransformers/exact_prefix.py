@@ -31,7 +31,7 @@ class ExactPrefix:
         del self._whole[n:]
 
     def length(self, n: int, n_prompt: int) -> int:
-        """How many of the first n tokens equal a fresh prefill of n_prompt tokens."""
+        """Returns how many of the first n tokens equal a fresh prefill of n_prompt tokens."""
         full = n_prompt - n_prompt % self._block
         first_partial = self._whole.find(0, 0, min(n, full))
         if first_partial >= 0:
