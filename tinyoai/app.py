@@ -5,6 +5,7 @@ Stopping: accept no connections, let answers finish within the grace time, abort
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -138,11 +139,6 @@ def _ignore_result(task: "asyncio.Future[wire.Ready | None]") -> None:
         task.exception()
 
 
-def _import_api() -> None:
-    """Imports the API, so that building it later does not block the event loop."""
-    import tinyoai.api.assembly  # noqa: F401
-
-
 class _App:
     """One server, from its configuration to its end."""
 
@@ -168,6 +164,9 @@ class _App:
             spawned=spawned,
         )
         self._load = self._pool.default.load
+        if spawned is not None:
+            with contextlib.suppress(OSError):  # its process has ended: the first load starts another
+                spawned.send(self._load)
         self._api: Api | None = None
         # signals
         self._stop = asyncio.Event()
@@ -189,8 +188,7 @@ class _App:
         announcing: asyncio.Future[Path | None] | None = None
         listener: asyncio.Server | None = None
         try:
-            # these imports take as long as loading a small model; both run at the same time
-            await asyncio.to_thread(_import_api)
+            # the worker loads meanwhile: these imports take as long as a small model
             api = self._build_api()
             listener = await loop.create_server(api.server.protocol_factory, sock=sock, backlog=BACKLOG)
             opening = asyncio.ensure_future(self._open())

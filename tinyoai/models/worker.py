@@ -125,6 +125,9 @@ class Worker:
 
         Raises LoadError, or OSError if no process can be started; no process is left then.
         """
+        if spawned is not None and spawned.load not in (None, load):
+            spawned.close()
+            spawned = None
         spawned = spawned or spawn_worker()
         self = cls(load, spawned, stall_s)
         try:
@@ -136,7 +139,8 @@ class Worker:
             spawned.close()
             raise
         spawned.process.attach(on_line=self._on_stderr, on_exit=self._on_exit)
-        self._transport.write(wire.frame([load]))
+        if spawned.load is None:
+            self._transport.write(wire.frame([load]))
         try:
             # not wait_for, which loses a cancel that comes together with the first message
             async with asyncio.timeout(timeout):
