@@ -1,8 +1,4 @@
-"""`python -m tinyoai`: the same as the `tinyoai` command.
-
-It owns nothing but the exit code.
-It must not know what the command does.
-"""
+"""`python -m tinyoai` is the `tinyoai` command."""
 
 import sys
 

@@ -1,28 +1,23 @@
-"""The roof: builds everything from a Config, runs it, and takes it down in order.
+"""The server: builds it from a Config, runs it, and stops it in order.
 
-Owns the event loop, the signals, what is printed at start, and the order of an end: stop accepting,
-let answers finish within the grace time, end the rest, then the workers. It must not know how any
-room does its work.
+Stopping: accept no connections, let answers finish within the grace time, abort the rest, end the workers.
 """
 
 import asyncio
-import ipaddress
 import logging
 import os
 import re
-import resource
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import uvloop
 
-from tinyoai import __version__, errors, gguf, wire
+from tinyoai import __version__, errors, gguf, units, wire
 from tinyoai.api.docs import Docs
 from tinyoai.api.finetune import Finetunes
 from tinyoai.api.health import Health
@@ -38,50 +33,63 @@ from tinyoai.host import datadir, instances, log
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
+from tinyoai.models.spawn import SpawnedWorker
 from tinyoai.web import api_keys, rate_limits
 from tinyoai.web.access import Guard
 from tinyoai.web.connection import Limits, Server
+from tinyoai.web.listen import BACKLOG, addresses, is_loopback, listen, max_connections
 from tinyoai.web.routing import Router
 
 logger = logging.getLogger("tinyoai.app")
 
 Number = TypeVar("Number", int, float)
-_Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
-"""What getaddrinfo finds."""
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
-MAX_CONNECTIONS = 1024
-BACKLOG = 1024
-"""Clients that may wait to be accepted; beyond that their kernels try again a second later."""
-SPARE_FILES = 64
-"""File descriptors kept for everything but clients: workers, logs, the listener."""
 OPEN_ROUTES = ("/", "/health", "/docs", "/openapi.json")
-"""What needs no key: health checks have none, and the documentation says nothing that is secret."""
+"""Paths that need no key: health checks have none, and the documentation contains no secrets."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
-"""Scheme, host and perhaps a port, as browsers send it: anything else would never match."""
+"""An origin as browsers send it: scheme, host and perhaps a port. Anything else would never match."""
 PROGRESS_S = 1.0
-"""Loading longer than this is told about."""
+"""A longer load is announced."""
 
 
-def run(config: Config) -> int:
-    """Serves until told to stop; returns the exit code. Raises errors.UsageError if it cannot start."""
+class Serving(NamedTuple):
+    """A server that is ready."""
+
+    config: Config
+    ready: wire.Ready
+    base_url: str
+    requires_key: bool
+
+
+def run(
+    config: Config,
+    *,
+    spawned: SpawnedWorker | None = None,
+    on_ready: Callable[[Serving], None] = lambda serving: None,
+) -> int:
+    """Serves until told to stop, and returns the exit code. Raises errors.UsageError if it cannot start.
+
+    `spawned` is a worker process for the first load; the caller closes it. `on_ready` is called once the default
+    model is loaded.
+    """
     log.setup(config.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_App(config).serve())
+        return runner.run(_App(config, spawned, on_ready).serve())
 
 
 def check(config: Config) -> None:
-    """Raises errors.UsageError for what `run` would refuse before it opens or starts anything."""
-    _addresses(config.host, config.port)
+    """Raises errors.UsageError for a configuration that `run` would refuse. Starts nothing and binds no port."""
+    addresses(config.host, config.port)
     _App(config)._guard()
 
 
 def _catalog(config: Config) -> Catalog:
-    """What there is to serve. Raises errors.UsageError for a model or a folder that cannot be read."""
+    """The models to serve. Raises errors.UsageError for a file or folder that cannot be read."""
     if config.models_dir and not Path(config.models_dir).is_dir():
-        raise errors.UsageError(f"--models-dir: {config.models_dir} is no folder", exit_code=1)
+        raise errors.UsageError(f"--models-dir: {config.models_dir} is not a folder", exit_code=1)
     if config.models_dir and not os.access(config.models_dir, os.R_OK | os.X_OK):
-        raise errors.UsageError(f"--models-dir: {config.models_dir} may not be read", exit_code=1)
+        raise errors.UsageError(f"--models-dir: {config.models_dir} is not readable", exit_code=1)
     if config.engine == "fake":
         model = Model(name=config.model_name or "fake", path="", architecture="fake")
         return Catalog(model, folder=config.models_dir, register=False)
@@ -93,8 +101,8 @@ def _catalog(config: Config) -> Catalog:
         raise errors.UsageError(str(error), exit_code=1) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise errors.UsageError(f"the model file {path} cannot be read: {reason}", exit_code=1) from None
-    # another name for the built-in model is for this run: it must not stand in for a real model in the next
+        raise errors.UsageError(f"cannot read the model file {path}: {reason}", exit_code=1) from None
+    # a registered second name of the built-in model would stand in for a real model in the next run
     return Catalog(model, folder=config.models_dir, register=bool(config.model) or name == BUILTIN.stem)
 
 
@@ -106,7 +114,7 @@ def _number(read: Callable[[str], Number], text: str, flag: str) -> Number:
 
 
 def _wire_load(config: Config, model: Model) -> wire.Load:
-    """What the model's worker is told."""
+    """The Load message for a model."""
     n_ctx = config.ctx_size or model.own_context or min(model.context, options.DEFAULT_CONTEXT)
     return wire.Load(
         path=model.path,
@@ -118,72 +126,36 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
         n_batch=config.batch_size,
         n_threads=config.threads,
         n_queue=config.max_queue,
-        wait_s=config.queue_timeout,
+        queue_timeout_s=config.queue_timeout,
         n_gpu_layers=config.gpu_layers,
         pooling="" if config.pooling == "auto" else config.pooling,
+        template=config.chat_template,
     )
 
 
-def _addresses(host: str, port: int) -> Sequence[_Address]:
-    """What a host's name stands for. Raises errors.UsageError."""
-    try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise errors.UsageError(f"--host: {host!r} is no address of this machine: {error}") from None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises errors.UsageError naming the address and what to do."""
-    family, kind, protocol, _, address = _addresses(host, port)[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        advice = "; choose another with --port, or 0 for any free one" if error.errno == 98 else ""
-        raise errors.UsageError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}{advice}", exit_code=1
-        ) from None
-    sock.setblocking(False)
-    return sock
-
-
-def _connections() -> int:
-    """How many clients can be connected at once: as many as there are file descriptors for."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        return max(1, soft - SPARE_FILES)
-    return MAX_CONNECTIONS
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 class _App:
-    """One server's life."""
+    """One server, from its configuration to its end."""
 
-    def __init__(self, config: Config) -> None:
-        # as set
+    def __init__(
+        self,
+        config: Config,
+        spawned: SpawnedWorker | None = None,
+        on_ready: Callable[[Serving], None] = lambda serving: None,
+    ) -> None:
+        # settings
         self._config = config
+        self._on_ready = on_ready
         self._keys = api_keys.read(config.api_key, config.api_key_file)
-        # what it is built of
+        # parts
         self._pool = Pool(
             _catalog(config),
             partial(_wire_load, config),
-            budget=_number(options.size, config.memory_budget, "--memory-budget")
+            budget=_number(units.size, config.memory_budget, "--memory-budget")
             if config.memory_budget
             else 0,
-            keep_alive=_number(options.seconds, config.keep_alive, "--keep-alive"),
+            keep_alive=_number(units.seconds, config.keep_alive, "--keep-alive"),
             timeout=config.load_timeout,
+            spawned=spawned,
         )
         self._load = self._pool.default.load
         self._models = Models(self._pool)
@@ -192,19 +164,20 @@ class _App:
         self._metrics = Metrics(self._pool)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        """A second signal: do not wait for answers."""
 
     async def serve(self) -> int:
-        """From the first socket to the last worker."""
+        """Listens, loads the default model, serves until told to stop, and returns the exit code."""
         config = self._config
         guard = self._guard()
-        sock = _listen(config.host, config.port)
+        sock = listen(config.host, config.port)
         port = sock.getsockname()[1]
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
-        limits = Limits(body_bytes=config.max_body, connections=_connections())
+        limits = Limits(body_bytes=config.max_body, connections=max_connections())
         web = Server(self._router(), guard, limits, self._metrics.ended)
         self._metrics.n_in_flight = lambda: web.n_busy
         listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
@@ -213,7 +186,7 @@ class _App:
         try:
             ready = await self._first_load()
             if ready is not None:
-                self._greet(ready, f"{url}/v1")
+                self._on_ready(Serving(config, ready, f"{url}/v1", bool(self._keys)))
                 announcing = asyncio.ensure_future(asyncio.to_thread(self._announce, ready, url, host, port))
                 await self._stop.wait()
             listener.close()
@@ -229,7 +202,7 @@ class _App:
             self._pool.catalog.close()
 
     async def _open(self) -> None:
-        """What is on disk: the registry first, since a job's model is looked for there."""
+        """Opens the registry, then the fine-tuning jobs, which look up their models in it."""
         await self._pool.open(self._config.home)
         await self._finetunes.jobs.open()
 
@@ -271,11 +244,11 @@ class _App:
         for origin in config.cors_origin:
             if not ORIGIN.fullmatch(origin):
                 raise errors.UsageError(
-                    f"--cors-origin: {origin!r} is no origin: give scheme and host, such as "
-                    "https://app.example, or * for any"
+                    f"--cors-origin: {origin!r} is not an origin; give scheme and host, such as "
+                    "https://app.example or chrome-extension://ID, or * for any"
                 )
         return Guard(
-            loopback=_is_loopback(config.host),
+            loopback=is_loopback(config.host),
             allowed_hosts=config.allowed_host,
             origins=config.cors_origin,
             keys=self._keys,
@@ -286,94 +259,51 @@ class _App:
     # -- starting --------------------------------------------------------------------------------
 
     async def _first_load(self) -> wire.Ready | None:
-        """Loads the model, or None if told to stop meanwhile. Raises errors.UsageError if it is refused."""
+        """Loads the default model; None if told to stop meanwhile. Raises errors.UsageError if it cannot."""
         loading = asyncio.ensure_future(self._pool.first_load())
         stopping = asyncio.ensure_future(self._stop.wait())
-        progress = asyncio.ensure_future(self._progress())
+        progress = asyncio.ensure_future(self._print_progress())
         try:
             await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not loading.done():
-                return None
-            return loading.result()
+            return loading.result() if loading.done() else None
         except errors.TinyoaiError as error:
             raise errors.UsageError(str(error), exit_code=1) from None
         finally:
             for task in (loading, stopping, progress):
                 task.cancel()
 
-    async def _progress(self) -> None:
+    async def _print_progress(self) -> None:
         await asyncio.sleep(PROGRESS_S)
         while True:
             print(f"loading {self._load.path or self._load.name} ...", file=sys.stderr, flush=True)
             await asyncio.sleep(10 * PROGRESS_S)
 
-    def _greet(self, ready: wire.Ready, url: str) -> None:
-        size = f", {ready.file_size / 1e6:.1f} MB" if ready.file_size else ""
-        parameters = f", {_short(ready.n_params)} parameters" if ready.n_params else ""
-        body = (
-            f'{{"model": "{ready.name}", "stream": true, "temperature": 0, '
-            '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
-        )
-        key = " -H 'Authorization: Bearer YOUR_KEY'" if self._keys else ""
-        folder = self._config.models_dir
-        lines = [
-            f"tinyoai {__version__} is ready",
-            f"  base URL  {url}",
-            f"  model     {ready.name} ({ready.architecture}, {ready.quantization}{parameters}{size})",
-            *([f"  more      the models in {folder}, loaded when asked for: {url}/models"] if folder else []),
-            f"  context   {ready.n_ctx} tokens, {ready.n_slots} request{'s' if ready.n_slots > 1 else ''} at a time",
-            f"  engine    {ready.engine}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
-            f"  docs      {url.removesuffix('/v1')}/docs",
-            "try it:",
-            f"  curl -N {url}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
-        ]
-        if self._config.engine != "fake" and not self._config.model and not folder:
-            lines.append("this model is a tiny demonstration; --model FILE serves one of yours")
-        print("\n".join(lines), flush=True)
-        trained = self._pool.default.model.context
-        if 0 < trained < ready.n_ctx:
-            logger.warning(
-                "a context of %d tokens is longer than the %d that %s was trained with; "
-                "what it says beyond those may make no sense",
-                ready.n_ctx,
-                trained,
-                ready.name,
-            )
-        if not _is_loopback(self._config.host) and not self._keys:
-            logger.warning(
-                "ANYONE who can reach %s can use this server, for it asks for no key: "
-                "set TINYOAI_API_KEY, or --api-key-file FILE, unless that is meant",
-                self._config.host or "this machine",
-            )
-        if self._config.api_key_file and api_keys.exposed(self._config.api_key_file):
-            logger.warning("everyone on this machine can read %s: chmod 600 it", self._config.api_key_file)
-
     def _announce(self, ready: wire.Ready, url: str, host: str, port: int) -> Path | None:
-        """Lets `tinyoai status` know of this server; the file that does, None where there can be none."""
+        """Writes this server's record for `tinyoai status`, and returns its path; None if it cannot."""
         try:
-            server = instances.Running(
-                process=instances.this(),
+            record = instances.InstanceRecord(
+                process=instances.current_process(),
                 version=__version__,
                 host=host,
                 port=port,
-                server=url,
+                url=url,
                 since=time.time(),
                 grace=self._config.grace,
-                model=ready.name,
-                architecture=ready.architecture,
-                quantization=ready.quantization,
-                n_ctx=ready.n_ctx,
+                model=ready.info.name,
+                architecture=ready.info.architecture,
+                quantization=ready.info.quantization,
+                n_ctx=ready.info.n_ctx,
                 n_slots=ready.n_slots,
-                file_size=ready.file_size,
-                engine=ready.engine,
+                file_size=ready.info.file_size,
+                engine=ready.info.engine,
                 n_gpu_layers=self._config.gpu_layers,
             )
-            return instances.announce(server, datadir.folder(self._config.home))
+            return instances.announce(record, datadir.folder(self._config.home))
         except errors.UsageError as error:
             logger.warning("%s; tinyoai status will not show this server", error)
             return None
 
-    # -- ending ----------------------------------------------------------------------------------
+    # -- stopping --------------------------------------------------------------------------------
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -381,7 +311,7 @@ class _App:
         self._stop.set()
 
     async def _drain(self, web: Server) -> int:
-        """Lets running answers finish. 0 if all did; 1 if the time was up or a second signal came."""
+        """Lets running answers finish. 0 if all did; 1 after the grace time or at a second signal."""
         self._health.draining = True
         web.begin_drain()
         idle = asyncio.ensure_future(web.wait_idle(self._config.grace))
@@ -391,13 +321,5 @@ class _App:
         for task in (idle, hurry):
             task.cancel()
         if not finished:
-            logger.warning("ending with answers unfinished")
+            logger.warning("stopping with unfinished answers")
         return 0 if finished else 1
-
-
-def _short(count: int) -> str:
-    """12345678 as 12.3 M."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return str(count)

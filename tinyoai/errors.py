@@ -256,6 +256,12 @@ class InsufficientMemory(Unavailable):
     default_headers: ClassVar[dict[str, str]] = {"x-should-retry": "false"}
 
 
+class MemoryShortage(InsufficientMemory):
+    """The model does not fit into the memory that is free now; other programs may free some soon."""
+
+    default_headers: ClassVar[dict[str, str]] = {"retry-after": "10"}
+
+
 class VersionNotSupported(ApiError):
     """Not HTTP/1.0 or HTTP/1.1."""
 

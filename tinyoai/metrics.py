@@ -1,9 +1,7 @@
-"""What is measured, and how Prometheus reads it. The only door to prometheus_client.
+"""Metrics: what is counted, and how it is written for Prometheus. The only importer of prometheus_client.
 
-Owns the names, units and buckets, and the sums behind them: plain numbers, added up once per request
-and never per token. The client library is an optional extra; it is imported by the first scrape, since
-it costs a start more than a tenth of it, and only words what was counted here. Without it nothing is
-counted. It must not know where the numbers come from.
+Counts are plain numbers, added once per request and never per token. The client library is an optional extra that
+takes a tenth of a second to import, so the first scrape imports it; it only formats what was counted here.
 """
 
 import importlib.util
@@ -13,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tinyoai import __version__
+from tinyoai import __version__, wire
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 
 INSTALL = "pip install 'tinyoai[metrics]'"
 
-# from a desktop with a tiny model to a Raspberry Pi with one that hardly fits
+# from a desktop with a tiny model to a Raspberry Pi with one that barely fits
 _FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _WAIT = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -28,37 +26,37 @@ _REQUEST = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 """Upper bounds, in seconds."""
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
-_LEFT = 499
-"""The status, borrowed from nginx, of a request whose client left before there was one."""
+_CLIENT_LEFT = 499
+"""nginx's status of a request whose client disconnected before there was an answer."""
 
 
 def available() -> bool:
-    """Whether the client library is installed; it is not imported for that."""
+    """Whether the client library is installed. Does not import it."""
     return importlib.util.find_spec("prometheus_client") is not None
 
 
 def prepare() -> None:
-    """Imports the client library: a tenth of a second where it is slow, so no work for an event loop."""
+    """Imports the client library. This takes up to a tenth of a second, so do not call it in an event loop."""
     import prometheus_client  # noqa: F401
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model is at the moment of a scrape."""
+    """A model at the time of a scrape."""
 
     name: str
     state: str
     states: Sequence[str]
-    """Every state there is."""
+    """All possible states."""
     memory: int | None
-    """Bytes that its process holds; None: it has none."""
+    """Bytes of resident memory; None: no process."""
     n_deaths: int
-    """How often its process ended by itself."""
+    """Times that its process ended by itself."""
     n_requests: int
-    """Requests that hold the model."""
+    """Requests that use the model now."""
 
 
 class _Histogram:
-    """Counts by upper bound, for each value of one label."""
+    """A histogram for each value of one label."""
 
     __slots__ = ("_bounds", "_rows")
 
@@ -85,65 +83,58 @@ class _Histogram:
 
 
 class Metrics:
-    """Everything that was counted since the start."""
+    """Counts since the server's start."""
 
     def __init__(self) -> None:
-        # of requests
+        # HTTP requests
         self._requests: dict[tuple[str, str, int], int] = {}
         self._refusals: dict[tuple[str, int], int] = {}
         self._durations = _Histogram(_REQUEST)
-        # of answers, by model
+        # answers by model
         self._first_token = _Histogram(_FIRST_TOKEN)
         self._per_token = _Histogram(_TOKEN)
         self._waits = _Histogram(_WAIT)
         self._tokens: dict[str, list[int]] = {}
 
     def request(self, method: str, route: str, status: int, seconds: float, refusal: str = "") -> None:
-        """A request has ended. `refusal`: the code of its error body, if it got one."""
-        status = status or _LEFT
+        """Counts a request that has ended. `refusal` is the code of its error body, if it got one."""
+        status = status or _CLIENT_LEFT
         key = (method if method in _METHODS else "other", route or "none", status)
         self._requests[key] = self._requests.get(key, 0) + 1
         self._durations.observe(key[1], seconds)
         if refusal:
             self._refusals[refusal, status] = self._refusals.get((refusal, status), 0) + 1
 
-    def answer(
-        self,
-        model: str,
-        *,
-        n_prompt: int,
-        n_cached: int,
-        n_generated: int,
-        queue_ms: float,
-        prompt_ms: float,
-        predicted_ms: float,
-    ) -> None:
-        """A model's answer is complete. Counts are of tokens, times as wire.Done has them."""
-        self._waits.observe(model, queue_ms / 1000.0)
-        if n_generated:  # an embedding has none
-            self._first_token.observe(model, (queue_ms + prompt_ms) / 1000.0)
-        if n_generated > 1:
-            self._per_token.observe(model, predicted_ms / 1000.0 / (n_generated - 1))
+    def observe(self, model: str, done: wire.Done, choices: Sequence[wire.ChoiceDone]) -> None:
+        """Counts a model's complete answer. An embedding has no choices."""
+        self._waits.observe(model, done.queue_ms / 1000.0)
+        generated = [choice for choice in choices if choice.n_generated]
+        if generated:
+            prompt_ms = min(choice.prompt_ms for choice in generated)
+            self._first_token.observe(model, (done.queue_ms + prompt_ms) / 1000.0)
+        for choice in generated:
+            if choice.n_generated > 1:
+                self._per_token.observe(model, choice.predicted_ms / 1000.0 / (choice.n_generated - 1))
         tokens = self._tokens.setdefault(model, [0, 0, 0])
-        tokens[0] += n_prompt
-        tokens[1] += n_cached
-        tokens[2] += n_generated
+        tokens[0] += done.n_prompt
+        tokens[1] += done.n_cached
+        tokens[2] += sum(choice.n_generated for choice in choices)
 
     def page(self, accept: str, models: Sequence[Model], n_in_flight: int) -> tuple[bytes, str]:
-        """What a scrape gets, in the form it accepts, and its content type."""
+        """The metrics page in a format that `accept` allows, and its content type."""
         from prometheus_client import CollectorRegistry, ProcessCollector
         from prometheus_client.exposition import choose_encoder
         from prometheus_client.registry import Collector
 
         families = list(self._families(models, n_in_flight))
 
-        class _Ready(Collector):
+        class _Families(Collector):
             def collect(self) -> Iterable["Metric"]:
                 return families
 
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(_Ready())
+        registry.register(_Families())
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
 
@@ -159,7 +150,7 @@ class Metrics:
 
         requests = CounterMetricFamily(
             "tinyoai_http_requests",
-            "Requests that have ended; 499: the client left before it was answered",
+            "Requests that have ended; 499: the client disconnected before the answer",
             labels=["method", "route", "status"],
         )
         for (method, route, status), count in self._requests.items():
@@ -167,34 +158,34 @@ class Metrics:
         yield requests
         refusals = CounterMetricFamily(
             "tinyoai_http_refusals",
-            "Requests that were refused or failed, by the code in their error body",
+            "Refused and failed requests by the code in the error body",
             labels=["code", "status"],
         )
         for (code, status), count in self._refusals.items():
             refusals.add_metric([code, str(status)], count)
         yield refusals
         yield GaugeMetricFamily(
-            "tinyoai_http_requests_in_flight", "Requests under way, the scrape among them", value=n_in_flight
+            "tinyoai_http_requests_in_flight", "Requests in progress, including the scrape", value=n_in_flight
         )
 
-        for name, what, label, histogram in (
-            ("http_request_duration_seconds", "Head to end of answer", "route", self._durations),
-            ("queue_wait_seconds", "Wait for a slot of the model", "model", self._waits),
-            ("time_to_first_token_seconds", "Wait for a slot, and prefill", "model", self._first_token),
-            ("time_per_output_token_seconds", "Mean over an answer after its first token", "model", self._per_token),
+        for name, help_text, label, histogram in (
+            ("http_request_duration_seconds", "Time from head to end of answer", "route", self._durations),
+            ("queue_wait_seconds", "Time in the queue for a slot of the model", "model", self._waits),
+            ("time_to_first_token_seconds", "Time in the queue and in prefill", "model", self._first_token),
+            ("time_per_output_token_seconds", "Mean over an answer after the first token", "model", self._per_token),
         ):  # fmt: skip
-            yield histogram.fill(HistogramMetricFamily(f"tinyoai_{name}", what, labels=[label]))
+            yield histogram.fill(HistogramMetricFamily(f"tinyoai_{name}", help_text, labels=[label]))
 
-        for at, (name, what) in enumerate(
+        for index, (name, help_text) in enumerate(
             (
-                ("prompt_tokens", "Tokens of the prompts of finished answers"),
-                ("prompt_tokens_cached", "Those among them that were still in a slot"),
-                ("generated_tokens", "Tokens of finished answers"),
+                ("prompt_tokens", "Prompt tokens of complete answers"),
+                ("prompt_tokens_cached", "Prompt tokens that were in the KV cache"),
+                ("generated_tokens", "Generated tokens of complete answers"),
             )
         ):
-            family = CounterMetricFamily(f"tinyoai_{name}", what, labels=["model"])
+            family = CounterMetricFamily(f"tinyoai_{name}", help_text, labels=["model"])
             for model, tokens in self._tokens.items():
-                family.add_metric([model], tokens[at])
+                family.add_metric([model], tokens[index])
             yield family
 
         yield from _of_models(models)
@@ -204,14 +195,14 @@ def _of_models(models: Sequence[Model]) -> Iterator["Metric"]:
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
     state = GaugeMetricFamily(
-        "tinyoai_model_state", "1 for the state that it is in", labels=["model", "state"]
+        "tinyoai_model_state", "1 for the current state of the model, else 0", labels=["model", "state"]
     )
     memory = GaugeMetricFamily(
-        "tinyoai_model_memory_bytes", "Resident memory of its process", labels=["model"]
+        "tinyoai_model_memory_bytes", "Resident memory of the model's process", labels=["model"]
     )
-    active = GaugeMetricFamily("tinyoai_model_requests", "Requests that hold the model", labels=["model"])
+    active = GaugeMetricFamily("tinyoai_model_requests", "Requests that use the model", labels=["model"])
     restarts = CounterMetricFamily(
-        "tinyoai_model_worker_deaths", "How often its process ended by itself", labels=["model"]
+        "tinyoai_model_worker_deaths", "Times that the model's process ended by itself", labels=["model"]
     )
     for model in models:
         for name in model.states:

@@ -21,20 +21,20 @@ CHAT_TEMPLATE = (
 
 def export(model: Llama, tokenizer: Tokenizer, path: Path) -> None:
     """Writes the file beside its place and renames it there."""
-    shape = model.shape
+    config = model.config
     temporary = path.with_suffix(path.suffix + ".tmp")
     writer = gguf.GGUFWriter(str(temporary), "llama")
     writer.add_name("tinyoai-chat")
     writer.add_description("A tiny demonstration chat model, trained from nothing")
     writer.add_license("MIT")
-    writer.add_context_length(shape.n_ctx)
-    writer.add_embedding_length(shape.n_embd)
-    writer.add_block_count(shape.n_layer)
-    writer.add_feed_forward_length(shape.n_ff)
-    writer.add_rope_dimension_count(shape.n_embd // shape.n_head)
-    writer.add_head_count(shape.n_head)
-    writer.add_head_count_kv(shape.n_head)
-    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_context_length(config.n_ctx)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(model.n_ff)
+    writer.add_rope_dimension_count(config.n_embd // config.n_head)
+    writer.add_head_count(config.n_head)
+    writer.add_head_count_kv(config.n_head_kv)
+    writer.add_layer_norm_rms_eps(config.epsilon)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     tokens, scores, types = tokenizer.table()
     writer.add_tokenizer_model("llama")

@@ -12,7 +12,7 @@ import torch
 
 from training import corpus, tokenizer, train
 from training.export import export, load
-from training.model import Llama, Shape
+from training.model import Llama
 from training.score import score
 
 SEED = 7
@@ -41,7 +41,7 @@ def main() -> None:
     texts = [turn.content for _ in range(6000) for turn in corpus.dialogue(rng)]
     texts += [corpus.document(rng) for _ in range(600)]
     vocabulary = tokenizer.train(texts, N_VOCAB)
-    model = Llama(Shape(len(vocabulary)))
+    model = Llama(len(vocabulary))
     first = args.first or args.out.with_suffix(".first")
     if args.first is None:
         run(model, vocabulary, first, seed=SEED, n_steps=STEPS[0], bf16=not args.float32)

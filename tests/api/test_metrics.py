@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving import Reply, Server, environment, serve
-from tinyoai import metrics
+from tinyoai import metrics, wire
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -207,12 +207,41 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
 def test_bounds_of_a_bucket_belong_to_it() -> None:
     counted = metrics.Metrics()
     for milliseconds in (5.0, 5.001, 1e9):
-        counted.answer(
-            "m", n_prompt=1, n_cached=0, n_generated=1, queue_ms=milliseconds, prompt_ms=0, predicted_ms=0
+        choice = wire.ChoiceDone(
+            id=1, choice=0, finish_reason="stop", n_cached=0, n_generated=1, prompt_ms=0, predicted_ms=0
         )
+        counted.observe("m", wire.Done(id=1, n_prompt=1, queue_ms=milliseconds), [choice])
     families = text_string_to_metric_families(counted.page("", [], 0)[0].decode())
     first = next(family for family in families if family.name == "tinyoai_time_to_first_token_seconds")
     by_bound = {
         sample.labels["le"]: sample.value for sample in first.samples if sample.name.endswith("_bucket")
     }
     assert (by_bound["0.005"], by_bound["0.01"], by_bound["300.0"], by_bound["+Inf"]) == (1, 2, 2, 3)
+
+
+def test_every_choice_of_an_answer_counts_its_tokens_and_the_prompt_counts_once() -> None:
+    counted = metrics.Metrics()
+    choices = [
+        wire.ChoiceDone(
+            id=1,
+            choice=i,
+            finish_reason="stop",
+            n_cached=i,
+            n_generated=n,
+            prompt_ms=10 * (i + 1),
+            predicted_ms=ms,
+        )
+        for i, (n, ms) in enumerate([(1, 5.0), (3, 40.0), (0, 0.0)])
+    ]
+    counted.observe("m", wire.Done(id=1, n_prompt=7, n_cached=2, queue_ms=1000.0), choices)
+    counted.observe("m", wire.Done(id=2, n_prompt=5), [])  # an embedding
+    families = text_string_to_metric_families(counted.page("", [], 0)[0].decode())
+    values = {sample.name: sample.value for family in families for sample in family.samples}
+    assert values["tinyoai_prompt_tokens_total"] == 12
+    assert values["tinyoai_prompt_tokens_cached_total"] == 2
+    assert values["tinyoai_generated_tokens_total"] == 4
+    assert values["tinyoai_queue_wait_seconds_count"] == 2
+    assert values["tinyoai_time_to_first_token_seconds_count"] == 1
+    assert values["tinyoai_time_to_first_token_seconds_sum"] == 1.01
+    assert values["tinyoai_time_per_output_token_seconds_count"] == 1
+    assert values["tinyoai_time_per_output_token_seconds_sum"] == 0.02

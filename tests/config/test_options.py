@@ -1,57 +1,38 @@
-"""Times and sizes as people write them."""
+"""The option table and the names of its keys."""
 
 import pytest
 
 from tinyoai.config import options
+from tinyoai.config.options import OPTIONS, Config
+from tinyoai.errors import UsageError
+from tinyoai.text import chat_format
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("0", 0),
-        ("300", 300),
-        ("1.5", 1.5),
-        ("90s", 90),
-        ("5m", 300),
-        ("5M", 300),
-        ("1h30m", 5400),
-        ("1h1m1s", 3661),
-        (" 2h ", 7200),
-        ("-1", -1),
-        ("-5m", -1),
-        ("9" * 400, options.MAX_SECONDS),
-    ],
-)
-def test_times(text: str, seconds: float) -> None:
-    assert options.seconds(text) == seconds
+def test_every_option_is_a_field_of_the_configuration() -> None:
+    assert [option.name for option in OPTIONS] != []
+    assert {option.name for option in OPTIONS} == set(Config.__struct_fields__)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "-", "m", "5x", "1d", "1m1h", "1.", ".5", "nan", "inf", "1e3", "5 m", "--5", "\u0665"]
-)
-def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(ValueError, match="90s, 5m"):
-        options.seconds(text)
+def test_every_option_has_its_own_key_and_is_found_by_all_its_names() -> None:
+    assert len({option.key for option in OPTIONS}) == len(OPTIONS)
+    for option in OPTIONS:
+        plain = option.name.replace("_", "-")
+        for name in (option.key, plain, option.name, option.key.upper(), f"{options.group(option)}.{plain}"):
+            assert options.find(name) is option
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("4000000000", 4_000_000_000),
-        ("4G", 4 << 30),
-        ("1.5g", 3 << 29),
-        ("512M", 512 << 20),
-        ("512 MiB", 512 << 20),
-        ("100kb", 100 << 10),
-        ("2T", 2 << 40),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert options.size(text) == size
+def test_every_chat_format_is_a_choice() -> None:
+    assert options.find("chat-template").choices == ("auto", *chat_format.NAMES)
 
 
-@pytest.mark.parametrize("text", ["", "G", "-4G", "4X", "4GG", "1e9", "nan", "9" * 400, "half"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="512M or 4G"):
-        options.size(text)
+@pytest.mark.parametrize("name", ["model.engine", "model.pooling", "model.chat-template"])
+def test_auto_is_the_default(name: str) -> None:
+    option = options.find(name)
+    assert option.default == "auto" == option.choices[0]
+
+
+def test_an_unknown_key_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"unknown key 'http.prot'; did you mean http\.port\?"):
+        options.find("http.prot")
+    with pytest.raises(UsageError, match="tinyoai get lists all keys"):
+        options.find("zzzzzzzzzz")

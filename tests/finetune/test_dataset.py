@@ -111,6 +111,11 @@ def test_nothing_else_can_be_reached(root: Path, name: str) -> None:
         read(root.parent / "not there", name)
 
 
+def test_a_link_is_refused_in_words(root: Path) -> None:
+    with pytest.raises(DatasetError, match="links are not followed"):
+        read(root, "link")
+
+
 def test_who_asks_for_a_wrong_one_is_told_what_there_is_but_not_where(root: Path) -> None:
     with pytest.raises(DatasetError, match=r"faq\.jsonl") as caught:
         read(root, "fak")

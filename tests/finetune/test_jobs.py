@@ -1,9 +1,11 @@
-"""The life of jobs, with a scripted program in the place of the one that trains."""
+"""The queue of jobs, with a scripted program in the place of the one that trains."""
 
 import asyncio
 import errno
 import json
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,11 +13,16 @@ from pathlib import Path
 import pytest
 
 from tinyoai import errors
-from tinyoai.finetune import jobs
+from tinyoai.finetune import dataset, job_store, jobs, protocol
 from tinyoai.finetune.dataset import Example
-from tinyoai.finetune.jobs import Job, Jobs
-from tinyoai.finetune.train_config import Order, Spec
+from tinyoai.finetune.job_store import TrainingJob
+from tinyoai.finetune.jobs import Jobs
+from tinyoai.finetune.protocol import JobSpec
+from tinyoai.finetune.train_config import TrainConfig
 from tinyoai.host import atomic, subproc
+
+OLD = Path(__file__).parent.parent / "fixtures" / "datadir-0.1" / "finetune"
+"""Jobs that version 0.1 wrote: one completed, one that ran when its server was killed, one that waited, one stopped."""
 
 TRAINER = """
 import json, os, pathlib, sys, threading, time
@@ -47,7 +54,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
     monkeypatch.setattr(subproc, "PYTHON", (sys.executable, str(script)))
-    monkeypatch.setattr(jobs, "LOOK_S", 0.02, raising=False)
     plan(tmp_path)
     return tmp_path
 
@@ -57,15 +63,16 @@ def plan(home: Path, **fields: object) -> None:
     (home / "plan.json").write_text(json.dumps(fields))
 
 
-async def made(job: Job, path: Path) -> int:
+async def finished(job: TrainingJob, path: Path) -> int:
     """Registers nothing."""
     return 7
 
 
-async def start(server: Jobs, name: str = "new") -> Job:
+async def start(server: Jobs, name: str = "new") -> TrainingJob:
     """A new job."""
-    order = Order(path="", template="chatml", chat=True, out=str(server.place(name)), spec=Spec())
-    return await server.start(order, [Example(text="a")], model="m", model_id=1, name=name, dataset="d")
+    out = str(server.model_path(name))
+    spec = JobSpec(path="", template="chatml", chat=True, out=out, config=TrainConfig())
+    return await server.start(spec, [Example(text="a")], model="m", model_id=1, name=name, dataset="d")
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -75,12 +82,14 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def run(home: Path, test: Callable[[Jobs], Awaitable[None]]) -> None:
-    """Runs a test with an open server's jobs."""
+def run(home: Path, test: Callable[[Jobs], Awaitable[None]], *, acquire: bool = True) -> None:
+    """Runs a test with an open server's jobs; it holds the queue then, unless there is no folder of jobs yet."""
 
     async def all_of_it() -> None:
-        server = Jobs(str(home), made)
+        server = Jobs(str(home), finished)
         await server.open()
+        if acquire:
+            await server.acquire()
         try:
             await test(server)
         finally:
@@ -95,45 +104,124 @@ def began(home: Path, id_: int = 1) -> int:
     return len(path.read_text()) if path.exists() else 0
 
 
-def test_two_servers_on_a_data_directory_run_a_job_once(home: Path) -> None:
+def held_by(pid: int) -> str:
+    """What a server says that does not hold the queue."""
+    return f"fine-tuning in this data directory is run by the tinyoai server with pid {pid}; ask that server"
+
+
+def test_a_second_server_lists_the_jobs_and_says_who_runs_them(home: Path) -> None:
     plan(home, waits=True)
 
     async def test(first: Jobs) -> None:
         job = await start(first)
-        await until(lambda: job.status == "running")
-        second = Jobs(str(home), made)
+        await until(lambda: job.last_step is not None and job.last_step.step == 3)
+        second = Jobs(str(home), finished)
         await second.open()
-        other = second.find(1)
-        assert other is not None
-        own = await start(second, "own")
-        await until(lambda: own.status == "running")  # the other's job is not in its way
-        with pytest.raises(errors.BadRequest, match="another server"):
-            await second.stop(other)
+        (other,) = second.all()
+        assert (other.status, other.training, other.last_step) == (
+            "running",
+            job.training,
+            first.store.curve(job)[-1],
+        )
+        with pytest.raises(errors.BadRequest) as caught:
+            await start(second, "own")
+        assert str(caught.value) == held_by(os.getpid())
+        with pytest.raises(errors.BadRequest) as caught:
+            await second.stop(1)
+        assert str(caught.value) == held_by(os.getpid())
+        assert job.status == "running"
         (home / "finetune" / "1" / "go").touch()
-        (home / "finetune" / "2" / "go").touch()
-        await until(lambda: job.status == own.status == "completed")
-        await until(lambda: other.status == "completed")
-        assert (began(home), other.result_id) == (1, 7)
+        await until(lambda: job.status == "completed")
+        await second.refresh()
+        (other,) = second.all()
+        assert (other.status, other.result_id) == ("completed", 7)
+        assert await second.stop(1) == other, "an ended job stays as it is, whoever is asked"
+        assert (began(home), [path.name for path in first.store.root.iterdir()]) == (1, ["1", "lock"])
         await second.close()
 
     run(home, test)
 
 
-def test_a_server_that_stays_takes_over_from_one_that_ends(home: Path) -> None:
+def test_the_holder_is_another_process(home: Path) -> None:
+    program = (
+        "import fcntl, os, sys\n"
+        "lock = open(sys.argv[1], 'w')\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "print(os.getpid(), file=lock, flush=True)\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", program, str(home / "finetune" / "lock")]
+
+    async def test(server: Jobs) -> None:
+        (home / "finetune").mkdir()
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            with pytest.raises(errors.BadRequest) as caught:
+                await start(server)
+            assert str(caught.value) == held_by(holder.pid)
+            holder.kill()
+        job = await start(server)
+        await until(lambda: job.status == "completed")
+
+    run(home, test, acquire=False)
+
+
+def test_the_next_to_be_asked_takes_the_queue_of_a_server_that_ended(home: Path) -> None:
     plan(home, waits=True)
 
     async def test(first: Jobs) -> None:
         job = await start(first)
         await until(lambda: job.status == "running")
-        second = Jobs(str(home), made)
+        second = Jobs(str(home), finished)
         await second.open()
+        assert began(home) == 1
         await first.close()
+        await second.refresh()
         await until(lambda: began(home) == 2)
         (home / "finetune" / "1" / "go").touch()
-        other = second.find(1)
-        assert other is not None
-        await until(lambda: other.status == "completed")
+        await until(lambda: second.all()[0].status == "completed")
         await second.close()
+
+    run(home, test)
+
+
+def test_a_server_that_never_trains_leaves_no_folder(home: Path) -> None:
+    async def test(server: Jobs) -> None:
+        await server.refresh()
+        assert server.all() == []
+        assert await server.stop(1) is None
+        assert not (home / "finetune").exists()
+
+    run(home, test, acquire=False)
+
+
+def test_the_jobs_of_version_0_1_open_and_go_on(home: Path) -> None:
+    shutil.copytree(OLD, home / "finetune")
+    plan(home, n_steps=2000, from_step=28)
+
+    async def test(server: Jobs) -> None:
+        done, long_, waits, stopped = sorted(server.all(), key=lambda job: job.id)
+        assert (done.status, done.result_id, done.config.lora_r) == ("completed", 2, 2)
+        assert done.training is not None
+        assert done.last_step is not None
+        assert (done.training.n_trained, done.last_step.loss) == (39424, 7.162739)
+        assert [step.step for step in server.store.curve(done)] == list(range(1, 9))
+        assert server.store.log_lines(1) == ["reading 2 examples", "writing the new model"]
+        assert (long_.config.epochs, waits.config.use_lora) == (1000, False)
+        assert stopped.status == "stopped"
+        for id_ in (1, 3, 4, 5):
+            spec = protocol.read_spec(home / "finetune" / str(id_))
+            assert (spec.config, spec.template, spec.chat) == (server.find(id_).config, "auto", True)  # type: ignore[union-attr]
+            assert len(dataset.parse((home / "finetune" / str(id_) / "data.jsonl").read_bytes())) == 2
+        await until(lambda: waits.status == long_.status == "completed")
+        assert [began(home, id_) for id_ in (1, 3, 4, 5)] == [0, 1, 1, 0]
+        assert [step.step for step in server.store.curve(long_)] == [
+            *range(1, 29, 2),
+            *range(29, 2001, 2),
+            2000,
+        ]
 
     run(home, test)
 
@@ -144,7 +232,7 @@ def test_a_stopped_job_does_not_go_on_with_the_next_server(home: Path) -> None:
     async def test(first: Jobs) -> None:
         job = await start(first)
         await until(lambda: job.status == "running")
-        await first.stop(job)
+        await first.stop(job.id)
         await first.close()
 
     run(home, test)
@@ -182,7 +270,7 @@ def test_no_more_wait_than_may_however_many_ask_at_once(home: Path) -> None:
         asked = [start(server, str(i)) for i in range(2 * jobs.MAX_WAITING + 4)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert sum(isinstance(one, errors.Overloaded) for one in found) >= jobs.MAX_WAITING
-        assert sum(isinstance(one, Job) for one in found) >= jobs.MAX_WAITING
+        assert sum(isinstance(one, TrainingJob) for one in found) >= jobs.MAX_WAITING
 
     run(home, test)
 
@@ -199,7 +287,7 @@ def test_what_could_not_be_written_down_leaves_nothing(home: Path, monkeypatch: 
         monkeypatch.setattr(atomic, "replace", full)
         with pytest.raises(errors.Unavailable, match="No space left"):
             await start(server)
-        assert list((home / "finetune").iterdir()) == []
+        assert [path.name for path in (home / "finetune").iterdir()] == ["lock"]
         assert server.names() == set()
 
     run(home, test)
@@ -213,7 +301,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_without_a_path(
     async def test(server: Jobs) -> None:
         first, second = await start(server, "a"), await start(server, "b")
         (home / "finetune" / "2" / "log.txt").mkdir()
-        await server.stop(first)
+        await server.stop(first.id)
         await until(lambda: second.status == "failed")
         assert second.error == "it could not be run: Is a directory"
 
@@ -228,7 +316,7 @@ def test_half_a_model_is_taken_away(home: Path) -> None:
         job = await start(server)
         await until(lambda: job.ended is not None)
         await until(lambda: not list((home / "models").iterdir()))
-        assert server.lines(job) == ['File "lib.py", line 3: it\'s c']
+        assert server.store.log_lines(job.id) == ['File "lib.py", line 3: it\'s c']
         assert job.error == 'its process ended with exit code 1: File "lib.py", line 3: it\'s c'
 
     run(home, test)
@@ -240,10 +328,12 @@ def test_a_long_learning_curve_is_thinned_where_it_is_kept(home: Path) -> None:
     async def test(server: Jobs) -> None:
         job = await start(server)
         await until(lambda: job.ended is not None)
-        curve = server.metrics(job)
+        curve = server.store.curve(job)
         assert [curve[0].step, curve[1].step, curve[-1].step] == [1, 7, 5003]
-        assert len((home / "finetune" / "1" / "metrics.jsonl").read_bytes().splitlines()) <= jobs.MAX_POINTS
-        assert len(curve) <= jobs.MAX_POINTS + 1
+        assert (
+            len((home / "finetune" / "1" / "metrics.jsonl").read_bytes().splitlines()) <= job_store.MAX_POINTS
+        )
+        assert len(curve) <= job_store.MAX_POINTS + 1
 
     run(home, test)
 
@@ -253,7 +343,7 @@ def test_what_is_done_again_is_told_once(home: Path) -> None:
 
     async def test(server: Jobs) -> None:
         job = await start(server)
-        await until(lambda: job.last is not None and job.last.step == 3000)
+        await until(lambda: job.last_step is not None and job.last_step.step == 3000)
 
     run(home, test)
     plan(home, n_steps=3000, from_step=1500)
@@ -262,7 +352,7 @@ def test_what_is_done_again_is_told_once(home: Path) -> None:
         job = server.find(1)
         assert job is not None
         await until(lambda: job.ended is not None)
-        steps = [step.step for step in server.metrics(job)]
+        steps = [step.step for step in server.store.curve(job)]
         assert steps == [*range(1, 3000, 3), 3000]
 
     run(home, again)

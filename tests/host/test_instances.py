@@ -1,4 +1,4 @@
-"""The files that tell of running servers, and that no other process passes for one."""
+"""Records of running servers, and that no other process counts as one."""
 
 import os
 import subprocess
@@ -12,14 +12,14 @@ import pytest
 from tinyoai.host import instances
 
 
-def server(process: instances.Process, port: int = 1) -> instances.Running:
-    """A server that says little of itself."""
-    return instances.Running(
+def record(process: instances.Process, port: int = 1) -> instances.InstanceRecord:
+    """A record of a running server."""
+    return instances.InstanceRecord(
         process=process,
         version="1",
         host="127.0.0.1",
         port=port,
-        server=f"http://127.0.0.1:{port}",
+        url=f"http://127.0.0.1:{port}",
         since=time.time(),
         grace=1.0,
         model="m",
@@ -42,8 +42,8 @@ def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
     process.wait()
 
 
-def test_what_is_announced_is_found_until_it_is_withdrawn(tmp_path: Path) -> None:
-    me = server(instances.this())
+def test_a_record_is_found_until_it_is_withdrawn(tmp_path: Path) -> None:
+    me = record(instances.current_process())
     path = instances.announce(me, tmp_path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert instances.servers(tmp_path) == [me]
@@ -52,54 +52,50 @@ def test_what_is_announced_is_found_until_it_is_withdrawn(tmp_path: Path) -> Non
     assert instances.servers(tmp_path) == []
 
 
-def test_a_number_that_was_given_again_is_another_process(
-    tmp_path: Path, sleeper: "subprocess.Popen[bytes]"
-) -> None:
-    process = instances.of(sleeper.pid)
+def test_a_reused_pid_is_another_process(tmp_path: Path, sleeper: "subprocess.Popen[bytes]") -> None:
+    process = instances.process_of(sleeper.pid)
     assert process is not None
     assert instances.alive(process)
     stale = msgspec.structs.replace(process, start=process.start - 1)
     assert not instances.alive(stale)
-    path = instances.announce(server(stale), tmp_path)
+    path = instances.announce(record(stale), tmp_path)
     assert instances.servers(tmp_path) == []
     assert not path.exists()
 
 
-def test_a_process_that_ended_is_gone_before_it_is_collected(tmp_path: Path) -> None:
+def test_a_zombie_is_not_alive(tmp_path: Path) -> None:
     child = subprocess.Popen(["sleep", "600"])
-    process = instances.of(child.pid)
+    process = instances.process_of(child.pid)
     assert process is not None
-    path = instances.announce(server(process), tmp_path)
+    path = instances.announce(record(process), tmp_path)
     child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # now a zombie
     assert not instances.alive(process)
-    assert instances.of(child.pid) is None
+    assert instances.process_of(child.pid) is None
     assert instances.servers(tmp_path) == []
     assert not path.exists()
     child.wait()
 
 
-def test_a_process_of_another_user_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = instances.this()
+def test_a_process_of_another_user_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = instances.current_process()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     assert not instances.alive(process)
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 30])
-def test_numbers_that_are_no_process(pid: int) -> None:
+def test_pids_that_are_no_process(pid: int) -> None:
     assert not instances.alive(instances.Process(pid=pid, start=0))
 
 
-def test_a_file_under_another_number_is_not_believed(
-    tmp_path: Path, sleeper: "subprocess.Popen[bytes]"
-) -> None:
-    path = instances.announce(server(instances.this()), tmp_path)
+def test_a_record_under_another_pid_is_ignored(tmp_path: Path, sleeper: "subprocess.Popen[bytes]") -> None:
+    path = instances.announce(record(instances.current_process()), tmp_path)
     other = path.with_name(f"{sleeper.pid}.json")
     path.rename(other)
     assert instances.servers(tmp_path) == []
 
 
-def test_files_that_hold_something_else(tmp_path: Path) -> None:
+def test_files_that_are_not_records(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / f"{1 << 30}.json").write_text("{")
@@ -109,6 +105,19 @@ def test_files_that_hold_something_else(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == sorted([f"{os.getpid()}.json", "notes.json"])
 
 
-def test_a_family_is_all_that_a_process_started(sleeper: "subprocess.Popen[bytes]") -> None:
+def test_a_family_is_a_process_and_its_descendants(sleeper: "subprocess.Popen[bytes]") -> None:
     assert {os.getpid(), sleeper.pid} <= set(instances.family(os.getpid()))
     assert instances.family(sleeper.pid) == [sleeper.pid]
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    me = instances.current_process()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{me.pid}.json").write_text(
+        f'{{"process":{{"pid":{me.pid},"start":{me.start}}},"version":"0.1.0","host":"127.0.0.1","port":8000,'
+        '"server":"http://127.0.0.1:8000","since":1.5,"grace":20.0,"model":"tinyoai-chat","architecture":"llama",'
+        '"quantization":"Q8_0","n_ctx":1024,"n_slots":4,"file_size":4000000,"engine":"ctransformers",'
+        '"n_gpu_layers":0}'
+    )
+    (found,) = instances.servers(tmp_path)
+    assert (found.process, found.base_url) == (me, "http://127.0.0.1:8000/v1")

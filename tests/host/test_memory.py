@@ -1,4 +1,4 @@
-"""What is read of the machine, its processes and its cgroups."""
+"""Memory of processes, of the machine and of its cgroups."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from tinyoai.host import memory
 
 
-def test_what_a_process_holds() -> None:
+def test_the_memory_of_a_process() -> None:
     block = bytearray(32 << 20)
     block[::4096] = b"x" * len(block[::4096])
     assert memory.held(os.getpid()) > len(block)
@@ -17,7 +17,7 @@ def test_what_a_process_holds() -> None:
 
 
 def group(folder: Path, files: dict[str, str]) -> None:
-    """A cgroup's files."""
+    """Writes a cgroup's files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
@@ -36,7 +36,7 @@ def test_cgroups_of_both_versions_and_all_levels_limit(
     group(tmp_path / "fs/a/b", {"memory.max": "max\n", "memory.current": "5", "memory.stat": stat})
     group(tmp_path / "fs/a", {"memory.max": "1000\n", "memory.current": "400", "memory.stat": stat})
     proc.write_text("0::/a/b\n")
-    assert [room for room in memory._cgroup() if room is not None] == [1000 - 400 + 50]
+    assert [free for free in memory._cgroup() if free is not None] == [1000 - 400 + 50]
     assert memory.available() == 650
 
     old = "total_inactive_file 1\ntotal_active_file 2\ninactive_file 99\n"
@@ -45,7 +45,7 @@ def test_cgroups_of_both_versions_and_all_levels_limit(
         {"memory.limit_in_bytes": "100", "memory.usage_in_bytes": "150", "memory.stat": old},
     )
     proc.write_text("9:name=systemd:/\n4:cpu,memory:/c\n0::/\n")
-    assert memory.available() == 0  # over its limit: nothing is left, not less than nothing
+    assert memory.available() == 0  # over its limit: 0, not negative
 
     proc.write_text("0::/not/there\nnonsense\n")
     assert not any(memory._cgroup())

@@ -1,7 +1,6 @@
-"""The endpoints about fine-tuning: starting a job, seeing how it goes, ending it.
+"""The fine-tuning endpoints: start, list, status and stop.
 
-Owns those requests' meaning and those answers' wording, and what a finished job's file becomes: a registered
-model with its parent's settings. It must not know how training works.
+A finished job's file is registered as a model with the settings of the model it was trained from.
 """
 
 import asyncio
@@ -13,10 +12,23 @@ import msgspec
 from msgspec import structs
 
 from tinyoai import errors, gguf
-from tinyoai.api import generation, schema
+from tinyoai.api import generation
+from tinyoai.api.finetune_types import (
+    FinetuneConfig,
+    FinetuneJob,
+    FinetuneJobs,
+    FinetuneMetric,
+    FinetuneRequest,
+    FinetuneStarted,
+    FinetuneStatus,
+    FinetuneStopped,
+)
+from tinyoai.api.schema import _decode as decode
 from tinyoai.finetune import dataset
-from tinyoai.finetune.jobs import INSTALL, Job, Jobs, installed
-from tinyoai.finetune.train_config import Order, Spec, memory_needed
+from tinyoai.finetune.job_store import TrainingJob
+from tinyoai.finetune.jobs import INSTALL, Jobs, installed
+from tinyoai.finetune.protocol import JobSpec
+from tinyoai.finetune.train_config import TrainConfig, memory_needed
 from tinyoai.host import atomic, memory
 from tinyoai.models.catalog import Settings
 from tinyoai.models.pool import Pool
@@ -24,7 +36,8 @@ from tinyoai.models.registry import Model, RegistryError
 from tinyoai.web.exchange import Exchange
 
 MAX_NAME_BYTES = 200
-"""Of a new model: its file has the same name."""
+"""Limit of a new model's name, because its file has the same name."""
+_request = msgspec.json.Decoder(FinetuneRequest)
 
 
 class Finetunes:
@@ -33,158 +46,159 @@ class Finetunes:
     def __init__(self, pool: Pool, home: str, chat_template: str) -> None:
         self._pool = pool
         self._template = chat_template
-        self.jobs = Jobs(home, self._made)
+        self.jobs = Jobs(home, self._register)
 
     async def start(self, exchange: Exchange) -> None:
-        """Begins a job, or has it wait for its turn. Raises errors.ApiError for all that can be refused."""
-        request = schema.finetune_request(await exchange.read_body())
+        """Add a job to the queue. Raises errors.ApiError if the request is refused."""
+        request = decode(_request, await exchange.read_body())
         if not installed():
             raise errors.NotFound(
-                f"this installation does not train: {INSTALL}, and start the server again",
+                f"fine-tuning is not installed: run {INSTALL} and restart the server",
                 code="finetune_not_installed",
             )
+        await self.jobs.acquire()
         await self._pool.look()
-        await self.jobs.opened()
         model = self._model(request)
-        spec = _spec(request)
-        _check_memory(model, spec)
-        self._name(request, model)
+        config = _train_config(request)
+        _check_memory(model, config)
+        self._new_name(request, model)
         try:
-            given, label = await asyncio.to_thread(self._examples, request)
+            examples, label = await asyncio.to_thread(self._examples, request)
         except dataset.DatasetError as error:
             raise errors.BadRequest(f"dataset: {error}", param="dataset") from None
-        name = self._name(request, model)  # once more: from here to the job nobody can take it
-        order = Order(
+        name = self._new_name(request, model)  # again: nothing awaits from here until the job has the name
+        spec = JobSpec(
             path=model.path,
             template=self._template if self._template != "auto" else model.template,
             chat=model.kind == "chat",
-            out=str(self.jobs.place(name)),
-            spec=spec,
+            out=str(self.jobs.model_path(name)),
+            config=config,
         )
         job = await self.jobs.start(
-            order, given, model=model.name, model_id=model.id or None, name=name, dataset=label
+            spec, examples, model=model.name, model_id=model.id or None, name=name, dataset=label
         )
-        body = schema.FinetuneStarted(
+        body = FinetuneStarted(
             job_id=job.id,
             status=job.status,
             model=job.model,
             name=job.name,
             dataset=job.dataset,
-            examples=len(given),
-            config=_config(spec),
+            examples=len(examples),
+            config=_config(config),
         )
         exchange.respond(200, generation.encode(body))
 
     async def all(self, exchange: Exchange) -> None:
         """All jobs, the newest first."""
-        rows = [schema.FinetuneJob(**_row(job)) for job in self.jobs.all()]
-        exchange.respond(200, generation.encode(schema.FinetuneJobs(jobs=rows)))
+        await self.jobs.refresh()
+        rows = [FinetuneJob(**_row(job)) for job in self.jobs.all()]
+        exchange.respond(200, generation.encode(FinetuneJobs(jobs=rows)))
 
     async def status(self, exchange: Exchange) -> None:
         """One job with its learning curve and its log. Raises errors.NotFound."""
-        job = self._job(exchange)
-        metrics, lines = await asyncio.to_thread(lambda: (self.jobs.metrics(job), self.jobs.lines(job)))
-        ran = job.running
-        body = schema.FinetuneStatus(
+        job, store = await self._job(exchange), self.jobs.store
+        curve, log = await asyncio.to_thread(lambda: (store.curve(job), store.log_lines(job.id)))
+        training = job.training
+        body = FinetuneStatus(
             **_row(job),
-            config=_config(job.spec),
-            examples=ran.n_examples if ran is not None else None,
-            samples=ran.n_samples if ran is not None else None,
-            samples_cut=ran.n_cut if ran is not None else None,
-            trained_parameters=ran.n_trained if ran is not None else None,
+            config=_config(job.config),
+            examples=training.n_examples if training is not None else None,
+            samples=training.n_samples if training is not None else None,
+            samples_cut=training.n_cut if training is not None else None,
+            trained_parameters=training.n_trained if training is not None else None,
             seconds_left=_seconds_left(job),
             metrics=[
-                schema.FinetuneMetric(
+                FinetuneMetric(
                     step=step.step,
                     epoch=step.epoch,
                     loss=step.loss,
                     learning_rate=step.learning_rate,
                     tokens=step.n_tokens,
                 )
-                for step in metrics
+                for step in curve
             ],
-            log=lines,
+            log=log,
         )
         exchange.respond(200, generation.encode(body))
 
     async def stop(self, exchange: Exchange) -> None:
-        """Ends a job; one that has ended stays as it is. Raises errors.NotFound."""
-        job = self._job(exchange)
-        await self.jobs.stop(job)
-        exchange.respond(200, generation.encode(schema.FinetuneStopped(job_id=job.id, status=job.status)))
+        """Stop a job; one that has ended stays as it is. Raises errors.NotFound or errors.BadRequest."""
+        job = await self._job(exchange)
+        job = await self.jobs.stop(job.id) or job
+        exchange.respond(200, generation.encode(FinetuneStopped(job_id=job.id, status=job.status)))
 
-    # -- what is asked for -----------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------
 
-    def _job(self, exchange: Exchange) -> Job:
+    async def _job(self, exchange: Exchange) -> TrainingJob:
+        await self.jobs.refresh()
         text = exchange.route_params["job_id"]
         job = self.jobs.find(int(text)) if text.isascii() and text.isdecimal() and len(text) < 19 else None
         if job is None:
-            raise errors.NotFound(f"there is no fine-tuning job {text[:40]!r}; see GET /api/finetune/jobs")
+            raise errors.NotFound(f"fine-tuning job {text[:40]!r} not found; see GET /api/finetune/jobs")
         return job
 
-    def _model(self, request: schema.FinetuneRequest) -> Model:
+    def _model(self, request: FinetuneRequest) -> Model:
         catalog = self._pool.catalog
         if request.model is not None:
             model = catalog.lookup(request.model)
             if request.model_id is not None and request.model_id != model.id:
                 raise errors.BadRequest(
-                    f"model_id: {request.model!r} has the number {model.id}; send one of the two",
+                    f"model_id: the model_id of {request.model!r} is {model.id}; send only one of the two",
                     param="model_id",
                 )
         elif request.model_id is not None:
             found = [model for model in catalog.view.models.values() if model.id == request.model_id]
             if not found:
                 raise errors.ModelNotFound(
-                    f"there is no model with the number {request.model_id}; "
-                    "GET /v1/models has each one's as model_id",
+                    f"no model has the model_id {request.model_id}; GET /v1/models lists them",
                     param="model_id",
                 )
             model = found[0]
         else:
             raise errors.BadRequest("the field 'model_id' (or 'model', a name) is required", param="model_id")
         if model.architecture != "llama" or model.shape is None:
-            what = model.architecture or "unknown"
             raise errors.BadRequest(
-                f"{model.name!r} cannot be trained: its architecture is {what}, and GGUF files of llama can",
+                f"{model.name!r} cannot be trained: its architecture is {model.architecture or 'unknown'}; only "
+                "GGUF files of llama can be trained",
                 param="model" if request.model is not None else "model_id",
             )
         return model
 
-    def _name(self, request: schema.FinetuneRequest, model: Model) -> str:
+    def _new_name(self, request: FinetuneRequest, model: Model) -> str:
         view = self._pool.catalog.view
         known = (view.models, view.missing, view.broken, view.aliases)
-        making = {self.jobs.place(name) for name in self.jobs.names()}  # a/b and a__b have the same file
+        reserved = {self.jobs.model_path(name) for name in self.jobs.names()}  # a/b and a__b share a file
 
         def taken(name: str) -> bool:
-            place = self.jobs.place(name)
-            return any(name in names for names in known) or place in making or os.path.lexists(place)
+            path = self.jobs.model_path(name)
+            return any(name in names for names in known) or path in reserved or os.path.lexists(path)
 
         if request.name is None:
-            tuned, count = f"{model.name}-tuned", 1
-            while taken(tuned):
+            name, count = f"{model.name}-tuned", 1
+            while taken(name):
                 count += 1
-                tuned = f"{model.name}-tuned-{count}"
+                name = f"{model.name}-tuned-{count}"
         else:
-            tuned = request.name
-        if not tuned.isprintable() or len(tuned.encode("utf-8", "replace")) > MAX_NAME_BYTES:
-            raise errors.BadRequest(f"name: take at most {MAX_NAME_BYTES} printable characters", param="name")
-        if taken(tuned):
+            name = request.name
+        if not name.isprintable() or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+            raise errors.BadRequest(f"name: use at most {MAX_NAME_BYTES} printable characters", param="name")
+        if taken(name):
             raise errors.BadRequest(
-                f"name: there is a model {tuned!r} already, or the file of one that was; choose another",
+                f"name: the model {name!r} exists already, or its file does; choose another name",
                 param="name",
             )
-        return tuned
+        return name
 
-    def _examples(self, request: schema.FinetuneRequest) -> tuple[list[dataset.Example], str]:
-        """In a thread: what is to be learnt, and what it is called."""
+    def _examples(self, request: FinetuneRequest) -> tuple[list[dataset.Example], str]:
+        """The examples and their label in the job. Blocks. Raises dataset.DatasetError."""
         if isinstance(request.dataset, str):
             return dataset.parse(dataset.read(self.jobs.datasets, request.dataset)), request.dataset
         return dataset.parse(msgspec.json.encode(request.dataset)), "sent with the request"
 
-    # -- what comes of it ------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------------
 
-    async def _made(self, job: Job, path: Path) -> int:
-        """A job's file has become a model. Raises RegistryError."""
+    async def _register(self, job: TrainingJob, path: Path) -> int:
+        """Register the file of a finished job as a model and return its id. Raises RegistryError."""
         parent = self._pool.catalog.view.models.get(job.model)
         settings = Settings()
         if parent is not None:
@@ -205,26 +219,27 @@ class Finetunes:
             raise RegistryError(str(error)) from None
 
 
-def _spec(request: schema.FinetuneRequest) -> Spec:
-    asked = {name: getattr(request, name) for name in Spec.__struct_fields__}
-    return Spec(**{name: value for name, value in asked.items() if value is not None})
+def _train_config(request: FinetuneRequest) -> TrainConfig:
+    values = {name: getattr(request, name) for name in TrainConfig.__struct_fields__}
+    return TrainConfig(**{name: value for name, value in values.items() if value is not None})
 
 
-def _check_memory(model: Model, spec: Spec) -> None:
+def _check_memory(model: Model, config: TrainConfig) -> None:
     assert model.shape is not None
-    needed, room = memory_needed(model.parameters, model.shape, spec), memory.available()
-    if room is not None and needed > room:
+    needed, available = memory_needed(model.parameters, model.shape, config), memory.available()
+    if available is not None and needed > available:
         raise errors.InsufficientMemory(
-            f"training {model.name!r} needs about {needed / 1e6:.0f} MB, and {room / 1e6:.0f} MB can be had; take a "
-            "smaller batch_size or max_length, or a smaller model"
+            f"training {model.name!r} needs about {needed / 1e6:.0f} MB, and {available / 1e6:.0f} MB are available; "
+            "use a smaller batch_size or max_length, or a smaller model"
         )
 
 
-def _config(spec: Spec) -> schema.FinetuneConfig:
-    return schema.FinetuneConfig(**structs.asdict(spec))
+def _config(config: TrainConfig) -> FinetuneConfig:
+    return FinetuneConfig(**structs.asdict(config))
 
 
-def _row(job: Job) -> dict[str, Any]:
+def _row(job: TrainingJob) -> dict[str, Any]:
+    step, training = job.last_step, job.training
     return {
         "id": job.id,
         "status": job.status,
@@ -235,19 +250,18 @@ def _row(job: Job) -> dict[str, Any]:
         "created_at": job.created,
         "started_at": job.started,
         "completed_at": job.ended,
-        "current_step": job.last.step if job.last is not None else 0,
-        "current_epoch": job.last.epoch if job.last is not None else 0.0,
-        "total_steps": job.running.n_steps if job.running is not None else None,
-        "loss": job.last.loss if job.last is not None else None,
+        "current_step": step.step if step is not None else 0,
+        "current_epoch": step.epoch if step is not None else 0.0,
+        "total_steps": training.n_steps if training is not None else None,
+        "loss": step.loss if step is not None else None,
         "error": job.error,
         "resulting_model_id": job.result_id,
     }
 
 
-def _seconds_left(job: Job) -> float | None:
-    """What the steps so far say of the rest; None where nothing runs."""
-    ran, last = job.running, job.last
-    if job.status != "running" or ran is None or last is None or last.step <= ran.from_step + 1:
+def _seconds_left(job: TrainingJob) -> float | None:
+    """The time that the remaining steps take at the speed so far; None if the job does not run."""
+    training, step = job.training, job.last_step
+    if job.status != "running" or training is None or step is None or step.step <= training.from_step + 1:
         return None
-    # the first step's time is not told: `seconds` counts from before it
-    return round((ran.n_steps - last.step) * last.seconds / (last.step - ran.from_step), 1)
+    return round((training.n_steps - step.step) * step.seconds / (step.step - training.from_step), 1)

@@ -7,7 +7,7 @@ counted or worded.
 import asyncio
 from collections.abc import Callable
 
-from tinyoai import errors, metrics, wire
+from tinyoai import errors, metrics
 from tinyoai.host import memory
 from tinyoai.models.pool import Entry, Pool, State
 from tinyoai.web.exchange import Exchange
@@ -24,7 +24,7 @@ class Metrics:
         self.n_in_flight: Callable[[], int] = int
         """Tells how many requests are under way."""
         if self._counted is not None:
-            pool.on_done = self._answered
+            pool.on_done = self._counted.observe
 
     async def __call__(self, exchange: Exchange) -> None:
         """Everything, in the form the scraper asks for. Raises errors.NotFound without the library.
@@ -53,18 +53,6 @@ class Metrics:
                 exchange.status,
                 exchange.elapsed_ms / 1000.0,
                 exchange.refusal,
-            )
-
-    def _answered(self, model: str, done: wire.Done) -> None:
-        if self._counted is not None:
-            self._counted.answer(
-                model,
-                n_prompt=done.n_prompt,
-                n_cached=done.n_cached,
-                n_generated=done.n_generated,
-                queue_ms=done.queue_ms,
-                prompt_ms=done.prompt_ms,
-                predicted_ms=done.predicted_ms,
             )
 
 

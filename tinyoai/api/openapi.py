@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from tinyoai import __version__, errors
-from tinyoai.api import schema
+from tinyoai.api import finetune_types, schema
 
 Json = dict[str, Any]
 
@@ -271,7 +271,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Train a model further on examples",
         text="With LoRA, or with `use_lora: false` its matrices themselves. One job runs at a time, in a process of "
         "its own and behind all serving; the new model is registered when it is done. Needs the extra `finetune`.",
-        body=schema.FinetuneRequest,
+        body=finetune_types.FinetuneRequest,
         examples={
             "Two examples": {
                 "dataset": [
@@ -286,7 +286,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 "epochs": 1,
             },
         },
-        answer=schema.FinetuneStarted,
+        answer=finetune_types.FinetuneStarted,
         refusals=(
             *_BODY,
             errors.NotFound,
@@ -301,7 +301,7 @@ OPERATIONS: tuple[Operation, ...] = (
         tag="Fine-tuning",
         id="listFinetunes",
         summary="List the fine-tuning jobs",
-        answer=schema.FinetuneJobs,
+        answer=finetune_types.FinetuneJobs,
     ),
     Operation(
         method="GET",
@@ -310,7 +310,7 @@ OPERATIONS: tuple[Operation, ...] = (
         id="finetuneStatus",
         summary="How a fine-tuning job is",
         text="With its learning curve, of at most 1,000 points, and the last lines of its log.",
-        answer=schema.FinetuneStatus,
+        answer=finetune_types.FinetuneStatus,
         refusals=(errors.NotFound,),
     ),
     Operation(
@@ -319,9 +319,9 @@ OPERATIONS: tuple[Operation, ...] = (
         tag="Fine-tuning",
         id="stopFinetune",
         summary="End a fine-tuning job",
-        text="One that has ended already stays as it is; one that another server on the same data directory works on "
-        "is stopped there.",
-        answer=schema.FinetuneStopped,
+        text="One that has ended already stays as it is. Only the server that holds the queue of the data "
+        "directory can stop a job.",
+        answer=finetune_types.FinetuneStopped,
         refusals=(errors.BadRequest, errors.NotFound),
     ),
     Operation(

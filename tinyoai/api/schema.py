@@ -12,7 +12,6 @@ from msgspec import Meta, Struct
 
 from tinyoai import errors
 from tinyoai.config import options
-from tinyoai.finetune import train_config as finetune
 from tinyoai.models.registry import Defaults, Kind
 
 MAX_MESSAGES = 2048
@@ -136,26 +135,6 @@ class CompletionRequest(Generation, kw_only=True):
     best_of: Choices | None = None
 
 
-class FinetuneRequest(Struct, kw_only=True):
-    """The body of POST /api/finetune/start."""
-
-    model_id: Natural | None = None
-    model: ModelName | None = None
-    dataset: (
-        Annotated[str, Meta(min_length=1, max_length=1024)]
-        | Annotated[list[dict[str, Any]], Meta(min_length=1)]
-    )
-    name: ModelName | None = None
-    epochs: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    batch_size: Annotated[int, Meta(ge=1, le=256)] | None = None
-    learning_rate: Annotated[float, Meta(gt=0, le=1)] | None = None
-    use_lora: bool | None = None
-    lora_r: Annotated[int, Meta(ge=1, le=256)] | None = None
-    lora_alpha: Annotated[int, Meta(ge=1, le=4096)] | None = None
-    max_length: Annotated[int, Meta(ge=8, le=8192)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-
-
 class EmbeddingRequest(Struct, kw_only=True):
     """The body of POST /v1/embeddings."""
 
@@ -207,7 +186,6 @@ _chat = msgspec.json.Decoder(ChatRequest)
 _completion = msgspec.json.Decoder(CompletionRequest)
 _load = msgspec.json.Decoder(LoadRequest)
 _unload = msgspec.json.Decoder(ModelRequest)
-_finetune = msgspec.json.Decoder(FinetuneRequest)
 _embedding = msgspec.json.Decoder(EmbeddingRequest)
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
 _detokenize = msgspec.json.Decoder(DetokenizeRequest)
@@ -296,11 +274,6 @@ def completion_request(body: bytes) -> CompletionRequest:
                 "best_of cannot be streamed: the best answer is known only at the end", param="best_of"
             )
     return request
-
-
-def finetune_request(body: bytes) -> FinetuneRequest:
-    """The typed request. Raises errors.BadRequest with the field's name in `param`."""
-    return _decode(_finetune, body)
 
 
 def embedding_request(body: bytes) -> EmbeddingRequest:
@@ -828,92 +801,6 @@ class ModelList(Struct, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[Model]
-
-
-class FinetuneConfig(Struct, kw_only=True):
-    """How a job trains."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    use_lora: bool
-    lora_r: int
-    lora_alpha: int
-    max_length: int
-    seed: int
-
-
-class FinetuneStarted(Struct, kw_only=True):
-    """The answer of POST /api/finetune/start."""
-
-    job_id: int
-    status: finetune.Status
-    model: str
-    name: str
-    """The new model's: it is asked by this name once the job is completed."""
-    dataset: str
-    examples: int
-    config: FinetuneConfig
-
-
-class FinetuneJob(Struct, kw_only=True):
-    """One job. Times are Unix seconds; `completed_at` is its end, good or bad."""
-
-    id: int
-    status: finetune.Status
-    model: str
-    model_id: int | None
-    name: str
-    dataset: str
-    created_at: float
-    started_at: float | None
-    completed_at: float | None
-    current_step: int
-    current_epoch: float
-    total_steps: int | None
-    loss: float | None
-    """Of the last step, in nats a token."""
-    error: str | None
-    resulting_model_id: int | None
-
-
-class FinetuneJobs(Struct, kw_only=True):
-    """The answer of GET /api/finetune/jobs, the newest first."""
-
-    object: Literal["list"] = "list"
-    jobs: list[FinetuneJob]
-
-
-class FinetuneMetric(Struct, kw_only=True):
-    """One step: the mean loss in nats over the tokens that were learnt in it."""
-
-    step: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    tokens: int
-
-
-class FinetuneStatus(FinetuneJob, kw_only=True):
-    """The answer of GET /api/finetune/status/{job_id}."""
-
-    config: FinetuneConfig
-    examples: int | None
-    samples: int | None
-    """An example is a sample for each answer in it."""
-    samples_cut: int | None
-    """Samples that are longer than max_length."""
-    trained_parameters: int | None
-    seconds_left: float | None
-    metrics: list[FinetuneMetric]
-    log: list[str]
-
-
-class FinetuneStopped(Struct, kw_only=True):
-    """The answer of POST /api/finetune/stop/{job_id}: what it is now."""
-
-    job_id: int
-    status: finetune.Status
 
 
 class Alive(Struct, kw_only=True):

@@ -1,8 +1,7 @@
-"""The server in the background: starting it, ending it, its log.
+"""The agent, a server in the background: starts and stops its process, and reads its log.
 
-Owns the files `agent.json`, which says what was started and how, and `agent.log`, and the only signals that are
-sent to a process by its number: never to one that `running` does not vouch for, and never to a server that was
-started by hand. It must not know what the flags mean, nor how serving works.
+Signals go only to a process that `instances` and its command line confirm to be the agent. Files in the data
+directory: agent.json, the record of the last start, and agent.log.
 """
 
 import contextlib
@@ -17,56 +16,56 @@ from pathlib import Path
 import msgspec
 
 from tinyoai.errors import UsageError
-from tinyoai.host import datadir, instances, subproc
-from tinyoai.host.instances import Process, Running
+from tinyoai.host import datadir, file_lock, instances, subproc
+from tinyoai.host.instances import InstanceRecord, Process
 
-NOTE, LOG, LOCK = "agent.json", "agent.log", "agent.lock"
+RECORD, LOG, LOCK = "agent.json", "agent.log", "agent.lock"
 MAX_LOG = 1 << 20
-"""Bytes; a longer log is put aside at the next start."""
+"""Bytes. A longer log is renamed at the next start."""
 SPARE_S = 10.0
-"""Seconds beyond the grace time, or the time for loading, until the agent counts as hung."""
+"""Seconds after the grace time, or after the load timeout, until the agent counts as hung."""
 PROGRESS_S = 1.0
-"""Waiting longer than this is told about."""
+"""A longer wait is announced."""
 POLL_S = 0.05
 
 _PROGRAM = [os.fsencode(word) for word in (*subproc.PYTHON[1:], "-m", "tinyoai", "serve")]
-"""How the agent stands in the list of processes, behind the interpreter."""
+"""The agent's command line after the interpreter."""
 
 Flags = Mapping[str, str | Sequence[str]]
-"""What serve is given, by the option's name."""
+"""Flags of serve, by the option's name."""
 
 
-class Note(msgspec.Struct, kw_only=True):
-    """What is remembered of the agent, after its end too."""
+class AgentRecord(msgspec.Struct, kw_only=True):
+    """The last start of the agent. It outlives the process."""
 
     process: Process
     flags: dict[str, str | Sequence[str]]
-    keyed: bool
-    """Whether it was given API keys, which are not remembered."""
+    had_api_keys: bool = msgspec.field(name="keyed")
+    """Whether the agent was started with API keys, which are not stored."""
 
 
-def note(place: Path) -> Note | None:
-    """What is known of the agent that was started last; None if there never was one. Raises UsageError."""
-    path = place / NOTE
+def read_record(data_dir: Path) -> AgentRecord | None:
+    """The record of the last start; None if there was none. Raises UsageError."""
+    path = data_dir / RECORD
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Note)
+        return msgspec.json.decode(path.read_bytes(), type=AgentRecord)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.DecodeError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
-            f"{path} cannot be read: {reason}; move it away and no agent is known", exit_code=1
+            f"cannot read {path}: {reason}; if no agent runs, move the file away", exit_code=1
         ) from None
 
 
-def current(place: Path) -> Process | None:
-    """The agent's process, if it runs."""
-    known = note(place)
-    return known.process if known is not None and _alive(known.process) else None
+def current(data_dir: Path) -> Process | None:
+    """The agent's process; None if it does not run."""
+    record = read_record(data_dir)
+    return record.process if record is not None and _alive(record.process) else None
 
 
 def _alive(process: Process) -> bool:
-    """Whether it runs and is an agent: whoever can write to the data directory could name any process there."""
+    """Whether the process runs and is an agent. The record alone could name any process."""
     try:
         words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -74,100 +73,101 @@ def _alive(process: Process) -> bool:
     return words[1 : 1 + len(_PROGRAM)] == _PROGRAM and instances.alive(process)
 
 
-def server(place: Path, process: Process) -> Running | None:
-    """What a server said of itself when it was ready; None while it is not."""
-    return next((found for found in instances.servers(place) if found.process == process), None)
+def _instance(data_dir: Path, process: Process) -> InstanceRecord | None:
+    """The process's own record; None until it is ready."""
+    return next((found for found in instances.servers(data_dir) if found.process == process), None)
 
 
 # -- starting ----------------------------------------------------------------------------------------
 
 
 def start(
-    place: Path, flags: Flags, variables: Mapping[str, str], *, keyed: bool, patience: float
-) -> tuple[Running, bool]:
-    """Starts the agent unless it runs, and waits until it is ready; and whether it was started just now.
+    data_dir: Path, flags: Flags, variables: Mapping[str, str], *, has_api_keys: bool, load_timeout: float
+) -> tuple[InstanceRecord, bool]:
+    """Starts the agent unless it runs, and waits until it is ready. Returns its record and whether it is new.
 
-    `variables` are put into its environment, where no list of processes shows them; `keyed` says that keys are
-    among what will not be remembered. `patience` is how long loading may take, in seconds. Raises UsageError with
-    the agent's own words if it ends instead.
+    `variables` are added to its environment, since other users can read command lines. Raises UsageError with the
+    agent's own message if it ends or is not ready in time.
     """
-    place = place.absolute()
-    with datadir.turn(place / LOCK):
-        process = current(place)
-        if process is not None:
-            found = server(place, process)
-            if found is None:
-                raise UsageError(
-                    f"the agent (pid {process.pid}) runs, but is not ready; see tinyoai agent logs",
-                    exit_code=1,
-                )
-            return found, False
-        return _start(place, flags, variables, keyed, patience), True
+    with file_lock.held(data_dir / LOCK):
+        process = current(data_dir)
+        if process is None:
+            return _start(data_dir, flags, variables, has_api_keys, load_timeout), True
+        record = _instance(data_dir, process)
+        if record is None:
+            raise UsageError(
+                f"the agent (pid {process.pid}) runs, but is not ready; see tinyoai agent logs", exit_code=1
+            )
+        return record, False
 
 
-def _start(place: Path, flags: Flags, variables: Mapping[str, str], keyed: bool, patience: float) -> Running:
-    before = note(place)
-    log = _open_log(place / LOG)
+def _start(
+    data_dir: Path, flags: Flags, variables: Mapping[str, str], has_api_keys: bool, load_timeout: float
+) -> InstanceRecord:
+    previous = read_record(data_dir)
+    log = _open_log(data_dir / LOG)
     with open(log, "ab", buffering=0) as file:
-        begin = os.fstat(log).st_size
-        started = subprocess.Popen(
-            [subproc.PYTHON[0], *map(os.fsdecode, _PROGRAM), *_words(flags)],
+        log_start = os.fstat(log).st_size
+        child = subprocess.Popen(
+            [subproc.PYTHON[0], *map(os.fsdecode, _PROGRAM), *_command_line(flags)],
             cwd="/",
-            env={**subproc.environment(), **variables, "TINYOAI_HOME": str(place)},
+            env={**subproc.environment(), **variables, "TINYOAI_HOME": str(data_dir)},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
             start_new_session=True,
         )
     try:
-        process = instances.of(started.pid)
+        process = instances.process_of(child.pid)
         if process is not None:
-            _remember(place, Note(process=process, flags=dict(flags), keyed=keyed))
-        return _wait(place, started, begin, patience + SPARE_S)
+            record = AgentRecord(process=process, flags=dict(flags), had_api_keys=has_api_keys)
+            _write_record(data_dir, record)
+        return _wait_ready(data_dir, child, log_start, load_timeout + SPARE_S)
     except BaseException:
-        started.terminate()  # nobody would know of it, or want it
+        child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            started.wait(SPARE_S)
-        started.kill()
-        started.wait()
-        _remember(place, before)  # a restart is to take flags that are known to do
+            child.wait(SPARE_S)
+        child.kill()
+        child.wait()
+        _write_record(data_dir, previous)  # a later restart uses the last flags that worked
         raise
 
 
-def _remember(place: Path, known: Note | None) -> None:
-    if known is not None:
-        datadir.write(place / NOTE, msgspec.json.encode(known))
+def _write_record(data_dir: Path, record: AgentRecord | None) -> None:
+    if record is not None:
+        datadir.write(data_dir / RECORD, msgspec.json.encode(record))
     else:
-        (place / NOTE).unlink(missing_ok=True)
+        (data_dir / RECORD).unlink(missing_ok=True)
 
 
-def _wait(place: Path, started: "subprocess.Popen[bytes]", begin: int, patience: float) -> Running:
-    for waited in _ticks(patience, f"starting; what the agent says is in {place / LOG} ..."):
-        process = instances.of(started.pid)
-        if process is not None and (found := server(place, process)):
-            started.returncode = 0  # not to be waited for here any more: who adopts it will
-            for line in _said(place / LOG, begin):
+def _wait_ready(
+    data_dir: Path, child: "subprocess.Popen[bytes]", log_start: int, timeout: float
+) -> InstanceRecord:
+    """The child's record once it is ready. Raises UsageError if it ends or takes longer than `timeout`."""
+    for _ in _poll(timeout, f"starting; the log is {data_dir / LOG} ..."):
+        process = instances.process_of(child.pid)
+        if process is not None and (record := _instance(data_dir, process)):
+            child.returncode = 0  # init adopts the process: Popen must not warn that it still runs
+            for line in _log_lines(data_dir / LOG, log_start):
                 if " WARNING " in line:
                     print(line, file=sys.stderr)
-            return found
-        if started.poll() is not None:
-            raise UsageError(_reason(place / LOG, begin, started.returncode), exit_code=1)
-        if waited > patience:
-            break
-    raise UsageError(f"the agent was not ready within {patience:g} s; see {place / LOG}", exit_code=1)
+            return record
+        if child.poll() is not None:
+            raise UsageError(_exit_reason(data_dir / LOG, log_start, child.returncode), exit_code=1)
+    raise UsageError(f"the agent was not ready within {timeout:g} s; see {data_dir / LOG}", exit_code=1)
 
 
-def _words(flags: Flags) -> list[str]:
-    """Flags as a command line has them."""
+def _command_line(flags: Flags) -> list[str]:
+    """The flags as words of a command line."""
     words = []
-    for name, given in flags.items():
-        for text in [given] if isinstance(given, str) else given:
+    for name, value in flags.items():
+        for text in [value] if isinstance(value, str) else value:
             words.append(f"--{name.replace('_', '-')}={text}")
     return words
 
 
 def _open_log(path: Path) -> int:
-    """The log to append to, the old one put aside if it is long. Raises UsageError."""
+    """A descriptor that appends to the log; a long log is renamed first. Raises UsageError."""
     try:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size > MAX_LOG:
@@ -176,11 +176,11 @@ def _open_log(path: Path) -> int:
         os.write(log, time.strftime("---- %Y-%m-%d %H:%M:%S tinyoai agent start\n").encode())
         return log
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}", exit_code=1) from None
+        raise datadir.cannot_write(path, error) from None
 
 
-def _said(path: Path, begin: int) -> list[str]:
-    """The log's lines from a position on."""
+def _log_lines(path: Path, begin: int) -> list[str]:
+    """The log's lines from a byte offset on."""
     try:
         with open(path, "rb") as file:
             file.seek(begin)
@@ -189,68 +189,67 @@ def _said(path: Path, begin: int) -> list[str]:
         return []
 
 
-def _reason(path: Path, begin: int, code: int) -> str:
-    """Why the agent ended, in its own words if it left any."""
-    for line in reversed(_said(path, begin)):
+def _exit_reason(path: Path, log_start: int, code: int) -> str:
+    """Why the agent ended: its own error message if it logged one."""
+    for line in reversed(_log_lines(path, log_start)):
         if line.startswith("tinyoai: "):
             return line.removeprefix("tinyoai: ")
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return f"the agent ended with {how} before it was ready; see {path}"
+    return f"the agent {subproc.ended(code)} before it was ready; see {path}"
 
 
-def _ticks(patience: float, told: str) -> Iterator[float]:
-    """The seconds waited so far, again and again until a little beyond `patience`; says so if it takes long."""
-    begun, silent = time.monotonic(), True
-    while (waited := time.monotonic() - begun) <= patience + 2 * POLL_S:
-        yield waited
-        if silent and waited > PROGRESS_S:
-            print(told, file=sys.stderr, flush=True)
-            silent = False
+def _poll(timeout: float, announcement: str) -> Iterator[None]:
+    """Yields every POLL_S for `timeout` seconds, and once more. Prints the announcement if that takes long."""
+    begin, announced = time.monotonic(), False
+    while (waited := time.monotonic() - begin) <= timeout + POLL_S:
+        yield
+        if not announced and waited > PROGRESS_S:
+            print(announcement, file=sys.stderr, flush=True)
+            announced = True
         time.sleep(POLL_S)
 
 
-# -- ending ------------------------------------------------------------------------------------------
+# -- stopping ----------------------------------------------------------------------------------------
 
 
-def stop(place: Path) -> str:
-    """Ends the agent: asks it to, and kills it if it does not within its grace time. What happened, in a sentence."""
-    process = current(place)
+def stop(data_dir: Path) -> str:
+    """Stops the agent, and kills it if it does not end within its grace time. Returns a sentence for the user."""
+    process = current(data_dir)
     if process is None:
         return "no agent is running"
-    found = server(place, process)
-    grace = found.grace if found is not None else 0.0
-    _signal(process, signal.SIGTERM)
-    if _ended(process, grace + SPARE_S, f"waiting at most {grace:g} s for running answers to finish ..."):
+    record = _instance(data_dir, process)
+    grace = record.grace if record is not None else 0.0
+    _send(process, signal.SIGTERM)
+    if _ends(process, grace + SPARE_S, f"waiting up to {grace:g} s for running answers to finish ..."):
         return f"the agent (pid {process.pid}) has stopped"
-    _signal(process, signal.SIGKILL)
-    if not _ended(process, SPARE_S, f"waiting for pid {process.pid} to be gone ..."):
-        raise UsageError(f"the agent (pid {process.pid}) cannot be ended", exit_code=1)
-    instances.servers(place)  # its file is removed, which it could not do itself
+    _send(process, signal.SIGKILL)
+    if not _ends(process, SPARE_S, f"waiting for pid {process.pid} to end ..."):
+        raise UsageError(f"cannot stop the agent (pid {process.pid})", exit_code=1)
+    instances.servers(data_dir)  # removes the record that a killed server leaves
     return f"the agent (pid {process.pid}) did not stop within {grace + SPARE_S:g} s and was killed"
 
 
-def _ended(process: Process, patience: float, told: str) -> bool:
-    return any(not _alive(process) for _ in _ticks(patience, told))
+def _ends(process: Process, timeout: float, announcement: str) -> bool:
+    return any(not _alive(process) for _ in _poll(timeout, announcement))
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
-    if _alive(process):  # right before: the number may be another's by now
+def _send(process: Process, number: signal.Signals) -> None:
+    if _alive(process):  # the pid may belong to another process by now
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
-# -- its log -----------------------------------------------------------------------------------------
+# -- log ---------------------------------------------------------------------------------------------
 
 
-def logs(place: Path, n_lines: int, *, follow: bool) -> Iterator[bytes]:
-    """The log's last lines; and if asked to follow, what is added, for ever, of a new log too. Raises UsageError."""
-    path = place / LOG
+def logs(data_dir: Path, n_lines: int, *, follow: bool) -> Iterator[bytes]:
+    """Yields the log's last lines; with `follow` also new ones, across renames, without end. Raises UsageError."""
+    path = data_dir / LOG
     try:
-        file = open(path, "rb")  # noqa: SIM115 # it is another one after a rotation
+        file = open(path, "rb")  # noqa: SIM115 # replaced after a rename
     except FileNotFoundError:
-        raise UsageError("there is no log: no agent was ever started here", exit_code=1) from None
+        raise UsageError("no log: no agent was ever started here", exit_code=1) from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", exit_code=1) from None
+        raise UsageError(f"cannot read {path}: {error.strerror}", exit_code=1) from None
     try:
         file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LOG))
         yield b"".join(file.read().splitlines(keepends=True)[-n_lines:] if n_lines else [])

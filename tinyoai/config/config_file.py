@@ -1,11 +1,11 @@
-"""The configuration file on disk: reading it, changing it, and telling what holds and why.
+"""The configuration file, config.json in the data directory: reading, changing and showing it.
 
-Owns `config.json` in the data directory, what `get` shows, and that a key is never shown whole. Changes are made
-by one process after another, each to a file that was checked as a whole. It must not know what a key means.
+Changes take a lock and are checked as a whole before they are written. Secrets are never shown in full.
 """
 
 import errno
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,149 +13,196 @@ from typing import Any
 import msgspec
 
 from tinyoai.config import options
-from tinyoai.config.options import OPTIONS, Given, Option, Stored
+from tinyoai.config.options import OPTIONS, Config, Option, Value
+from tinyoai.config.resolve import FileValues, RawText, RawValue, attribute_error, lookup, parse, resolve
 from tinyoai.errors import UsageError
-from tinyoai.host import datadir
+from tinyoai.host import datadir, file_lock
 
 FILE = "config.json"
 LOCK = "config.lock"
 SECRET = ("api_key",)
 """Options that are shown in part."""
 
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-"""Reasons for which there cannot be a file; any other might hide one that asks for keys."""
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors that mean there is no file. Any other could hide a file that requires API keys."""
 
 
-def read(place: Path) -> Stored:
-    """What the file sets; nothing where there is none. Raises UsageError naming the file, and the key."""
-    return options.stored(_raw(place), str(place / FILE))
+def read(data_dir: Path) -> FileValues:
+    """The file's values; none if there is no file. Raises UsageError naming the file and the key."""
+    return from_json(_read_json(data_dir), str(data_dir / FILE))
 
 
-def _raw(place: Path) -> dict[str, Any]:
-    path = place / FILE
+def _read_json(data_dir: Path) -> dict[str, Any]:
+    path = data_dir / FILE
     try:
         if path.exists() and not path.is_file():
-            raise UsageError(f"the configuration file {path} is no file; move it away", exit_code=1)
-        return options.decode(path.read_bytes(), str(path))
+            raise UsageError(f"the configuration file {path} is not a regular file", exit_code=1)
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except OSError as error:
-        if error.errno in _NOT_THERE:
+        if error.errno in _ABSENT:
             return {}
         reason = error.strerror or str(error)
-        raise UsageError(f"the configuration file {path} cannot be read: {reason}", exit_code=1) from None
+        raise UsageError(f"cannot read the configuration file {path}: {reason}", exit_code=1) from None
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise UsageError(
+            f"the configuration file {path} is damaged: {error}; repair it, or move it away", exit_code=1
+        ) from None
+
+
+def from_json(settings: Mapping[str, Any], path: str) -> FileValues:
+    """The values of decoded JSON, by option name. Raises UsageError naming the file and the key."""
+    values: dict[str, RawText] = {}
+    for key, value in settings.items():
+        try:
+            # `tinyoai get` cannot list the keys: it reads this file first
+            option = options.find(key, f"remove it with: tinyoai unset {shlex.quote(key)}")
+        except UsageError as error:
+            raise UsageError(f"the configuration file {path}: {error}", exit_code=1) from None
+        source = f"{key} in {path}"
+        if option.name == "home":
+            raise UsageError(
+                f"{source}: the file cannot set its own folder; use --home or TINYOAI_HOME", exit_code=1
+            )
+        if option.name in values:
+            raise UsageError(f"{source}: set twice, under two names", exit_code=1)
+        values[option.name] = _raw_text(option, value, source)
+    return FileValues(path, values)
+
+
+def _raw_text(option: Option, value: object, source: str) -> RawText:
+    if isinstance(option.default, tuple) and isinstance(value, list) and all(type(v) is str for v in value):
+        return tuple(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        kinds = (
+            "a string or a list of strings" if isinstance(option.default, tuple) else "a string or a number"
+        )
+        raise UsageError(f"{source}: must be {kinds}", exit_code=1)
+    if option.path and value:
+        value = os.path.expanduser(value)
+        if not os.path.isabs(value):
+            raise UsageError(f"{source}: {value!r} is not an absolute path", exit_code=1)
+    return value
 
 
 # -- changing ----------------------------------------------------------------------------------------
 
 
-def change(
-    place: Path, pairs: Sequence[str], check: Callable[[options.Config], None]
+def set_values(
+    data_dir: Path, pairs: Sequence[str], check: Callable[[Config], None]
 ) -> list[tuple[Option, Any]]:
-    """Sets every key=value, or none of them; what was set.
+    """Writes every key=value, or none of them. Returns the options and values that were set.
 
-    `check` is given the whole configuration that would hold, without flags and environment. Raises UsageError with
-    the key for a value that a flag would not take.
+    `check` gets the configuration that the new file makes, without flags and environment. Raises UsageError
+    naming the key if a value is wrong.
     """
     changes: dict[str, tuple[Option, Any]] = {}
     for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise UsageError(f"{pair!r} sets nothing; write it as key=value, such as http.port=9090")
-        option = options.find(name)
+        option, value = _parse_pair(pair)
         if option.key in changes:
-            several = "; put commas between its values" if isinstance(option.default, tuple) else ""
-            raise UsageError(f"{option.key} is given twice{several}")
-        if not text.isprintable():  # a byte that is no UTF-8 is none either, and no file could hold it
-            raise UsageError(f"{option.key}: {text!r} holds what cannot be printed")
-        if option.name == "home":
-            raise UsageError("home: that is where the configuration file is; use --home or TINYOAI_HOME")
-        if option.path and text:
-            text = os.path.abspath(os.path.expanduser(text))
-        value = options.parse(option, Given(text, option.key))
-        changes[option.key] = option, list(value) if isinstance(value, tuple) else value
-    with datadir.turn(place / LOCK):
-        settings = {k: v for k, v in _raw(place).items() if _key(k) not in changes}
+            hint = "; separate its values by commas" if isinstance(option.default, tuple) else ""
+            raise UsageError(f"{option.key} is given twice{hint}")
+        changes[option.key] = option, value
+    with file_lock.held(data_dir / LOCK):
+        settings = {k: v for k, v in _read_json(data_dir).items() if _canonical_key(k) not in changes}
         settings |= {key: value for key, (_, value) in changes.items()}
-        merged = options.stored(settings, str(place / FILE))
+        merged = from_json(settings, str(data_dir / FILE))
         try:
-            check(options.resolve({}, {}, merged))
+            check(resolve({}, {}, merged))
         except UsageError as error:
-            told = str(options.blame(error, {}, {}, merged))
-            for key in changes:
-                told = told.replace(f"{key} in {merged.path}:", f"{key}:", 1)
-            raise UsageError(told, exit_code=2) from None
-        _write(place, settings)
+            message = str(attribute_error(error, {}, {}, merged))
+            for key in changes:  # the file does not hold these values yet
+                message = message.replace(f"{key} in {merged.path}:", f"{key}:", 1)
+            raise UsageError(message, exit_code=2) from None
+        _write(data_dir, settings)
     return list(changes.values())
 
 
-def remove(place: Path, names: Sequence[str]) -> list[str]:
-    """Takes keys off the file, wrong ones too; those that were there. Raises UsageError for an unknown one."""
-    with datadir.turn(place / LOCK):
-        settings = _raw(place)
-        gone = []
+def _parse_pair(pair: str) -> tuple[Option, Any]:
+    name, equals, text = pair.partition("=")
+    if not equals:
+        raise UsageError(f"{pair!r} has no value; write key=value, such as http.port=9090")
+    option = options.find(name)
+    if not text.isprintable():  # includes bytes that are not UTF-8, which JSON cannot hold
+        raise UsageError(f"{option.key}: {text!r} contains unprintable characters")
+    if option.name == "home":
+        raise UsageError("home: the file cannot set its own folder; use --home or TINYOAI_HOME")
+    if option.path and text:
+        text = os.path.abspath(os.path.expanduser(text))
+    value = parse(option, RawValue(text, option.key))
+    return option, list(value) if isinstance(value, tuple) else value
+
+
+def unset_values(data_dir: Path, names: Sequence[str]) -> list[str]:
+    """Removes keys from the file, invalid ones too. Returns those that were there.
+
+    Raises UsageError for a key that is neither an option's nor in the file.
+    """
+    with file_lock.held(data_dir / LOCK):
+        settings = _read_json(data_dir)
+        removed = []
         for name in names:
             wanted = name if name in settings else options.find(name).key
-            found = [key for key in settings if key == wanted or _key(key) == wanted]
+            found = [key for key in settings if key == wanted or _canonical_key(key) == wanted]
             for key in found:
                 del settings[key]
-            gone += found
-        if gone:
-            _write(place, settings)
-    return gone
+            removed += found
+        if removed:
+            _write(data_dir, settings)
+    return removed
 
 
-def _key(name: str) -> str:
-    """A key as the table has it; one that is unknown as it is."""
+def _canonical_key(name: str) -> str:
+    """The option's key; an unknown name unchanged."""
     try:
         return options.find(name).key
     except UsageError:
         return name
 
 
-def _write(place: Path, settings: Mapping[str, Any]) -> None:
+def _write(data_dir: Path, settings: Mapping[str, Any]) -> None:
     text = msgspec.json.format(msgspec.json.encode(dict(sorted(settings.items()))))
-    datadir.write(place / FILE, text + b"\n")
+    datadir.write(data_dir / FILE, text + b"\n")
 
 
 # -- showing -----------------------------------------------------------------------------------------
 
 
-def choose(names: Sequence[str]) -> tuple[list[Option], bool]:
-    """The options of keys and of groups, all without any; and whether exactly one key was asked for."""
+def select(names: Sequence[str]) -> tuple[list[Option], bool]:
+    """The options of keys and groups, or all of them; and whether the names are exactly one key."""
     if not names:
-        order = list(
-            dict.fromkeys(map(options.group, sorted(OPTIONS, key=lambda option: "." not in option.key)))
-        )
+        grouped_last = sorted(OPTIONS, key=lambda option: "." not in option.key)
+        order = list(dict.fromkeys(map(options.group, grouped_last)))
         return sorted(OPTIONS, key=lambda option: order.index(options.group(option))), False
-    chosen: list[Option] = []
+    selected: list[Option] = []
     for name in names:
         members = [option for option in OPTIONS if options.group(option) == name and "." in option.key]
-        chosen += members or [options.find(name)]
-    return chosen, len(names) == len(chosen) == 1
+        selected += members or [options.find(name)]
+    return selected, len(names) == len(selected) == 1
 
 
-def shown(option: Option, value: object) -> Any:
-    """A value as it may be shown: of a secret just enough to tell it from another."""
+def effective(option: Option, environment: Mapping[str, str], file: FileValues) -> tuple[Value, str]:
+    """The value that a server without flags uses, and its source; the source "" is the default."""
+    raw = lookup(option, {}, environment, file)
+    if raw is None:
+        return option.default, ""
+    return parse(option, raw), option.variable if raw.source == option.variable else FILE
+
+
+def displayed(option: Option, value: object) -> Any:
+    """The value with secrets masked; a list if the option may be repeated."""
     if isinstance(value, tuple | list):
-        return [masked(str(part)) if option.name in SECRET else part for part in value]
+        return [mask(str(part)) if option.name in SECRET else part for part in value]
     return value
 
 
-def masked(secret: str) -> str:
-    """The first characters of a long secret, nothing of a short one."""
+def mask(secret: str) -> str:
+    """The first characters of a long secret, none of a short one, and asterisks."""
     return f"{secret[:4] if len(secret) >= 16 else ''}********"
 
 
-def plain(option: Option, value: object) -> str:
-    """A value on one line."""
-    value = shown(option, value)
+def one_line(option: Option, value: object) -> str:
+    """The value as text on one line, with secrets masked."""
+    value = displayed(option, value)
     return ",".join(value) if isinstance(value, list) else str(value)
-
-
-def holds(
-    option: Option, environment: Mapping[str, str], file: Stored
-) -> tuple[str | int | float | tuple[str, ...], str]:
-    """The value that a server would take without flags, and where it comes from: "" is the default."""
-    found = options.given(option, {}, environment, file)
-    if found is None:
-        return option.default, ""
-    return options.parse(option, found), option.variable if found.source == option.variable else FILE

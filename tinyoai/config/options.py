@@ -1,34 +1,27 @@
-"""What can be set, once: name, type, bounds, default and help of every option.
+"""The option table: name, type, bounds, default and help of every setting.
 
-Owns the order flags > environment (TINYOAI_*) > configuration file > defaults, the file's form and the checks.
-`cli` makes flags of OPTIONS, so an option added here is a flag, a variable, a key of the file and a line of
-help. It must not know what the values are used for, nor where the file is.
+An option added to OPTIONS and Config is a flag, a TINYOAI_* variable, a key of the configuration file and a line
+of help.
 """
-
-import difflib
-import os
-import re
-import shlex
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 import msgspec
 
 from tinyoai.errors import UsageError
+from tinyoai.text import chat_format
 
-ENGINES = ("ctransformers", "fake")
+ENGINES = ("auto", "ctransformers", "fake")
 MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", "replit", "starcoder")
-TEMPLATES = ("auto", "chatml", "llama2", "mistral", "zephyr", "vicuna", "alpaca", "plain")
+TEMPLATES = ("auto", *chat_format.NAMES)
 POOLINGS = ("auto", "mean", "weighted-mean", "last")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MAX_SECONDS = 1e9
-"""A longer time counts as this one: clocks have their limits."""
 DEFAULT_CONTEXT = 4096
-"""Tokens: the most that a model gets where nobody says more."""
+"""Tokens: the largest context window that a model gets unless --ctx-size asks for more."""
+
+Value = str | int | float | tuple[str, ...]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set. Empty strings and zeros mean: tinyoai chooses."""
+    """All settings, parsed and checked. Empty strings and zeros mean: tinyoai chooses."""
 
     host: str
     port: int
@@ -61,29 +54,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """One option; `name` is its name in Config, with dashes its flag."""
+    """One option. `name` is its name in Config; with dashes it is the flag."""
 
     name: str
     key: str
-    """Its name in the configuration file: a group, a dot, and what it is called there."""
-    default: str | int | float | tuple[str, ...]
-    """A tuple: the flag may be given several times, the variable separates by commas."""
+    """Its key in the configuration file: group.name."""
+    default: Value
+    """A tuple: the flag may be repeated, and the variable is a comma-separated list."""
     help: str
     metavar: str = ""
     low: float = 0
     high: float = 0
     choices: tuple[str, ...] = ()
     path: bool = False
-    """A file or folder: what is remembered of it is its whole path."""
+    """A file or folder: it is stored as an absolute path."""
 
     @property
     def flag(self) -> str:
-        """The command line's spelling."""
+        """The command line flag, such as --ctx-size."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def variable(self) -> str:
-        """The environment's spelling."""
+        """The environment variable, such as TINYOAI_CTX_SIZE."""
         return "TINYOAI_" + self.name.upper()
 
 
@@ -93,7 +86,7 @@ OPTIONS: tuple[Option, ...] = (
         key="http.host",
         default="127.0.0.1",
         metavar="ADDR",
-        help="address to listen on; 0.0.0.0 lets other machines in",
+        help="address to listen on; 0.0.0.0 accepts connections from other machines",
     ),
     Option(
         name="port",
@@ -102,7 +95,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=0,
         high=65535,
-        help="port to listen on; 0 picks a free one and prints it",
+        help="port to listen on; 0 picks a free port and prints it",
     ),
     Option(
         name="model",
@@ -110,21 +103,21 @@ OPTIONS: tuple[Option, ...] = (
         path=True,
         default="",
         metavar="FILE",
-        help="a GGUF file, or a legacy GGML file with --model-type; without it the built-in model is served",
+        help="a GGUF file, or a legacy GGML file with --model-type (default: the built-in model)",
     ),
     Option(
         name="model_type",
         key="model.type",
         default="",
         choices=("", *MODEL_TYPES),
-        help="architecture of a legacy GGML file, which does not say it itself",
+        help="architecture of a legacy GGML file, whose header does not name it",
     ),
     Option(
         name="model_name",
         key="model.name",
         default="",
         metavar="NAME",
-        help="the id that clients use for the model; without it the file's name",
+        help="model id for clients (default: the file's name)",
     ),
     Option(
         name="models_dir",
@@ -132,21 +125,21 @@ OPTIONS: tuple[Option, ...] = (
         path=True,
         default="",
         metavar="FOLDER",
-        help="serve every GGUF file in this folder and below it too, loaded when asked for",
+        help="also serve every GGUF file in this folder and below it; each loads on its first request",
     ),
     Option(
         name="memory_budget",
         key="models.memory-budget",
         default="",
         metavar="SIZE",
-        help="what all loaded models may take together, such as 4G; without it nine tenths of what can be had",
+        help="memory limit for all loaded models together, such as 4G (default: nine tenths of what is available)",
     ),
     Option(
         name="keep_alive",
         key="models.keep-alive",
         default="-1",
         metavar="TIME",
-        help="how long a model stays loaded without a request, such as 300 or 5m; 0 not at all, -1 for ever",
+        help="how long an idle model stays loaded, such as 300 or 5m; 0 unloads at once, -1 never",
     ),
     Option(
         name="home",
@@ -154,8 +147,8 @@ OPTIONS: tuple[Option, ...] = (
         path=True,
         default="",
         metavar="FOLDER",
-        help="folder of the configuration file, of the registry of models and of the agent's files; "
-        "without it ~/.local/share/tinyoai",
+        help="data directory: configuration file, model registry, fine-tuning jobs and the agent's files "
+        "(default: ~/.local/share/tinyoai)",
     ),
     Option(
         name="ctx_size",
@@ -173,7 +166,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=0,
         high=256,
-        help="threads for one evaluation; 0 measures what is fastest",
+        help="threads for one evaluation; 0 measures which number is fastest",
     ),
     Option(
         name="parallel",
@@ -182,7 +175,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=1,
         high=30,
-        help="requests decoded at the same time; each keeps a KV cache of its own",
+        help="requests decoded at the same time; each has its own KV cache",
     ),
     Option(
         name="batch_size",
@@ -191,7 +184,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=1,
         high=512,
-        help="prompt tokens evaluated at once; a cancel waits for at most so many",
+        help="prompt tokens of one request evaluated per step; smaller values react faster to cancels",
     ),
     Option(
         name="gpu_layers",
@@ -200,28 +193,28 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=0,
         high=1000,
-        help="layers to put on a GPU, where the engine's library has one",
+        help="layers to put on a GPU, if the engine supports one",
     ),
     Option(
         name="chat_template",
         key="model.chat-template",
         default="auto",
         choices=TEMPLATES,
-        help="how messages become a prompt; auto reads it from the model",
+        help="chat template; auto reads it from the model file",
     ),
     Option(
         name="pooling",
         key="model.pooling",
         default="auto",
         choices=POOLINGS,
-        help="how a text's token states become its embedding; auto reads it from the model",
+        help="how token states become an embedding; auto reads it from the model file",
     ),
     Option(
         name="engine",
         key="model.engine",
-        default="ctransformers",
+        default="auto",
         choices=ENGINES,
-        help="what evaluates the model; fake needs none and repeats what it is told",
+        help="inference engine; auto picks the engine by the model file, fake needs no model and echoes messages",
     ),
     Option(
         name="max_body",
@@ -230,7 +223,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="BYTES",
         low=1024,
         high=1 << 30,
-        help="largest request body",
+        help="largest request body in bytes",
     ),
     Option(
         name="max_queue",
@@ -239,7 +232,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=0,
         high=100_000,
-        help="requests that may wait for a slot; more are told to try again",
+        help="requests that may wait for a slot; further ones get 429",
     ),
     Option(
         name="queue_timeout",
@@ -248,14 +241,14 @@ OPTIONS: tuple[Option, ...] = (
         metavar="SECONDS",
         low=0.001,
         high=86_400,
-        help="how long a request may wait for a slot before it is answered with 408",
+        help="how long a request may wait for a slot before it gets 408",
     ),
     Option(
         name="api_key",
         key="access.api-key",
         default=(),
         metavar="KEY",
-        help="ask clients for this key; may be given several times (a file or the environment hides it better)",
+        help="require this API key; may be repeated (--api-key-file and TINYOAI_API_KEY hide it from other users)",
     ),
     Option(
         name="api_key_file",
@@ -263,28 +256,28 @@ OPTIONS: tuple[Option, ...] = (
         path=True,
         default="",
         metavar="FILE",
-        help="ask clients for a key of this file: one on each line, and after a blank its owner's name",
+        help="require an API key from this file: one key on each line, optionally a space and its owner's name",
     ),
     Option(
         name="rate_limit",
         key="access.rate-limit",
         default="",
         metavar="N[,TOKENS]",
-        help="requests, and tokens, a minute for each key, or without keys for each address",
+        help="requests, and tokens, per minute for each key, or for each address if there are no keys",
     ),
     Option(
         name="cors_origin",
         key="http.cors-origin",
         default=(),
         metavar="ORIGIN",
-        help="let pages of this origin (https://app.example, or *) use the server from a browser; may be repeated",
+        help="allow pages of this origin: https://app.example, chrome-extension://ID, or * for any; may be repeated",
     ),
     Option(
         name="allowed_host",
         key="http.allowed-host",
         default=(),
         metavar="NAME",
-        help="a further name by which a server on a loopback address may be called; may be repeated",
+        help="further Host name accepted on a loopback address; may be repeated",
     ),
     Option(
         name="grace",
@@ -293,7 +286,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="SECONDS",
         low=0,
         high=86_400,
-        help="how long running answers may take to finish when told to stop",
+        help="how long running answers may take to finish when the server stops",
     ),
     Option(
         name="load_timeout",
@@ -302,87 +295,22 @@ OPTIONS: tuple[Option, ...] = (
         metavar="SECONDS",
         low=1,
         high=86_400,
-        help="how long loading the model may take",
+        help="how long loading a model may take",
     ),
     Option(
         name="log_level",
         key="log.level",
         default="info",
         choices=LOG_LEVELS,
-        help="how much is logged to stderr",
+        help="lowest level logged to stderr",
     ),
 )
 
 
-Text = str | Sequence[str]
-"""A value as it was given, before the checks; several for an option that may be repeated."""
+def find(name: str, hint: str = "tinyoai get lists all keys") -> Option:
+    """The option of a key such as http.port, of its name without the group, or of its flag's name.
 
-
-class Stored(NamedTuple):
-    """What a configuration file sets, by the option's name."""
-
-    path: str
-    values: Mapping[str, Text]
-
-
-class Given(NamedTuple):
-    """A value that somebody gave, and where."""
-
-    text: Text
-    source: str
-    """The flag, the variable, or the key and its file: what a complaint begins with."""
-    exit_code: int = 2
-
-
-def given(
-    option: Option, flags: Mapping[str, Text], environment: Mapping[str, str], stored: Stored | None = None
-) -> Given | None:
-    """The value that holds for an option, flags over environment over file; None: its default."""
-    if option.name in flags:
-        return Given(flags[option.name], option.flag)
-    if environment.get(option.variable):
-        return Given(environment[option.variable], option.variable)
-    if stored is not None and option.name in stored.values:
-        return Given(stored.values[option.name], f"{option.key} in {stored.path}", 1)
-    return None
-
-
-def resolve(
-    flags: Mapping[str, Text], environment: Mapping[str, str], stored: Stored | None = None
-) -> Config:
-    """Flags over environment over file over defaults, checked.
-
-    Raises UsageError naming where a value came from; its exit code is 1 for the file.
-    """
-    values: dict[str, Any] = {}
-    for option in OPTIONS:
-        found = given(option, flags, environment, stored)
-        values[option.name] = option.default if found is None else parse(option, found)
-    return Config(**values)
-
-
-def blame(
-    error: UsageError, flags: Mapping[str, Text], environment: Mapping[str, str], stored: Stored | None
-) -> UsageError:
-    """A complaint that begins with a flag, as of the variable or the file where that value came from."""
-    for option in OPTIONS:
-        if str(error).startswith(option.flag + ":"):
-            found = given(option, flags, environment, stored)
-            if found is not None:
-                return UsageError(
-                    found.source + str(error).removeprefix(option.flag),
-                    exit_code=min(found.exit_code, error.exit_code),
-                )
-    return error
-
-
-# -- the configuration file --------------------------------------------------------------------------
-
-
-def find(name: str, otherwise: str = "tinyoai get shows all there are") -> Option:
-    """The option of a key such as http.port; its plain name does as well.
-
-    Raises UsageError with the nearest, or with `otherwise` where nothing is near.
+    Raises UsageError that suggests the nearest key, or says `hint` if none is near.
     """
     wanted = name.strip().lower().replace("_", "-")
     names: dict[str, Option] = {}
@@ -392,115 +320,12 @@ def find(name: str, otherwise: str = "tinyoai get shows all there are") -> Optio
     names |= {option.key: option for option in OPTIONS}
     if wanted in names:
         return names[wanted]
+    import difflib
+
     close = difflib.get_close_matches(wanted, names, 1)
-    hint = f"did you mean {names[close[0]].key}?" if close else otherwise
-    raise UsageError(f"there is no setting {name!r}; {hint}")
+    raise UsageError(f"unknown key {name!r}; {f'did you mean {names[close[0]].key}?' if close else hint}")
 
 
 def group(option: Option) -> str:
     """The first part of an option's key."""
     return option.key.partition(".")[0]
-
-
-def decode(data: bytes, path: str) -> dict[str, Any]:
-    """A configuration file's keys, unchecked. Raises UsageError if it is no JSON object."""
-    try:
-        return msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise UsageError(
-            f"the configuration file {path} is damaged: {error}; mend it, or move it away", exit_code=1
-        ) from None
-
-
-def stored(settings: Mapping[str, Any], path: str) -> Stored:
-    """What a configuration file's keys set. Raises UsageError naming file and key."""
-    values: dict[str, Text] = {}
-    for key, value in settings.items():
-        try:
-            # get could not show them: it reads this file, too
-            option = find(key, f"tinyoai unset {shlex.quote(key)} takes it off")
-        except UsageError as error:
-            raise UsageError(f"the configuration file {path}: {error}", exit_code=1) from None
-        where = f"{key} in {path}"
-        if option.name == "home":
-            raise UsageError(f"{where}: that is where this file is; use --home or TINYOAI_HOME", exit_code=1)
-        if option.name in values:
-            raise UsageError(f"{where}: it is set twice, under two names", exit_code=1)
-        values[option.name] = _text(option, value, where)
-    return Stored(path, values)
-
-
-def _text(option: Option, value: object, where: str) -> Text:
-    if isinstance(option.default, tuple) and isinstance(value, list) and all(type(v) is str for v in value):
-        return tuple(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        kind = "a text or a list of texts" if isinstance(option.default, tuple) else "a text or a number"
-        raise UsageError(f"{where}: it must be {kind}", exit_code=1)
-    if option.path and value:
-        value = os.path.expanduser(value)
-        if not os.path.isabs(value):
-            raise UsageError(f"{where}: {value!r} is no whole path; it must begin with /", exit_code=1)
-    return value
-
-
-def parse(option: Option, found: Given) -> str | int | float | tuple[str, ...]:
-    """A value of the option's type. Raises UsageError for one that is of another, or out of bounds."""
-    if isinstance(option.default, tuple):
-        texts = [found.text] if isinstance(found.text, str) else found.text
-        parts = tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
-        if not parts:  # as from --api-key "$KEY" without a KEY: that must not open the door
-            raise UsageError(
-                f"{found.source}: it is empty; give it a value or leave it out", exit_code=found.exit_code
-            )
-        return parts
-    try:
-        return _parse(option, str(found.text), found.source)
-    except UsageError as error:
-        raise UsageError(str(error), exit_code=found.exit_code) from None
-
-
-_TIME = re.compile(
-    r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?", re.ASCII
-)
-_SIZE = re.compile(r"(?P<n>\d{1,15}(?:\.\d{1,9})?)\s*(?P<unit>[kmgt]?)(?P<i>i?)b?", re.ASCII | re.IGNORECASE)
-
-
-def seconds(text: str) -> float:
-    """A time such as "300", "90s", "5m" or "1h30m"; anything that begins with a minus is -1, for ever.
-
-    Raises ValueError, saying what is expected.
-    """
-    text = text.strip().lower()
-    found = _TIME.fullmatch(text.removeprefix("-"))
-    if found is None or not any(found.groups()):
-        raise ValueError("expected seconds, or a time such as 90s, 5m or 1h30m; -1 is for ever")
-    if text.startswith("-"):
-        return -1.0
-    whole = 3600 * float(found["h"] or 0) + 60 * float(found["m"] or 0) + float(found["s"] or 0)
-    return min(whole, MAX_SECONDS)
-
-
-def size(text: str) -> int:
-    """Bytes such as "4000000000", "4G" or "512M": K, M, G and T are powers of 1024. Raises ValueError."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError("expected bytes, or a size such as 512M or 4G")
-    return int(float(found["n"]) * 1024 ** " kmgt".index(found["unit"].lower() or " "))
-
-
-def _parse(option: Option, text: str, source: str) -> str | int | float:
-    if isinstance(option.default, str):
-        if option.choices and text not in option.choices:
-            raise UsageError(f"{source}: {text!r} is not one of {', '.join(c for c in option.choices if c)}")
-        return text
-    kind: Callable[[str], int | float] = int if isinstance(option.default, int) else float
-    try:
-        value = kind(text)
-    except ValueError:
-        noun = "a whole number" if kind is int else "a number"
-        raise UsageError(f"{source}: {text!r} is not {noun}") from None
-    if not option.low <= value <= option.high:
-        raise UsageError(f"{source}: {text} is not between {option.low} and {option.high}")
-    return value

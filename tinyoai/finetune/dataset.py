@@ -5,6 +5,7 @@ the request; nothing else on the disk can be reached. It must not know tokens or
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -175,7 +176,7 @@ def _read(root: Path, parts: tuple[str, ...], name: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        reason = "links are not followed" if error.errno == 40 else error.strerror or str(error)
+        reason = "links are not followed" if error.errno == errno.ELOOP else error.strerror or str(error)
         raise DatasetError(f"{name[:200]!r} cannot be read: {reason}") from None
     finally:
         if where >= 0:

@@ -1,9 +1,7 @@
-"""Jobs: which there are, which one runs, and what became of each.
+"""The queue of fine-tuning jobs: one runs at a time, the others wait in order.
 
-Owns a folder for each job, its processes and its life: one runs at a time, the others wait in order. What is on
-disk is whole after a power cut, and a job that was under way goes on from its last checkpoint when the server
-starts again. Of servers on the same data directory the one that holds a job's lock file works on it. It must not
-know HTTP, nor how the new model is served: `on_made` is told of its file.
+An unfinished job continues from its last checkpoint when the server starts again. Of the servers on one data
+directory, the first to come holds the queue; the others only list its jobs.
 
     initializing ──process──▶ running ──▶ completed
           │                      ├──────▶ failed
@@ -11,76 +9,27 @@ know HTTP, nor how the new model is served: `on_made` is told of its file.
 """
 
 import asyncio
-import contextlib
-import fcntl
 import importlib.util
 import logging
-import os
-import re
-import shutil
-import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-import msgspec
-from msgspec import Struct
-
 from tinyoai import errors
+from tinyoai.finetune import runner
 from tinyoai.finetune.dataset import Example
-from tinyoai.finetune.train_config import Failed, Made, Order, Running, Said, Spec, Status, Step
-from tinyoai.host import atomic, subproc
-from tinyoai.models import registry
+from tinyoai.finetune.job_store import JobStore, Status, TrainingJob
+from tinyoai.finetune.protocol import Finished, JobSpec, ProgressEvent, Step, TrainingFailed, TrainingStarted
+from tinyoai.finetune.queue_lock import QueueHeld, QueueLock
+from tinyoai.host import datadir
 
 log = logging.getLogger("tinyoai.finetune")
 
 MAX_WAITING = 16
-"""Jobs that may wait for their turn."""
-MAX_POINTS = 1000
-"""Points of a learning curve that are kept: of a longer one, evenly spaced ones and the last."""
-MAX_LINES = 200
-STOP_S = 2.0
-"""Seconds a process has to leave by itself before it is killed."""
-LOOK_S = 1.0
-"""Seconds between two looks at whether another server has left one of its jobs."""
+"""Jobs that may wait while one runs."""
 NEEDED = ("torch", "gguf")
 INSTALL = "pip install 'tinyoai[finetune]'"
-
-
-class Job(Struct, kw_only=True):
-    """One job. Times are Unix seconds; None: not yet."""
-
-    id: int
-    status: Status = "initializing"
-    model: str
-    """The name of the model that is trained further."""
-    model_id: int | None
-    name: str
-    """The new model's."""
-    dataset: str
-    spec: Spec
-    created: float
-    started: float | None = None
-    ended: float | None = None
-    error: str | None = None
-    running: Running | None = None
-    """What its process said at its start."""
-    last: Step | None = None
-    result_id: int | None = None
-    """The new model's number in the registry."""
-
-
-_JOB = "job.json"
-_METRICS = "metrics.jsonl"
-_LOG = "log.txt"
-_LOCK = "lock"
-_PATH = re.compile(r"(?:/[^/\s'\":]+)+/(?=[^/\s'\":])")
-"""The folders before a file's name."""
-_encode = msgspec.json.Encoder().encode
-_job = msgspec.json.Decoder(Job)
-_said = msgspec.json.Decoder(Said)
-_step = msgspec.json.Decoder(Step)
 
 
 def installed() -> bool:
@@ -91,393 +40,293 @@ def installed() -> bool:
 class Jobs:
     """All jobs of a data directory."""
 
-    def __init__(self, home: str, on_made: Callable[[Job, Path], Awaitable[int]]) -> None:
-        """`on_made(job, path)` registers a new model and returns its number; it may raise registry.RegistryError."""
+    def __init__(self, home: str, on_finished: Callable[[TrainingJob, Path], Awaitable[int]]) -> None:
+        """`on_finished(job, path)` registers a new model and returns its id. It may raise TinyoaiError."""
         self._home = home
-        self._on_made = on_made
-        self._jobs: dict[int, Job] = {}
-        self._waiting: deque[Job] = deque()
+        self._on_finished = on_finished
+        self._jobs: dict[int, TrainingJob] = {}
+        self._waiting: deque[TrainingJob] = deque()
         self._starting: set[str] = set()
-        """Names of new models whose jobs are being written down."""
-        self._locks: dict[int, int] = {}
-        """Lock files of the jobs that are this server's, until they have ended."""
-        self._claiming = asyncio.Lock()
-        self._keeping = asyncio.Lock()
-        self._more = asyncio.Event()
+        """Names of new models whose jobs are being written."""
+        self._lock = QueueLock()
+        self._owner = False
+        """This process holds the lock, and `_jobs` is the truth."""
         self._opened = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._current: Job | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        """The current job's, once it is started."""
+        self._closed = False
+        self._taking = asyncio.Lock()
+        self._saving = asyncio.Lock()
+        self._not_empty = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._current: TrainingJob | None = None
+        self._process: runner.TrainingProcess | None = None
+        """Of the current job."""
 
-    # -- asking ----------------------------------------------------------------------------------
+    # -- paths: each raises UsageError if there is no data directory ----------------------------------
 
     @property
-    def root(self) -> Path:
-        """The folder of all jobs. Raises registry.RegistryError."""
-        return registry.folder(self._home) / "finetune"
+    def store(self) -> JobStore:
+        """The jobs on disk."""
+        return JobStore(datadir.folder(self._home) / "finetune")
 
     @property
     def datasets(self) -> Path:
-        """The folder of data sets. Raises registry.RegistryError."""
-        return registry.folder(self._home) / "datasets"
+        """The folder of data sets."""
+        return datadir.folder(self._home) / "datasets"
 
-    def place(self, name: str) -> Path:
-        """Where the file of a new model is put. Raises registry.RegistryError."""
-        return registry.folder(self._home) / "models" / (name.replace("/", "__") + ".gguf")
+    def model_path(self, name: str) -> Path:
+        """The file of a new model."""
+        return datadir.folder(self._home) / "models" / (name.replace("/", "__") + ".gguf")
 
-    def all(self) -> list[Job]:
-        """Every job, the newest first."""
+    # -- reading ----------------------------------------------------------------------------------
+
+    def all(self) -> list[TrainingJob]:
+        """Every job, the newest first, as of the last `refresh`."""
         return [self._jobs[id_] for id_ in sorted(self._jobs, reverse=True)]
 
-    def find(self, id_: int) -> Job | None:
-        """One job."""
+    def find(self, id_: int) -> TrainingJob | None:
+        """One job, as of the last `refresh`."""
         return self._jobs.get(id_)
 
     def names(self) -> set[str]:
-        """Of models that are being made."""
+        """Names of the models that unfinished jobs will make."""
         return self._starting | {job.name for job in self._jobs.values() if job.ended is None}
 
-    def metrics(self, job: Job) -> list[Step]:
-        """The learning curve, of at most MAX_POINTS points and the last. Blocks."""
-        try:
-            lines = (self._folder(job.id) / _METRICS).read_bytes().splitlines()
-        except OSError:
-            return []
-        found = []
-        for line in lines:
-            with contextlib.suppress(msgspec.MsgspecError):  # the last line may be half written
-                found.append(_step.decode(line))
-        last = job.last
-        return [*found, last] if last is not None and found and last.step > found[-1].step else found
-
-    def lines(self, job: Job) -> list[str]:
-        """The last lines of its log, files without their folders. Blocks."""
-        try:
-            with open(self._folder(job.id) / _LOG, "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
-                lines = file.read().decode("utf-8", "replace").splitlines()[-MAX_LINES:]
-                return [_PATH.sub("", line) for line in lines]
-        except OSError:
-            return []
-
-    # -- telling ---------------------------------------------------------------------------------
+    # -- the queue: at most one server holds it -------------------------------------------------------
 
     async def open(self) -> None:
-        """Finds the jobs of earlier runs; those that were under way go on."""
-        try:
-            for job in await asyncio.to_thread(self._read):
-                self._jobs[job.id] = job
-                if job.ended is None:
-                    job.status = "initializing"
-                    self._enqueue(job)
-        finally:
-            self._opened.set()
+        """Start to use the data directory. Finished jobs need the registry, so it is opened before."""
+        self._opened.set()
+        await self.refresh()
 
-    async def opened(self) -> None:
-        """Returns when the jobs of earlier runs are known."""
+    async def refresh(self) -> None:
+        """Take the queue if no server holds it, and resume its jobs; otherwise read the holder's jobs again."""
+        try:
+            await self._take()
+        except (errors.ApiError, errors.UsageError):
+            return  # what can be read is known now
+
+    async def acquire(self) -> None:
+        """Take the queue. Raises errors.BadRequest if another server holds it, or errors.Unavailable."""
+        await self._take(create=True)
+
+    async def _take(self, *, create: bool = False) -> None:
         await self._opened.wait()
+        if not self._owner:
+            # shielded: a client that leaves must not separate taking the lock from reading the jobs
+            await asyncio.shield(asyncio.ensure_future(self._take_once(create)))
+
+    async def _take_once(self, create: bool) -> None:
+        async with self._taking:
+            if self._owner:
+                return
+            if self._closed:
+                raise errors.Unavailable("the server is shutting down")
+            held: QueueHeld | None = None
+            try:
+                await asyncio.to_thread(self._lock_folder, create)
+            except QueueHeld as error:
+                held = error
+            except (OSError, errors.UsageError) as error:
+                raise _not_writable(error) from None
+            finally:
+                jobs = await asyncio.to_thread(self._read_all)
+                self._jobs = {job.id: job for job in jobs}
+            if held is not None:
+                holder = f"the tinyoai server with pid {held.pid}" if held.pid else "another tinyoai server"
+                raise errors.BadRequest(
+                    f"fine-tuning in this data directory is run by {holder}; ask that server"
+                )
+            if self._lock.held:
+                self._owner = True
+                for job in jobs:
+                    if job.ended is None:
+                        job.status = "initializing"
+                        self._enqueue(job)
+
+    def _lock_folder(self, create: bool) -> None:
+        root = self.store.root
+        if create:
+            datadir.make(root)
+        if root.is_dir():  # a server that never trains leaves no folder behind
+            self._lock.acquire(root)
+
+    def _read_all(self) -> list[TrainingJob]:
+        try:
+            store = self.store
+        except errors.UsageError:
+            return []
+        jobs = store.read_all()
+        if not self._lock.held:
+            for job in jobs:  # a job's description is not written at every step
+                if job.status == "running" and (curve := store.curve(job)):
+                    job.last_step = curve[-1]
+        return jobs
 
     async def start(
         self,
-        order: Order,
+        spec: JobSpec,
         examples: Sequence[Example],
         *,
         model: str,
         model_id: int | None,
         name: str,
         dataset: str,
-    ) -> Job:
-        """A new job. Raises errors.Overloaded where too many wait, errors.Unavailable where nothing can be kept."""
-        n_own = sum(job.id in self._locks for job in self._waiting)
-        if n_own + len(self._starting) >= MAX_WAITING:
+    ) -> TrainingJob:
+        """Add a job to the queue. Raises errors.Overloaded if the queue is full, and as `acquire`."""
+        await self.acquire()
+        if len(self._waiting) + len(self._starting) >= MAX_WAITING:
             raise errors.Overloaded(
-                f"{MAX_WAITING} fine-tuning jobs wait already; try again when one has ended",
+                f"{MAX_WAITING} fine-tuning jobs are waiting already; try again when one has ended",
                 headers={"retry-after": "60"},
             )
-        job = Job(
+        job = TrainingJob(
             id=0,
             model=model,
             model_id=model_id,
             name=name,
             dataset=dataset,
-            spec=order.spec,
-            created=round(time.time(), 3),
+            config=spec.config,
+            created=_now(),
         )
         self._starting.add(name)
-        # who asked may leave meanwhile: what is written down is begun all the same, or it would be unseen
-        return await asyncio.shield(self._begin(job, order, examples))
+        # shielded: if the client leaves, a job that is on disk still has to be in the queue
+        return await asyncio.shield(asyncio.ensure_future(self._create(job, spec, examples)))
 
-    async def stop(self, job: Job) -> None:
-        """Ends a job that waits or runs; harmless for one that has ended. Raises errors.BadRequest if it cannot."""
-        if job.ended is None and not await self._claim(job):
-            raise errors.BadRequest(
-                f"another server on the same data directory works on the job {job.id}; stop it there"
-            )
+    async def stop(self, id_: int) -> TrainingJob | None:
+        """Stop a job that waits or runs, and return it. One that has ended stays as it is. Raises as `acquire`."""
+        job = self.find(id_)
+        if job is None or job.ended is not None:
+            return job
+        await self.acquire()
+        job = self._jobs.get(id_, job)
         if job in self._waiting:
             self._waiting.remove(job)
-            if job.ended is None:
-                await self._end(job, "stopped")
-            else:  # by another server, meanwhile
-                self._let_go(job.id)
+            await self._end(job, "stopped")
         elif self._current is job and job.ended is None:
-            job.status, job.ended = "stopped", round(time.time(), 3)
+            job.status, job.ended = "stopped", _now()
             if self._process is not None:
-                self._leave(self._process)
-            await self._keep(job)  # it must not go on with the next server, whatever comes
+                self._process.stop()
+            await self._save(job)  # so that no later server resumes it
+        return job
 
     async def close(self) -> None:
-        """Ends the process that runs, if any; its job goes on with the next server."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-        for id_ in list(self._locks):
-            self._let_go(id_)
+        """Kill the process that runs, if any, and leave the queue. The next server resumes the job."""
+        async with self._taking:
+            self._closed = True
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait({self._worker})
+        self._lock.release()
 
-    # -- inside ----------------------------------------------------------------------------------
+    # -- running ----------------------------------------------------------------------------------
 
-    async def _begin(self, job: Job, order: Order, examples: Sequence[Example]) -> Job:
+    async def _create(self, job: TrainingJob, spec: JobSpec, examples: Sequence[Example]) -> TrainingJob:
         try:
-            await asyncio.to_thread(self._make, job, order, examples)
-        except (OSError, registry.RegistryError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise errors.Unavailable(
-                f"the data directory cannot be written: {reason}; start the server with another --home",
-                code="not_kept",
-                headers={"x-should-retry": "false"},
-            ) from None
+            await asyncio.to_thread(self.store.create, job, spec, examples)
+        except OSError as error:
+            raise _not_writable(error) from None
         finally:
             self._starting.discard(job.name)
         self._jobs[job.id] = job
         self._enqueue(job)
         return job
 
-    async def _claim(self, job: Job) -> bool:
-        """Whether the job is this server's from now on; what another has made of it is known then."""
-        async with self._claiming:
-            return job.id in self._locks or await asyncio.to_thread(self._lock, job)
-
-    def _lock(self, job: Job) -> bool:
-        try:
-            number = os.open(self._folder(job.id) / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:
-            return True  # its folder is gone or cannot be written: running it will say so
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(number)
-        else:
-            self._locks[job.id] = number
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            found = _job.decode((self._folder(job.id) / _JOB).read_bytes())
-            for field in Job.__struct_fields__:
-                setattr(job, field, getattr(found, field))
-        return job.id in self._locks
-
-    def _let_go(self, id_: int) -> None:
-        number = self._locks.pop(id_, None)
-        if number is not None:
-            os.close(number)
-
-    def _folder(self, id_: int) -> Path:
-        return self.root / str(id_)
-
-    def _read(self) -> list[Job]:
-        found = []
-        try:
-            folders = [path for path in self.root.iterdir() if re.fullmatch(r"[1-9]\d{0,17}", path.name)]
-        except (OSError, registry.RegistryError):
-            return []
-        for folder in folders:
-            try:
-                job = _job.decode((folder / _JOB).read_bytes())
-            except (OSError, msgspec.MsgspecError):
-                continue  # it was never begun: its description is written last
-            if job.id == int(folder.name):
-                found.append(job)
-        return sorted(found, key=lambda job: job.id)
-
-    def _make(self, job: Job, order: Order, examples: Sequence[Example]) -> None:
-        root = self.root
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        Path(order.out).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        job.id = 1 + max((int(p.name) for p in root.iterdir() if p.name.isdecimal()), default=0)
-        while True:
-            try:
-                self._folder(job.id).mkdir(mode=0o700)
-                break
-            except FileExistsError:
-                job.id += 1  # another server on the same folder was faster
-        folder = self._folder(job.id)
-        try:
-            self._lock(job)
-            atomic.replace(folder / "data.jsonl", b"\n".join(map(_encode, examples)))
-            atomic.replace(folder / "order.json", _encode(order))
-            atomic.replace(folder / _JOB, _encode(job))
-            atomic.settle(root)
-        except BaseException:
-            self._let_go(job.id)
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-    def _enqueue(self, job: Job) -> None:
+    def _enqueue(self, job: TrainingJob) -> None:
         self._waiting.append(job)
-        self._more.set()
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._work())
+        self._not_empty.set()
+        if self._worker is None:
+            self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def _work(self) -> None:
         while True:
-            job = await self._next()
+            while not self._waiting:
+                self._not_empty.clear()
+                await self._not_empty.wait()
+            job = self._waiting.popleft()
             try:
                 await self._run(job)
                 continue
             except OSError as error:
                 reason = error.strerror or "a file cannot be read or written"
             except Exception:
-                log.exception("the fine-tuning job %d failed", job.id)
-                reason = "the server's log says why"
+                log.exception("fine-tuning job %d failed", job.id)
+                reason = "see the server's log"
             self._current = self._process = None
             await self._end(job, "failed", f"it could not be run: {reason}")
 
-    async def _next(self) -> Job:
-        """The first that waits and that no other server works on."""
-        while True:
-            self._more.clear()
-            for job in list(self._waiting):
-                mine = await self._claim(job)
-                if job in self._waiting and (mine or job.ended is not None):
-                    self._waiting.remove(job)
-                    if job.ended is None:
-                        job.status = "initializing"
-                        return job
-                    self._let_go(job.id)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S if self._waiting else None):
-                    await self._more.wait()
+    async def _run(self, job: TrainingJob) -> None:
+        store, result = self.store, None
+        log.info("fine-tuning job %d starts: %s from %s", job.id, job.name, job.model)
+        self._current = job
+        self._process = runner.TrainingProcess(store.folder(job.id), store.log_path(job.id))
+        with store.append_curve(job.id) as curve:
 
-    async def _keep(self, job: Job) -> None:
-        """Writes down how it is; a full disk must not end the job."""
-        try:
-            async with self._keeping:  # or an older word could be written over a newer one
-                await asyncio.to_thread(atomic.replace, self._folder(job.id) / _JOB, _encode(job))
-        except OSError as error:
-            log.warning("the fine-tuning job %d cannot be kept: %s", job.id, error.strerror or error)
+            async def on_event(event: ProgressEvent) -> None:
+                nonlocal result
+                if isinstance(event, TrainingStarted):
+                    curve.begin(event)
+                    await self._on_started(job, event)
+                elif isinstance(event, Step):
+                    curve.add(event)
+                    job.last_step = event
+                else:
+                    result = event
 
-    async def _end(self, job: Job, status: Status, error: str | None = None) -> None:
-        job.status, job.error, job.ended = status, error, round(time.time(), 3)
-        log.info("fine-tuning job %d %s%s", job.id, status, f": {error}" if error else "")
-        await self._keep(job)
-        place = self.place(job.name)
-        left = [self._folder(job.id) / name for name in ("checkpoint.pt", ".checkpoint.pt.part")]
-        for path in (*left, place.with_name(f".{place.name}.part")):
-            with contextlib.suppress(OSError):
-                path.unlink()
-        self._let_go(job.id)
-
-    async def _run(self, job: Job) -> None:
-        folder, self._current = self._folder(job.id), job
-        lock = self._locks.get(job.id)
-        log.info("fine-tuning job %d begins: %s out of %s", job.id, job.name, job.model)
-        with open(folder / _LOG, "ab") as said:
-            process = await asyncio.create_subprocess_exec(
-                *subproc.PYTHON,
-                "-m",
-                "tinyoai.finetune",
-                str(folder),
-                env=subproc.environment(),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=said,
-                # it holds the job as long as it lives: nobody else may begin before it is gone
-                pass_fds=() if lock is None else (lock,),
-                start_new_session=True,  # Ctrl-C reaches the whole group; the server decides
-            )
-        self._process = process
-        if job.status == "stopped":  # while it was started
-            self._leave(process)
-        last: Made | Failed | None = None
-        try:
-            last = await self._listen(job, process, folder)
-            code = await process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            self._current = self._process = None
-        if job.status == "stopped":
-            self.place(job.name).unlink(missing_ok=True)  # it may just have been made
-            await self._end(job, "stopped")
-        elif isinstance(last, Made):
             try:
-                job.result_id = await self._on_made(job, self.place(job.name)) or None
-            except registry.RegistryError as error:
+                code = await self._process.run(on_event)
+            finally:
+                self._current = self._process = None
+        await self._on_exit(job, code, result)
+
+    async def _on_started(self, job: TrainingJob, event: TrainingStarted) -> None:
+        job.training = event
+        if job.last_step is not None and job.last_step.step > event.from_step:
+            job.last_step = None
+        if job.status == "initializing":
+            job.status = "running"
+            job.started = job.started or _now()
+        await self._save(job)
+
+    async def _on_exit(self, job: TrainingJob, code: int, result: Finished | TrainingFailed | None) -> None:
+        out = self.model_path(job.name)
+        if job.status == "stopped":
+            out.unlink(missing_ok=True)  # it may have been finished at the same moment
+            await self._end(job, "stopped")
+        elif isinstance(result, Finished):
+            try:
+                job.result_id = await self._on_finished(job, out) or None
+            except errors.TinyoaiError as error:
                 await self._end(job, "failed", f"the new model cannot be registered: {error}")
             else:
                 await self._end(job, "completed")
-        elif isinstance(last, Failed):
-            await self._end(job, "failed", last.message)
+        elif isinstance(result, TrainingFailed):
+            await self._end(job, "failed", result.message)
         else:
-            await self._end(job, "failed", _died(code, self.lines(job)))
+            await self._end(job, "failed", runner.describe_exit(code, self.store.log_lines(job.id)))
 
-    async def _listen(
-        self, job: Job, process: asyncio.subprocess.Process, folder: Path
-    ) -> Made | Failed | None:
-        assert process.stdout is not None
-        last: Made | Failed | None = None
-        every = 1
-        with open(folder / _METRICS, "ab") as curve:
-            while line := await process.stdout.readline():
-                try:
-                    said = _said.decode(line)
-                except msgspec.MsgspecError:
-                    continue
-                if isinstance(said, Running):
-                    job.running, every = said, max(1, -(-said.n_steps // MAX_POINTS))
-                    if job.last is not None and job.last.step > said.from_step:
-                        job.last = None
-                    if job.status == "initializing":
-                        job.status = "running"
-                        job.started = job.started or round(time.time(), 3)
-                    _rewind(curve.fileno(), folder / _METRICS, said.from_step)
-                    await self._keep(job)
-                elif isinstance(said, Step):
-                    job.last = said
-                    if (said.step - 1) % every == 0:
-                        curve.write(_encode(said) + b"\n")
-                        curve.flush()
-                else:
-                    last = said
-        return last
+    async def _end(self, job: TrainingJob, status: Status, error: str | None = None) -> None:
+        job.status, job.error, job.ended = status, error, _now()
+        log.info("fine-tuning job %d %s%s", job.id, status, f": {error}" if error else "")
+        await self._save(job)
+        self.store.remove_partial(job, self.model_path(job.name))
 
-    def _leave(self, process: asyncio.subprocess.Process) -> None:
-        if process.stdin is not None:
-            process.stdin.close()  # it ends with its stdin
-
-        def kill() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-
-        asyncio.get_running_loop().call_later(STOP_S, kill)
-
-
-def _rewind(number: int, path: Path, n_steps: int) -> None:
-    """Takes back what was told of steps that are made again."""
-    size = 0
-    for line in path.read_bytes().splitlines(keepends=True):
+    async def _save(self, job: TrainingJob) -> None:
+        """Write the job's description. A full disk must not end the job."""
         try:
-            known = line.endswith(b"\n") and _step.decode(line).step <= n_steps
-        except msgspec.MsgspecError:
-            break
-        if not known:
-            break
-        size += len(line)
-    os.ftruncate(number, size)
+            async with self._saving:  # two writes at a time could leave the older state
+                await asyncio.to_thread(self.store.save, job)
+        except OSError as error:
+            log.warning("fine-tuning job %d cannot be saved: %s", job.id, error.strerror or error)
 
 
-def _died(code: int, lines: Sequence[str]) -> str:
-    how = f"its process {subproc.ended(code)}"
-    if code < 0:
-        return how + ("; take a smaller batch_size or max_length" if code == -signal.SIGKILL else "")
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return how + (f": {last}" if last else "")
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+def _not_writable(error: Exception) -> errors.Unavailable:
+    reason = getattr(error, "strerror", None) or str(error)
+    return errors.Unavailable(
+        f"the data directory cannot be written: {reason}; start the server with another --home",
+        code="not_kept",
+        headers={"x-should-retry": "false"},
+    )

@@ -1,8 +1,7 @@
-"""Which servers run on a data directory: a small file for each, and whether its process still lives.
+"""Running servers of a data directory: one file run/PID.json for each.
 
-Owns the files `run/PID.json` and the reading of /proc that tells a server from another process that was given
-the same number later. A file alone is never believed: a number counts only if its process started when the
-file says, belongs to this user and has not ended. It must not know what a server does, nor end one.
+A file counts only while its process lives: same pid, same start time, same user. Pids are reused, and anyone who
+can write to the folder could name any pid.
 """
 
 import contextlib
@@ -18,26 +17,27 @@ FOLDER = "run"
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """One process, past all doubt: numbers are used again, but not with the same start."""
+    """The identity of a process: a reused pid has another start time."""
 
     pid: int
     start: int
-    """When it started, in the kernel's clock ticks since the machine did."""
+    """Start time in clock ticks since the machine booted."""
 
 
-class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server that is ready says of itself. Sizes are in bytes, lengths in tokens, times in seconds."""
+class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server records about itself once it is ready. Sizes are in bytes, lengths in tokens."""
 
     process: Process
     version: str
     host: str
-    """Where it is to be called; not what it listens on, which may be every address."""
+    """The address to connect to; the server may listen on all addresses."""
     port: int
-    server: str
-    """Scheme, host and port as a client writes them."""
+    url: str = msgspec.field(name="server")
+    """Scheme, host and port."""
     since: float
-    """When it was ready, as seconds of Unix time."""
+    """When the server became ready, in seconds of Unix time."""
     grace: float
+    """Seconds that running answers may take when the server stops."""
     model: str
     architecture: str
     quantization: str
@@ -49,69 +49,70 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def base_url(self) -> str:
-        """What clients are configured with."""
-        return f"{self.server}/v1"
+        """The base URL for clients."""
+        return f"{self.url}/v1"
 
 
-def this() -> Process:
-    """The process that asks. Raises UsageError where /proc says nothing."""
-    start = _start(os.getpid())
-    if start is None:
+def current_process() -> Process:
+    """This process. Raises UsageError if /proc does not show it."""
+    process = process_of(os.getpid())
+    if process is None:
         raise UsageError("/proc does not show this process", exit_code=1)
-    return Process(pid=os.getpid(), start=start)
+    return process
 
 
-def of(pid: int) -> Process | None:
-    """A child that was just started; None if it is gone."""
-    start = _start(pid)
+def process_of(pid: int) -> Process | None:
+    """The process that has this pid now; None if there is none or it has ended."""
+    start = _start_ticks(pid)
     return None if start is None else Process(pid=pid, start=start)
 
 
 def alive(process: Process) -> bool:
-    """Whether it runs, is the one that is meant, and belongs to this user."""
-    return process.pid > 0 and _start(process.pid) == process.start and _ours(process.pid)
+    """Whether the process runs and belongs to this user."""
+    return process.pid > 0 and _start_ticks(process.pid) == process.start and _is_mine(process.pid)
 
 
-def announce(server: Running, place: Path) -> Path:
-    """Writes a server's file into the data directory; the file, to be removed at its end. Raises UsageError."""
-    path = place / FOLDER / f"{server.process.pid}.json"
-    datadir.write(path, msgspec.json.encode(server))
+def announce(record: InstanceRecord, data_dir: Path) -> Path:
+    """Writes the record's file and returns its path, for `withdraw`. Raises UsageError."""
+    path = data_dir / FOLDER / f"{record.process.pid}.json"
+    datadir.write(path, msgspec.json.encode(record))
     return path
 
 
 def withdraw(path: Path) -> None:
-    """Removes a server's file, whatever is wrong with it."""
+    """Removes a record's file; does nothing if it cannot."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
-def servers(place: Path) -> list[Running]:
-    """The servers that run on a data directory, the oldest first. Files of those that are gone are removed."""
+def servers(data_dir: Path) -> list[InstanceRecord]:
+    """The running servers, the oldest first. Removes the files of dead ones."""
     found = []
     try:
-        paths = sorted((place / FOLDER).glob("[0-9]*.json"))
+        paths = sorted((data_dir / FOLDER).glob("[0-9]*.json"))
     except OSError:
         return []
     for path in paths:
         try:
-            server = msgspec.json.decode(path.read_bytes(), type=Running)
+            record = msgspec.json.decode(path.read_bytes(), type=InstanceRecord)
         except FileNotFoundError:
-            continue  # it has just ended
+            continue  # the server has just ended
         except (OSError, msgspec.DecodeError, UnicodeError):
-            if path.stem.isdecimal() and _start(int(path.stem)) is None:
-                withdraw(path)  # whatever it was, its process is gone; a newer version's may well live
+            # a newer version may have written it: keep the file while the process lives
+            if path.stem.isdecimal() and _start_ticks(int(path.stem)) is None:
+                withdraw(path)
             continue
-        if alive(server.process) and path.stem == str(server.process.pid):
-            found.append(server)
+        if alive(record.process) and path.stem == str(record.process.pid):
+            found.append(record)
         else:
             withdraw(path)
-    return sorted(found, key=lambda server: server.since)
+    return sorted(found, key=lambda record: record.since)
 
 
 def family(pid: int) -> list[int]:
-    """A process, its children and theirs."""
+    """The pids of a process and of all its descendants."""
     found = [pid]
-    for parent in found:  # it grows while it is walked
+    for parent in found:  # the list grows during the loop
         with contextlib.suppress(OSError, ValueError):
             for task in Path(f"/proc/{parent}/task").iterdir():
                 found += [
@@ -120,17 +121,17 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def _start(pid: int) -> int | None:
-    """A process's start in clock ticks; None if there is none, or it has ended and only waits to be collected."""
+def _start_ticks(pid: int) -> int | None:
+    """A process's start time in clock ticks; None if there is no such process or it is a zombie."""
     try:
-        # the name in parentheses may hold anything, parentheses and blanks too
+        # the name in parentheses may itself contain parentheses and spaces
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if fields[0] in (b"Z", b"X") else int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
 
 
-def _ours(pid: int) -> bool:
+def _is_mine(pid: int) -> bool:
     try:
         return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
     except OSError:

@@ -1,8 +1,7 @@
-"""Log lines: to stderr, one line each, safe to print.
+"""Log lines on stderr.
 
-Owns the format. Whatever a client sent and however it was logged, a line holds no control
-characters and has a bounded length, so nobody can forge a line or move a terminal's cursor. No
-prompt and no answer is logged. It must not know what is logged.
+Control characters are escaped and the length is bounded, so that a client cannot forge a line or move a terminal's
+cursor. Prompts and answers are never logged.
 """
 
 import logging
@@ -24,7 +23,7 @@ class Formatter(logging.Formatter):
 
 
 def clean(text: str) -> str:
-    """Control characters escaped, and no longer than MAX_LINE."""
+    """The text with control characters escaped, cut after MAX_LINE characters."""
     if len(text) > MAX_LINE:
         text = text[:MAX_LINE] + "..."
     if text.isprintable():
@@ -33,7 +32,7 @@ def clean(text: str) -> str:
 
 
 def setup(level: str) -> None:
-    """Sends this project's log to stderr. A full disk or a closed pipe there loses lines, nothing else."""
+    """Sends the log of this package to stderr. Lines that cannot be written are dropped."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter())
     logger = logging.getLogger("tinyoai")

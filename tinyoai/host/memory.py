@@ -1,8 +1,4 @@
-"""How much memory there is, and how much a process holds.
-
-Owns the reading of /proc and of the cgroup. It must not know models, nor what is to be done when memory is
-short. All sizes are in bytes.
-"""
+"""Memory of the machine, of this process's cgroups and of processes, from /proc and /sys. Sizes are in bytes."""
 
 import os
 import re
@@ -13,7 +9,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def held(pid: int) -> int:
-    """What a process holds for itself alone, mapped files not among it, since the kernel drops those; 0 if gone."""
+    """Resident memory without mapped files, which the kernel can drop; 0 if the process is gone."""
     try:
         fields = Path(f"/proc/{pid}/statm").read_text().split()
         return (int(fields[1]) - int(fields[2])) * _PAGE
@@ -22,7 +18,10 @@ def held(pid: int) -> int:
 
 
 def resident(pid: int) -> int:
-    """What a process has in memory: each page once, however often it is mapped; 0 if gone. Takes milliseconds."""
+    """Resident memory with shared pages divided among their users (Pss); 0 if the process is gone.
+
+    Takes milliseconds.
+    """
     try:
         found = re.search(r"^Pss:\s*(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     except OSError:
@@ -31,14 +30,13 @@ def resident(pid: int) -> int:
 
 
 def available() -> int | None:
-    """Bytes that can still be had: of the machine, and of this process's cgroup; None if nothing says."""
-    found = [_machine(), *_cgroup()]
-    known = [room for room in found if room is not None]
+    """Available memory: the minimum of MemAvailable and of what each cgroup limit leaves. None if unknown."""
+    known = [free for free in (_machine(), *_cgroup()) if free is not None]
     return min(known) if known else None
 
 
-def machine() -> int | None:
-    """All that the machine has; None if nothing says."""
+def total() -> int | None:
+    """The machine's memory; None if unknown."""
     return _meminfo("MemTotal")
 
 
@@ -55,12 +53,12 @@ def _meminfo(name: str) -> int | None:
 
 
 def _cgroup() -> list[int | None]:
-    """What every cgroup above this process leaves, of either version."""
+    """What each cgroup that contains this process leaves, of either version; None: no limit or unknown."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    rooms = []
+    free = []
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:
@@ -70,24 +68,24 @@ def _cgroup() -> list[int | None]:
             prefix = "total_"
         else:
             continue
-        # in a container the path may be the host's, and its own cgroup stands at the top
-        here = top / path.lstrip("/")
-        for place in (here, *here.parents):
-            if place == top or top in place.parents:
-                rooms.append(_left(place, limit, used, prefix))
-    return rooms
+        # in a container the path may be the host's, and its own cgroup is mounted at the top
+        own = top / path.lstrip("/")
+        for group in (own, *own.parents):
+            if group == top or top in group.parents:
+                free.append(_free(group, limit, used, prefix))
+    return free
 
 
-def _left(place: Path, limit: str, used: str, prefix: str) -> int | None:
-    """A cgroup's limit less what is in use and no file's cache, which the kernel gives back when asked to."""
+def _free(group: Path, limit: str, used: str, prefix: str) -> int | None:
+    """A cgroup's limit minus its use; file cache counts as free, since the kernel can drop it."""
     try:
-        most = (place / limit).read_text().strip()
-        if most == "max":
+        maximum = (group / limit).read_text().strip()
+        if maximum == "max":
             return None
-        stat = (place / "memory.stat").read_text()
+        stat = (group / "memory.stat").read_text()
         cached = sum(
             int(number) for number in re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
         )
-        return max(0, int(most) - int((place / used).read_text()) + cached)
+        return max(0, int(maximum) - int((group / used).read_text()) + cached)
     except (OSError, ValueError):
         return None

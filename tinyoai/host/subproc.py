@@ -1,8 +1,6 @@
-"""How this program starts itself again as another process: the interpreter, its environment, its manners, its end.
+"""Child processes of this program: command line, environment, isolation and exit messages.
 
-Owns that the child finds this very package, installed or in its source tree, and nothing else by
-accident; what makes it safe to lose; and the words for how it ended. It must not know what the child
-is for, nor start it.
+A child imports this same package, installed or in its source tree, and nothing from the current folder.
 """
 
 import contextlib
@@ -13,11 +11,11 @@ import sys
 from pathlib import Path
 
 PYTHON = (sys.executable, "-P")
-"""-P: a file in the folder where the server was started must not pass for one of Python's modules."""
+"""-P: a file in the current folder must not shadow one of Python's modules."""
 
 
 def environment() -> dict[str, str]:
-    """This process's own; with the path to this package where it is not installed but run in its source tree."""
+    """This process's environment, with PYTHONPATH set if the package runs in its source tree."""
     root = Path(__file__).parent.parent.parent
     if root.name in ("site-packages", "dist-packages"):
         return dict(os.environ)
@@ -26,19 +24,22 @@ def environment() -> dict[str, str]:
 
 
 def settle(oom_score: int) -> None:
-    """In the child: makes it safe to lose. Of two, the one with the higher score goes first when memory is short."""
-    os.dup2(2, 1)  # the libraries print on stdout; nothing of that may be taken for ours
-    # Ctrl-C and a service's stop reach all processes at once; the server decides
+    """In the child: ignores terminal signals, disables core dumps, sends stdout to stderr and sets oom_score_adj.
+
+    When memory runs out, the kernel kills the process with the highest score first.
+    """
+    os.dup2(2, 1)  # native libraries print on stdout, which belongs to the server
+    # Ctrl-C and a service manager signal all processes at once; the server stops its children itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # not Linux, or not allowed: then the kernel chooses by size alone
+    # not Linux, or not allowed: the kernel chooses by size alone
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(oom_score))
 
 
 def ended(code: int) -> str:
-    """How a child ended, in a few words that follow its name; a code below 0 is a signal's."""
+    """How a child ended, in words that follow its name. A negative code is a signal's number."""
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"

@@ -1,7 +1,6 @@
-"""What must be unloaded so that a model can be loaded. Pure: numbers in, a decision out.
+"""Decides which models to unload so that another fits. Pure: numbers in, a decision out.
 
-Owns the rule: never one in use, the least recently used first, and nothing at all where that would not be
-enough. It has no clock, no process and no await, and must not know how sizes are come by.
+A model in use is never unloaded, the least recently used goes first, and nothing is unloaded in vain.
 """
 
 from collections.abc import Sequence
@@ -9,16 +8,16 @@ from typing import NamedTuple
 
 
 class Loaded(NamedTuple):
-    """A model that holds memory, or is about to. `size` is in bytes, `last_use` in seconds of any one clock."""
+    """A model that holds memory, or is about to. `size` is in bytes, `last_used` in seconds of any one clock."""
 
     name: str
     size: int
-    uses: int
-    last_use: float
+    n_leases: int
+    last_used: float
 
 
 class Decision(NamedTuple):
-    """Unload these, in this order, and load; or wait until one is idle; or never."""
+    """Unload these in this order and load, or wait until a model is idle, or refuse."""
 
     unload: tuple[str, ...] = ()
     wait: bool = False
@@ -26,15 +25,15 @@ class Decision(NamedTuple):
 
 
 def plan(loaded: Sequence[Loaded], wanted: int, budget: int) -> Decision:
-    """What to do before `wanted` bytes are loaded beside `loaded`, all within `budget` bytes."""
+    """Returns what to do before `wanted` bytes are loaded beside `loaded` within `budget` bytes."""
     if wanted > budget:
         return Decision(refuse=True)
     missing = sum(model.size for model in loaded) + wanted - budget
     chosen = []
-    for model in sorted(loaded, key=lambda model: model.last_use):
+    for model in sorted(loaded, key=lambda model: model.last_used):
         if missing <= 0:
             break
-        if not model.uses:
+        if not model.n_leases:
             chosen.append(model.name)
             missing -= model.size
     return Decision(unload=tuple(chosen)) if missing <= 0 else Decision(wait=True)

@@ -1,0 +1,76 @@
+"""The child process that trains: start it, read its events, stop it."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from tinyoai.finetune import protocol
+from tinyoai.finetune.protocol import ProgressEvent
+from tinyoai.host import subproc
+
+STOP_S = 2.0
+"""Seconds that a process has to exit by itself before it is killed."""
+
+
+class TrainingProcess:
+    """One run of `python -m tinyoai.finetune FOLDER`."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        """stderr is appended to `log`."""
+        self._folder, self._log = folder, log
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    async def run(self, on_event: Callable[[ProgressEvent], Awaitable[None]]) -> int:
+        """Run to the end and return the exit code. Cancelling kills the process. Raises OSError."""
+        with open(self._log, "ab") as log:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *subproc.PYTHON,
+                "-m",
+                "tinyoai.finetune",
+                str(self._folder),
+                env=subproc.environment(),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches a whole process group; the server decides
+            )
+        try:
+            if self._stopping:
+                self.stop()
+            assert process.stdout is not None
+            while line := await process.stdout.readline():
+                try:
+                    event = protocol.read_event(line)
+                except msgspec.MsgspecError:
+                    continue
+                await on_event(event)
+            return await process.wait()
+        finally:
+            self._kill()
+            await process.wait()
+
+    def stop(self) -> None:
+        """Make the process exit, now or as soon as it has started. Does not wait for it."""
+        self._stopping = True
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()  # it exits when stdin closes
+            asyncio.get_running_loop().call_later(STOP_S, self._kill)
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+
+def describe_exit(code: int, log_lines: Sequence[str]) -> str:
+    """Why a process that reported neither success nor failure ended."""
+    text = f"its process {subproc.ended(code)}"
+    if code < 0:
+        return text + ("; use a smaller batch_size or max_length" if code == -signal.SIGKILL else "")
+    last = next((line for line in reversed(log_lines) if line.strip()), "")
+    return text + (f": {last}" if last else "")

@@ -1,0 +1,190 @@
+"""Requests that a worker has not answered yet, and the rules of the protocol for each.
+
+Each call ends in exactly one Done or Failed, whatever the worker sends: a message that breaks the rules raises
+WireError, and the calls of a dead worker are failed here. Does no input or output.
+"""
+
+import asyncio
+import enum
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from tinyoai import wire
+
+log = logging.getLogger("tinyoai.worker")
+
+ContentSink = Callable[[int, wire.Content], bool]
+"""Gets a call's index and each Content as it arrives. Returns false if the Content must be queued instead."""
+
+
+class EventQueue:
+    """Events of one or more calls in order of arrival, each with its call's index. Has one reader."""
+
+    __slots__ = ("_waiter", "events")
+
+    def __init__(self) -> None:
+        self.events: deque[tuple[int, wire.Event]] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, index: int, event: wire.Event) -> None:
+        """Appends an event and wakes the reader."""
+        self.events.append((index, event))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def get(self) -> tuple[int, wire.Event]:
+        """Removes and returns the first event. Waits for one if there is none."""
+        while not self.events:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self.events.popleft()
+
+
+class Stage(enum.IntEnum):
+    """How far a call is."""
+
+    SENT = 0
+    STARTED = 1
+    QUEUED = 2
+    ACCEPTED = 3
+
+
+_RESULTS: dict[type, type] = {
+    wire.Embed: wire.Vector,
+    wire.Tokenize: wire.Tokens,
+    wire.Detokenize: wire.PlainText,
+}
+
+
+class PendingCall:
+    """One request at one worker."""
+
+    __slots__ = (
+        "ended",
+        "id",
+        "index",
+        "needs_slot",
+        "on_content",
+        "open_choices",
+        "queue",
+        "result",
+        "stage",
+    )
+
+    def __init__(
+        self, call_id: int, index: int, body: wire.Body, queue: EventQueue, on_content: ContentSink | None
+    ) -> None:
+        self.id = call_id
+        self.index = index
+        self.queue = queue
+        self.on_content = on_content
+        self.stage = Stage.SENT
+        self.ended = False
+        """The Done or Failed is in the queue."""
+        self.needs_slot = isinstance(body, wire.Generate | wire.Embed)
+        self.open_choices = set(range(body.n)) if isinstance(body, wire.Generate) else set[int]()
+        """Choices of a Generate whose ChoiceDone has not come."""
+        self.result = _RESULTS.get(type(body))
+        """The type of the one result that has not come; None for a Generate."""
+
+    @property
+    def started(self) -> bool:
+        """The worker has begun work on it, so no other worker may get it."""
+        return self.stage >= Stage.STARTED
+
+    @property
+    def accepted(self) -> bool:
+        """It has a slot."""
+        return self.stage is Stage.ACCEPTED
+
+    def advance(self, event: wire.Event) -> None:
+        """Notes an event other than Content. Raises wire.WireError if it may not come now."""
+        kind, stage = type(event), self.stage
+        if kind is wire.Failed:
+            allowed = True
+        elif kind is wire.Started:
+            allowed, self.stage = stage is Stage.SENT, Stage.STARTED
+        elif kind is wire.Queued:
+            allowed, self.stage = self.needs_slot and stage is Stage.STARTED, Stage.QUEUED
+        elif kind is wire.Accepted:
+            allowed, self.stage = stage is Stage.QUEUED, Stage.ACCEPTED
+        elif kind is wire.Progress:
+            allowed = stage is Stage.ACCEPTED
+        elif isinstance(event, wire.ChoiceDone):
+            allowed = stage is Stage.ACCEPTED and event.choice in self.open_choices
+            self.open_choices.discard(event.choice)
+        elif kind is wire.Done:
+            allowed = not self.open_choices and self.result is None
+        else:
+            allowed = kind is self.result and stage is (Stage.ACCEPTED if self.needs_slot else Stage.STARTED)
+            self.result = None
+        if not allowed:
+            raise self.breach(event, stage)
+
+    def breach(self, event: wire.Event, stage: Stage) -> wire.WireError:
+        """The error for an event that may not come at this stage."""
+        return wire.WireError(f"{type(event).__name__} of request {self.id} while it is {stage.name.lower()}")
+
+
+class PendingCalls:
+    """The open calls of one worker, by id. Holds every message against the rules of the protocol."""
+
+    def __init__(self, cancel: Callable[[PendingCall], None]) -> None:
+        """`cancel` tells the worker to end a call that was failed on this side."""
+        self.open: dict[int, PendingCall] = {}
+        self._last_id = 0
+        self._cancel = cancel
+
+    def begin(
+        self, index: int, body: wire.Body, queue: EventQueue, on_content: ContentSink | None = None
+    ) -> PendingCall:
+        """Returns a new call with the next id. Its events go to `queue` with `index`."""
+        self._last_id += 1
+        call = self.open[self._last_id] = PendingCall(self._last_id, index, body, queue, on_content)
+        return call
+
+    def receive(self, event: wire.Event) -> None:
+        """Hands an event to its call. Raises wire.WireError if it breaks the rules."""
+        call = self.open.get(event.id)
+        if call is None:
+            if not 0 < event.id <= self._last_id:
+                raise wire.WireError(f"{type(event).__name__} of request {event.id}, which was never sent")
+            return  # the call has ended on this side; the worker did not know that yet
+        if type(event) is wire.Content:
+            if call.stage is not Stage.ACCEPTED or event.choice not in call.open_choices:
+                raise call.breach(event, call.stage)
+            # nothing may overtake what is queued
+            if call.on_content is not None and not call.queue.events and self._taken(call, event):
+                return
+        else:
+            call.advance(event)
+            if isinstance(event, wire.Final):
+                del self.open[call.id]
+                call.ended = True
+        call.queue.put(call.index, event)
+
+    def fail(self, call: PendingCall, kind: str, message: str) -> None:
+        """Ends one call from this side. Harmless if it has ended."""
+        if self.open.pop(call.id, None) is not None:
+            call.ended = True
+            call.queue.put(call.index, wire.Failed(id=call.id, kind=kind, message=message))
+
+    def fail_all(self, kind: str, message: str) -> None:
+        """Ends every open call."""
+        for call in list(self.open.values()):
+            self.fail(call, kind, message)
+
+    def _taken(self, call: PendingCall, content: wire.Content) -> bool:
+        assert call.on_content is not None
+        try:
+            return call.on_content(call.index, content)
+        except Exception:
+            # one stream's fault must not end the connection that all requests of the model share
+            log.exception("request %d: its answer could not be passed on", call.id)
+            self.fail(call, "InternalError", "the answer could not be passed on; see the server's log")
+            self._cancel(call)
+            return True
