@@ -1,18 +1,22 @@
-# run    set up and serve the built-in model          make run ARGS="--port 9000"
-# test   set up and run every test                    make test ARGS="tests/web -k pipeline"
-# check  lint, types and the house's walls
-# san    the C module under address and undefined-behaviour sanitizers
-# fuzz   the C module's fuzz targets, FUZZ_SECONDS each
-# bench  every benchmark's table
-# finetune  install what fine-tuning needs into .venv: torch, for processors alone where the index has that
-# model  train the built-in model anew (needs torch, which it installs into .venv-train)
+# run          set up and serve the built-in model          make run ARGS="--port 9000"
+# test         set up and run every test                    make test ARGS="tests/web -k pipeline"
+# check        lint, types and the import rules
+# format       fix what the linter can fix, and format
+# conformance  install the real clients that tests use, each into .venv-conformance/NAME
+# finetune     install what fine-tuning needs into .venv: torch, without CUDA where the index has such a build
+# san          run the C module under the address and undefined-behaviour sanitizers
+# fuzz         run the C module's fuzz targets, FUZZ_SECONDS each
+# bench        print every benchmark's table
+# model        train the built-in model again (installs torch into .venv-train)
+# dist         build the wheel and the source archive
+# clean        remove build files and caches; the environments stay
 
 VENV := .venv
 BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 30
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-# ctransformers' wheel holds libraries for x86-64 alone: on any other processor pip compiles it, with a C++ compiler.
+# ctransformers' wheel has libraries for x86-64 only; on other processors pip compiles it with a C++ compiler.
 ifeq ($(filter x86_64 amd64,$(shell uname -m)),)
 export PIP_NO_BINARY := ctransformers
 COMPILED := yes
@@ -22,10 +26,10 @@ LASTS := a minute the first time
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format san fuzz bench finetune model dist clean
+.PHONY: help run test check format conformance finetune san fuzz bench model dist clean
 
 help:
-	@sed -n 's/^# \([a-z]\)/make \1/p' Makefile
+	@sed -n 's/^# \([a-z]\)/make \1/p; /^$$/q' Makefile
 
 run: $(VENV)/.installed
 	@exec $(BIN)/python -m tinyoai $(ARGS)
@@ -52,6 +56,9 @@ fuzz: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	for name in decode sampler startup concurrent_streams http_path pooling; do $(BIN)/python bench/$$name.py || exit 1; done
 
+conformance: $(VENV)/.made
+	$(BIN)/python .ci/conformance
+
 finetune: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c training/requirements.txt torch gguf
 
@@ -63,18 +70,18 @@ model: $(VENV)/.made
 dist: $(VENV)/.installed-dev
 	$(BIN)/python -m build
 
-# One sentence and its remedy for what a machine may lack, before anything is built.
+# Before anything is built: one sentence for each thing that the machine lacks, with the command to install it.
 $(VENV)/.made:
 	@python=$$(.ci/python) && command -v "$${CC:-cc}" >/dev/null || { \
-	  [ -z "$$python" ] || echo "tinyoai builds a small C module and found no C compiler: install one (Debian, Ubuntu: apt install gcc) or name yours in CC." >&2; \
+	  [ -z "$$python" ] || echo "tinyoai builds a small C module and needs a C compiler: install one (Debian, Ubuntu: apt install gcc) or name yours in CC." >&2; \
 	  exit 1; }; \
 	[ -z "$(COMPILED)" ] || command -v "$${CXX:-c++}" >/dev/null || { \
-	  echo "ctransformers has to be compiled for this processor and there is no C++ compiler: install one (Debian, Ubuntu: apt install g++) or name yours in CXX." >&2; \
+	  echo "ctransformers is compiled for this processor and needs a C++ compiler: install one (Debian, Ubuntu: apt install g++) or name yours in CXX." >&2; \
 	  exit 1; }; \
 	"$$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' || { \
-	  echo "$$python comes without its C headers: install them (Debian, Ubuntu: apt install python3-dev)." >&2; exit 1; }; \
+	  echo "$$python has no C headers: install them (Debian, Ubuntu: apt install python3-dev)." >&2; exit 1; }; \
 	"$$python" -m venv $(VENV) || { \
-	  echo "$$python cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)." >&2; \
+	  echo "$$python cannot create a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)." >&2; \
 	  rm -rf $(VENV); exit 1; }
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade pip
 	@touch $@
@@ -87,9 +94,6 @@ $(VENV)/.installed: $(VENV)/.made $(NATIVE)
 $(VENV)/.installed-dev: $(VENV)/.made $(NATIVE)
 	@echo "installing tinyoai and its test tools into $(VENV) ($(LASTS))" >&2
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e .[docs,metrics,dev]
-	@if command -v npm >/dev/null; then npm install --prefix $(VENV)/node --no-audit --no-fund --silent openai@6 \
-	  || echo "npm cannot install OpenAI's SDK for Node: the tests with it will be skipped" >&2; \
-	  else echo "npm is not installed: the tests with OpenAI's SDK for Node will be skipped" >&2; fi
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say of the build: the C module, and one wheel for every Python from 3.11 on."""
+"""Build options that pyproject.toml cannot hold: the C module, and one wheel for every Python from 3.11 on."""
 
 from setuptools import setup
 

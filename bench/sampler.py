@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from table import median, show
 
-from tinyoai.native import Sampler, SamplerParams
+from tinyoai.native import Sampler
+from tinyoai.sampling import Sampling
 
 Logits = NDArray[np.float32]
 Draw = Callable[[], object]
@@ -30,7 +31,7 @@ def ours(x: Logits, top_k: int, history: list[int]) -> Draw:
     """One C call on a pointer, as the worker makes it."""
     from cffi import FFI
 
-    params = SamplerParams(
+    params = Sampling(
         temperature=TEMPERATURE,
         top_k=top_k,
         top_p=TOP_P,

@@ -1,7 +1,7 @@
-"""Builds the extension module ``tinyoai._native`` from the C files beside this one.
+"""Builds the extension module `tinyoai._native` from the C files in this folder; `setup.py` refers to it.
 
-Named by ``setup.py``; ``api.h`` is read as it stands, so there is one copy of every declaration. The module
-keeps to CPython's limited interface: one build serves every Python from 3.11 on.
+cffi reads the declarations from `api.h`, so there is one copy of them. The module uses only CPython's limited
+API: one build serves every Python from 3.11 on.
 """
 
 from pathlib import Path
@@ -18,8 +18,8 @@ PREAMBLE = """
 #include "api.h"
 """
 
-# No -Werror here: a compiler newer than ours must not stop an install. The tests compile these files with it.
-# -Wno-psabi: 32-byte vectors cross only static functions of one file; how they are passed is our own affair.
+# No -Werror: a newer compiler's new warning must not stop an install. The tests compile these files with it.
+# -Wno-psabi: GCC warns that the ABI of 32-byte vectors has changed; only static functions of one file take them.
 # -ffp-contract=off: with fused multiply-adds a seed would give other ids on other machines.
 COMPILE_ARGS = [
     "-std=c11",
@@ -36,8 +36,10 @@ ffi.cdef((HERE / "api.h").read_text(encoding="utf-8"))
 ffi.set_source(
     "tinyoai._native",
     PREAMBLE,
-    sources=["csrc/sampler.c", "csrc/stop.c"],
-    depends=["csrc/api.h", "csrc/lanes.h", "csrc/order.h", "csrc/build.py"],
+    sources=[f"csrc/{name}.c" for name in ("sampler", "history", "choose", "simd", "stop_matcher")],
+    depends=[
+        f"csrc/{name}" for name in ("api.h", "sampler.h", "order.h", "simd.h", "simd_loops.h", "build.py")
+    ],
     include_dirs=["csrc"],
     extra_compile_args=COMPILE_ARGS,
     libraries=["m"],

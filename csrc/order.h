@@ -1,7 +1,14 @@
-/* The order in which tokens stand: by falling logit, and by rising id among equals. A token's place is one whole
- * number, its rank; a run of the best is given by its last member, a cut; and a heap gives the best first.
+/* The order of tokens: by falling logit, and by rising id among equals. rank() makes one number of a token's logit
+ * and id, greater for the better token. A `struct cut` names the last token of a run of the best. A heap of ranks
+ * gives the best first.
  *
- * Pure functions of their arguments. Include after <stdint.h> and <string.h>. */
+ * Pure functions of their arguments. */
+
+#ifndef TOAI_ORDER_H
+#define TOAI_ORDER_H
+
+#include <stdint.h>
+#include <string.h>
 
 /* The candidates: every token with x > this x, and those with x equal and id <= this id. */
 struct cut {
@@ -9,8 +16,8 @@ struct cut {
     int32_t id;
 };
 
-/* A float's place in the order of all floats, as an unsigned whole number (-0 counts as 0). */
-static uint32_t key_of(float x)
+/* A float's place in the order of all floats, as an unsigned number. -0 counts as 0. */
+static inline uint32_t key_of(float x)
 {
     uint32_t bits;
     x += 0.0f;
@@ -18,7 +25,7 @@ static uint32_t key_of(float x)
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-static float float_of(uint32_t key)
+static inline float float_of(uint32_t key)
 {
     uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
     float x;
@@ -27,24 +34,24 @@ static float float_of(uint32_t key)
 }
 
 /* The least float above x; x is finite. */
-static float above(float x)
+static inline float above(float x)
 {
     return float_of(key_of(x) + 1);
 }
 
 /* One number per token, greater for the better: by logit, then by lower id. */
-static uint64_t rank(float x, int32_t id)
+static inline uint64_t rank(float x, int32_t id)
 {
     return (uint64_t)key_of(x) << 32 | (uint32_t)~id;
 }
 
-static struct cut cut_of(uint64_t ranked)
+static inline struct cut cut_of(uint64_t ranked)
 {
     return (struct cut){float_of((uint32_t)(ranked >> 32)), (int32_t)~(uint32_t)ranked};
 }
 
 /* Moves a[at] down until no child is greater. */
-static void sift(uint64_t *a, int32_t n, int32_t at)
+static inline void sift(uint64_t *a, int32_t n, int32_t at)
 {
     uint64_t value = a[at];
     for (int32_t child; (child = 2 * at + 1) < n; at = child) {
@@ -57,14 +64,14 @@ static void sift(uint64_t *a, int32_t n, int32_t at)
 }
 
 /* Makes a heap, greatest first. O(n). */
-static void make_heap(uint64_t *a, int32_t n)
+static inline void make_heap(uint64_t *a, int32_t n)
 {
     for (int32_t i = n / 2 - 1; i >= 0; i--)
         sift(a, n, i);
 }
 
-/* Moves the greatest of the n to a[n - 1] and returns it; the rest is a heap of n - 1. O(log n). */
-static uint64_t pop(uint64_t *a, int32_t n)
+/* Moves the greatest of n to a[n - 1] and returns it; the others are a heap of n - 1. O(log n). */
+static inline uint64_t pop(uint64_t *a, int32_t n)
 {
     uint64_t best = a[0];
     a[0] = a[n - 1];
@@ -72,3 +79,5 @@ static uint64_t pop(uint64_t *a, int32_t n)
     sift(a, n - 1, 0);
     return best;
 }
+
+#endif

@@ -1,7 +1,6 @@
-"""A headless Chromium for tests, spoken with over its DevTools pipe: no driver, no port, no package.
+"""A headless Chromium for tests, driven over its DevTools pipe: no driver, no port, no package.
 
-Owns the browser's process and its empty profile. What a page asked for is kept, so a test can hold that
-nothing left for another place.
+The URLs that a page requests are recorded, so a test can check that nothing is fetched from elsewhere.
 """
 
 import base64
@@ -25,7 +24,7 @@ _FLAGS = (
 
 
 def executable() -> str | None:
-    """Chromium's path, if there is one."""
+    """Chromium's path; None if it is not installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -39,12 +38,12 @@ class Page:
         self._last_id = 0
         self._session: str | None = None
         self.requests: list[str] = []
-        """Every URL that the page asked for."""
+        """Every URL that the page requested."""
         self.messages: list[str] = []
-        """What was written to its console: errors of scripts and of the content policy among them."""
+        """Lines of its console, with errors of scripts and of the content policy."""
 
     def attach(self) -> None:
-        """Takes the browser's one tab."""
+        """Attaches to the browser's one tab."""
         targets = self._call("Target.getTargets")["targetInfos"]
         target = next(t["targetId"] for t in targets if t["type"] == "page")
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -52,32 +51,32 @@ class Page:
             self._call(f"{domain}.enable")
 
     def open(self, url: str) -> None:
-        """Goes there."""
+        """Loads a URL."""
         self._call("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page; a promise is waited for. Raises AssertionError if it throws."""
+        """Evaluates an expression in the page and returns its value; waits for a promise. Raises AssertionError if it throws."""
         done = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
     def wait(self, condition: str) -> Any:
-        """Polls an expression until it is truthy, as the page goes on; its value."""
+        """Polls an expression until it is truthy and returns its value."""
         return self.run(
             "new Promise((found, lost) => { let n = 0; const look = () => { let value;"
             f" try {{ value = {condition}; }} catch (error) {{ value = null; }}"
-            " if (value) found(typeof value === 'object' ? true : value); else if (++n > 1200) lost(new Error('it never came')); else setTimeout(look, 50);"
+            " if (value) found(typeof value === 'object' ? true : value); else if (++n > 1200) lost(new Error('the condition never held')); else setTimeout(look, 50);"
             " }; look(); })"
         )
 
     def press(self, selector: str) -> None:
-        """Waits for an element, and clicks it."""
+        """Waits for an element and clicks it."""
         quoted = json.dumps(selector)
         self.wait(f"document.querySelector({quoted})")
         self.run(f"document.querySelector({quoted}).click()")
 
     def picture(self, path: Path) -> None:
-        """A PNG of what is in the window."""
+        """Saves a screenshot as PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -87,22 +86,22 @@ class Page:
             message["sessionId"] = self._session
         self._out.write(json.dumps(message).encode() + b"\0")
         while True:
-            said = self._receive()
-            if said.get("id") == self._last_id:
-                assert "error" not in said, said["error"]
-                return dict(said["result"])
-            self._note(said)
+            reply = self._receive()
+            if reply.get("id") == self._last_id:
+                assert "error" not in reply, reply["error"]
+                return dict(reply["result"])
+            self._note(reply)
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
             data = self._in.read(1 << 20)
             assert data, "the browser has ended"
             self._rest += data
-        said, _, self._rest = self._rest.partition(b"\0")
-        return dict(json.loads(said))
+        reply, _, self._rest = self._rest.partition(b"\0")
+        return dict(json.loads(reply))
 
-    def _note(self, said: dict[str, Any]) -> None:
-        method, params = said.get("method"), said.get("params", {})
+    def _note(self, reply: dict[str, Any]) -> None:
+        method, params = reply.get("method"), reply.get("params", {})
         if method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif method == "Log.entryAdded":
@@ -111,7 +110,7 @@ class Page:
             self.messages.append(json.dumps(params["exceptionDetails"]))
 
     def close(self) -> None:
-        """Ends the browser."""
+        """Closes the browser."""
         with contextlib.suppress(OSError, AssertionError):
             self._session = None
             self._call("Browser.close")
@@ -121,9 +120,9 @@ class Page:
 
 @contextlib.contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """A browser with an empty profile in this folder."""
+    """Starts a browser with an empty profile in this folder."""
     chromium = executable()
-    assert chromium, f"there is no Chromium here: {INSTALL}"
+    assert chromium, f"Chromium is not installed: {INSTALL}"
     its_in, ours_out = os.pipe()
     ours_in, its_out = os.pipe()
     # it reads its commands from descriptor 3 and answers on 4

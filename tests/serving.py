@@ -1,7 +1,7 @@
-"""Starts real servers for tests, and speaks to them over real sockets.
+"""Starts real servers for tests and sends them requests over real sockets.
 
-Owns the child processes: every server a test starts ends with it. A server is the program as users
-start it, on a free port of the loopback address.
+A server is the program as users start it, on a free port of the loopback address. It ends with its test.
+It needs the standard library alone, since clients' environments import it too.
 """
 
 import atexit
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
@@ -24,7 +24,7 @@ READY = re.compile(r"http://(127\.0\.0\.1|\[::1\]):(\d+)/v1")
 
 
 class Reply:
-    """An answer, whole."""
+    """A complete response."""
 
     def __init__(self, response: HTTPResponse) -> None:
         self.status = response.status
@@ -33,12 +33,12 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        """The body, decoded."""
+        """The body, parsed as JSON."""
         return json.loads(self.body)
 
     @property
     def error(self) -> dict[str, Any]:
-        """The inside of the error body, its shape checked."""
+        """The `error` object of the body; its shape is checked."""
         error = self.json["error"]
         assert set(error) == {"message", "type", "param", "code"}
         assert isinstance(error["message"], str)
@@ -47,7 +47,7 @@ class Reply:
 
     @property
     def events(self) -> list[Any]:
-        """The events of a stream; "[DONE]" as it is."""
+        """The events of a stream, parsed as JSON; "[DONE]" stays a string."""
         found = []
         for block in self.body.decode().split("\n\n"):
             if block.startswith("data: "):
@@ -75,7 +75,7 @@ class Server:
         headers: dict[str, str] | None = None,
         timeout: float = 60,
     ) -> Reply:
-        """One request on a connection of its own; a body that is not bytes is sent as JSON."""
+        """Sends one request on a new connection; a body that is not bytes is sent as JSON."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             if body is not None and not isinstance(body, bytes):
@@ -87,48 +87,65 @@ class Server:
             connection.close()
 
     def get(self, path: str) -> Reply:
-        """A GET."""
+        """Sends a GET."""
         return self.request("GET", path)
 
     def post(self, path: str, **fields: Any) -> Reply:
-        """A POST of a JSON object; `model` is the server's own unless given."""
+        """Sends a POST with a JSON object; `model` defaults to the first model of the server."""
         return self.request("POST", path, {"model": self.model, **fields})
 
     def chat(self, text: str, **fields: Any) -> Reply:
-        """One user message."""
+        """Sends a chat request with one user message."""
         fields.setdefault("messages", [{"role": "user", "content": text}])
         return self.post("/v1/chat/completions", **fields)
 
     def say(self, text: str, **fields: Any) -> str:
-        """What it says to one user message, at temperature 0."""
+        """The answer's text to one user message, at temperature 0."""
         fields.setdefault("temperature", 0)
         return str(self.chat(text, **fields).json["choices"][0]["message"]["content"])
 
     @property
     def model(self) -> str:
-        """The served model's id."""
+        """The id of the first model."""
         return str(self.get("/v1/models").json["data"][0]["id"])
 
     @property
     def workers(self) -> list[int]:
-        """Process ids of its workers."""
+        """Process ids of the workers, in the order of their start."""
         pid = self.process.pid
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return [int(child) for child in file.read().split()]
 
+    def status(self, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        """The entry of the first model in /v1/models/status."""
+        return dict(self.request("GET", "/v1/models/status", headers=headers).json["data"][0])
+
     def connect(self) -> socket.socket:
-        """A bare connection."""
+        """A new TCP connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def stop(self) -> int:
-        """Ends it by SIGTERM; the exit code."""
+        """Sends SIGTERM and waits; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
 
+def wait_until(condition: Callable[[], Any], failure: str = "the condition never held") -> Any:
+    """Polls a condition until it is truthy and returns its value. Fails after 30 s."""
+    deadline = time.monotonic() + 30
+    while not (value := condition()):
+        assert time.monotonic() < deadline, failure
+        time.sleep(0.01)
+    return value
+
+
+PYTHON = os.environ.get("SERVER_PYTHON", sys.executable)
+"""The Python that has tinyoai; tests that run in a client's environment get it by the variable."""
+
+
 def command(*flags: str) -> list[str]:
     """The program's command line."""
-    return [sys.executable, "-m", "tinyoai", *flags]
+    return [PYTHON, "-m", "tinyoai", *flags]
 
 
 _homes = tempfile.TemporaryDirectory(prefix="tinyoai-tests-")
@@ -137,7 +154,7 @@ atexit.register(_homes.cleanup)
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment without settings of the person who runs the tests, and with a data directory of its own."""
+    """The environment without TINYOAI_ variables of the user, and with a new data directory."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TINYOAI_")}
     return {**kept, "TINYOAI_HOME": f"{_homes.name}/{next(_numbers)}", **extra}
 
@@ -146,7 +163,7 @@ def environment(**extra: str) -> dict[str, str]:
 def serve(
     *flags: str, env: dict[str, str] | None = None, wait: float = 60, prefix: Sequence[str] = ()
 ) -> Iterator[Server]:
-    """A server on a free port, up to its banner; killed at the end if it still runs."""
+    """Starts a server on a free port and waits for its banner; kills it at the end if it still runs."""
     process = subprocess.Popen(
         [*prefix, *command("--port", "0", *flags)],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The built-in model does its small job: what a first user tries, in words the training did not see."""
+"""The built-in model answers what a first user tries, in words that were not in its training data."""
 
 from random import Random
 
@@ -7,7 +7,7 @@ import pytest
 from tests.serving import Server
 from tinyoai.app import BUILTIN
 
-# held out of the training by its hash rule, and some that no rule could foresee
+# names that the training data leaves out, and some that it never had
 NAMES = ["Zorblan", "Quintessa", "Brokkelmar", "Ilyanne", "Thaddeus", "Xanthe", "Fenwick", "Marisol"]
 NATIONS = {
     "Japan": "Tokyo", "Egypt": "Cairo", "Brazil": "Brasilia", "Kenya": "Nairobi", "Norway": "Oslo", "Peru": "Lima",
@@ -16,9 +16,9 @@ NATIONS = {
 }  # fmt: skip
 
 
-def most(right: int, of: int, share: float) -> None:
-    """A share of answers must be right; one odd miss is a tiny model's nature, more is a fault."""
-    assert right >= share * of, f"{right} of {of}"
+def assert_share(right: int, total: int, share: float) -> None:
+    """At least this share of the answers is right: a tiny model may miss one, more misses are a fault."""
+    assert right >= share * total, f"{right} of {total}"
 
 
 def test_the_file_is_small() -> None:
@@ -30,7 +30,7 @@ def test_the_file_is_small() -> None:
 )
 def test_capitals(builtin: Server, question: str) -> None:
     right = sum(city in builtin.say(question.format(country)) for country, city in NATIONS.items())
-    most(right, len(NATIONS), 0.93)
+    assert_share(right, len(NATIONS), 0.93)
 
 
 def test_countries(builtin: Server) -> None:
@@ -38,7 +38,7 @@ def test_countries(builtin: Server) -> None:
         country in builtin.say(f"{city} is the capital of which country?")
         for country, city in NATIONS.items()
     )
-    most(right, len(NATIONS), 0.9)
+    assert_share(right, len(NATIONS), 0.9)
 
 
 def test_sums(builtin: Server) -> None:
@@ -48,10 +48,10 @@ def test_sums(builtin: Server) -> None:
         sign = draw.choice("+-")
         expected = a + b if sign == "+" else a - b
         right += f"= {expected}." in builtin.say(f"What is {a} {sign} {b}?")
-    most(right, 40, 0.85)
+    assert_share(right, 40, 0.85)
 
 
-def test_names_never_heard_before(builtin: Server) -> None:
+def test_unknown_names(builtin: Server) -> None:
     right = 0
     for name in NAMES:
         messages = [
@@ -60,7 +60,7 @@ def test_names_never_heard_before(builtin: Server) -> None:
             {"role": "user", "content": "What's my name?"},
         ]
         right += name in builtin.say("", messages=messages)
-    most(right, len(NAMES), 0.85)
+    assert_share(right, len(NAMES), 0.85)
 
 
 def test_a_system_prompt_gives_it_a_name(builtin: Server) -> None:
@@ -81,7 +81,7 @@ def test_a_system_prompt_gives_it_a_name(builtin: Server) -> None:
         "Who won the match?",
     ],
 )
-def test_it_admits_what_it_does_not_know(builtin: Server, question: str) -> None:
+def test_it_says_when_it_does_not_know(builtin: Server, question: str) -> None:
     assert "do not know" in builtin.say(question)
 
 

@@ -1,4 +1,4 @@
-"""The sampler and the stop matcher as Python sees them, held to plain numpy and plain Python versions."""
+"""Tests the sampler and the stop matcher against plain versions in numpy and Python."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from cffi import FFI
@@ -13,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyoai import native
-from tinyoai.native import NativeError, NoCandidates, NonFiniteLogits, Sampler, SamplerParams, StopMatcher
+from tinyoai.api.decode import sampling as resolve
+from tinyoai.native import NativeError, NoCandidates, NonFiniteLogits, Sampler, StopMatcher
+from tinyoai.sampling import Sampling, SamplingOverrides
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -33,8 +36,8 @@ def ranked(x: Logits) -> np.ndarray[Any, np.dtype[np.intp]]:
     return np.argsort(-x.astype(np.float64), kind="stable")
 
 
-def candidates(x: Logits, params: SamplerParams, slack: float = 0.0) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """The reference: sort everything, in float64. ``slack`` moves the mass that top_p asks for."""
+def candidates(x: Logits, params: Sampling, slack: float = 0.0) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """The reference: sorts everything, in float64. `slack` is added to top_p."""
     order = ranked(x)[: np.isfinite(x).sum()]
     if 0 < params.top_k < len(x):
         order = order[: params.top_k]
@@ -47,7 +50,7 @@ def candidates(x: Logits, params: SamplerParams, slack: float = 0.0) -> np.ndarr
     return order[:n]
 
 
-def adjusted(x: Logits, params: SamplerParams, prompt: list[int], generated: list[int]) -> Logits:
+def adjusted(x: Logits, params: Sampling, prompt: list[int], generated: list[int]) -> Logits:
     x = x.copy()
     for token, bias in params.logit_bias.items():
         x[token] = -np.inf if bias <= -100 else x[token] + np.float32(bias)
@@ -80,13 +83,13 @@ def drawn_from(sampler: Sampler, x: Logits) -> set[int]:
 def test_greedy_takes_the_greatest(n_vocab: int) -> None:
     for seed in range(5):
         x = normal_logits(n_vocab, seed=seed)
-        assert Sampler(n_vocab, SamplerParams(temperature=0), 8).sample(x) == int(np.argmax(x))
+        assert Sampler(n_vocab, Sampling(temperature=0), 8).sample(x) == int(np.argmax(x))
 
 
 def test_greedy_takes_the_lowest_id_among_equals() -> None:
     x = np.zeros(1000, np.float32)
     x[[77, 300, 999]] = 1
-    assert Sampler(1000, SamplerParams(temperature=0), 8).sample(x) == 77
+    assert Sampler(1000, Sampling(temperature=0), 8).sample(x) == 77
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 4.0, 30.0])
@@ -94,22 +97,22 @@ def test_greedy_takes_the_lowest_id_among_equals() -> None:
 @pytest.mark.parametrize(
     "params",
     [
-        SamplerParams(),
-        SamplerParams(top_k=1),
-        SamplerParams(top_k=40, top_p=0.95, temperature=0.8),
-        SamplerParams(top_k=100, min_p=0.02),
-        SamplerParams(top_k=20000),
-        SamplerParams(top_k=20000, top_p=0.5),
-        SamplerParams(top_p=0.95, temperature=0.8),
-        SamplerParams(top_p=0.1, temperature=1.7),
-        SamplerParams(top_p=1e-9),
-        SamplerParams(top_p=0.0),
-        SamplerParams(min_p=1.0),
-        SamplerParams(min_p=0.05, temperature=0.5),
-        SamplerParams(top_p=0.9, min_p=0.3),
+        Sampling(),
+        Sampling(top_k=1),
+        Sampling(top_k=40, top_p=0.95, temperature=0.8),
+        Sampling(top_k=100, min_p=0.02),
+        Sampling(top_k=20000),
+        Sampling(top_k=20000, top_p=0.5),
+        Sampling(top_p=0.95, temperature=0.8),
+        Sampling(top_p=0.1, temperature=1.7),
+        Sampling(top_p=1e-9),
+        Sampling(top_p=0.0),
+        Sampling(min_p=1.0),
+        Sampling(min_p=0.05, temperature=0.5),
+        Sampling(top_p=0.9, min_p=0.3),
     ],
 )
-def test_candidates_are_the_reference_s(params: SamplerParams, n_vocab: int, scale: float) -> None:
+def test_candidates_are_the_reference_s(params: Sampling, n_vocab: int, scale: float) -> None:
     x = normal_logits(n_vocab, scale)
     sampler = Sampler(n_vocab, params, 8)
     token = sampler.sample(x)
@@ -117,13 +120,13 @@ def test_candidates_are_the_reference_s(params: SamplerParams, n_vocab: int, sca
     least, most = candidates(x, params, -1e-7), candidates(x, params, 1e-7)
     assert set(least.tolist()) <= got <= set(most.tolist())
     assert token in got
-    assert len(most) - len(least) <= 1 + n_vocab * 1e-6, "the slack must stay a matter of rounding"
+    assert len(most) - len(least) <= 1 + n_vocab * 1e-6, "the slack must only cover rounding"
 
 
 def test_candidates_with_holes_and_ties() -> None:
     x = np.round(normal_logits(5000, 3.0)).astype(np.float32)
     x[::3] = -np.inf
-    for params in (SamplerParams(top_k=700), SamplerParams(top_k=4000), SamplerParams(top_k=33, top_p=0.5)):
+    for params in (Sampling(top_k=700), Sampling(top_k=4000), Sampling(top_k=33, top_p=0.5)):
         sampler = Sampler(5000, params, 8)
         for _ in range(20):
             assert np.isfinite(x[sampler.sample(x)])
@@ -133,7 +136,7 @@ def test_candidates_with_holes_and_ties() -> None:
 
 
 def chi_square(sampler: Sampler, x: Logits, expected: np.ndarray[Any, Any], n_draws: int) -> None:
-    """Fails if the draws differ from ``expected`` by more than five standard deviations of the statistic."""
+    """Fails if the draws differ from `expected` by more than five standard deviations of the statistic."""
     counts = np.zeros(len(x))
     for _ in range(n_draws):
         counts[sampler.sample(x)] += 1
@@ -154,16 +157,16 @@ def chi_square(sampler: Sampler, x: Logits, expected: np.ndarray[Any, Any], n_dr
 @pytest.mark.parametrize(
     "params",
     [
-        SamplerParams(seed=1),
-        SamplerParams(seed=2, temperature=0.7),
-        SamplerParams(seed=3, temperature=2.0, top_k=30),
-        SamplerParams(seed=4, temperature=1.2, top_p=0.8),
-        SamplerParams(seed=5, min_p=0.1),
-        SamplerParams(seed=6, top_k=50, top_p=0.9, min_p=0.05, temperature=1.5),
-        SamplerParams(seed=7, logit_bias={0: 2.0, 1: -100}, temperature=0.9),
+        Sampling(seed=1),
+        Sampling(seed=2, temperature=0.7),
+        Sampling(seed=3, temperature=2.0, top_k=30),
+        Sampling(seed=4, temperature=1.2, top_p=0.8),
+        Sampling(seed=5, min_p=0.1),
+        Sampling(seed=6, top_k=50, top_p=0.9, min_p=0.05, temperature=1.5),
+        Sampling(seed=7, logit_bias={0: 2.0, 1: -100}, temperature=0.9),
     ],
 )
-def test_draws_follow_the_distribution(params: SamplerParams, n_vocab: int, scale: float) -> None:
+def test_draws_follow_the_distribution(params: Sampling, n_vocab: int, scale: float) -> None:
     x = normal_logits(n_vocab, scale, seed=9)
     view = adjusted(x, params, [], [])
     chosen = candidates(view, params)
@@ -172,10 +175,10 @@ def test_draws_follow_the_distribution(params: SamplerParams, n_vocab: int, scal
     chi_square(Sampler(n_vocab, params, 8), x, expected, 20000)
 
 
-def test_a_wrong_distribution_is_noticed() -> None:
+def test_a_wrong_distribution_is_detected() -> None:
     x = normal_logits(70, 1.5, seed=9)
     with pytest.raises(AssertionError):
-        chi_square(Sampler(70, SamplerParams(seed=1), 8), x, softmax(x / 1.1), 20000)
+        chi_square(Sampler(70, Sampling(seed=1), 8), x, softmax(x / 1.1), 20000)
 
 
 @given(
@@ -201,7 +204,7 @@ def test_penalties_and_bias(
     biases: dict[int, float],
     greedy: bool,
 ) -> None:
-    params = SamplerParams(
+    params = Sampling(
         temperature=0.0 if greedy else 1.0,
         top_k=0 if greedy else 3,
         seed=seed,
@@ -232,9 +235,7 @@ def test_many_biases_over_a_large_vocabulary() -> None:
     rng = np.random.default_rng(3)
     bias = {int(token): float(rng.normal() * 5) for token in rng.choice(32000, 300, replace=False)}
     x = normal_logits(32000, 2.0)
-    params = SamplerParams(
-        logit_bias=bias, top_k=64, frequency_penalty=0.5, repeat_penalty=1.2, repeat_last_n=-1
-    )
+    params = Sampling(logit_bias=bias, top_k=64, frequency_penalty=0.5, repeat_penalty=1.2, repeat_last_n=-1)
     sampler = Sampler(32000, params, 4096)
     prompt = rng.integers(0, 32000, 3000).tolist()
     sampler.accept_prompt(prompt)
@@ -248,7 +249,7 @@ def test_many_biases_over_a_large_vocabulary() -> None:
 def test_suppress_is_switched_by_call() -> None:
     x = np.zeros(100, np.float32)
     x[[7, 8]] = 50
-    sampler = Sampler(100, SamplerParams(suppress=(7, 8)), 200)
+    sampler = Sampler(100, Sampling(), 200, suppress=(7, 8))
     for _ in range(50):
         assert sampler.sample(x) in (7, 8)
         assert sampler.sample(x, suppress=True) not in (7, 8)
@@ -258,7 +259,7 @@ def test_equal_seeds_give_equal_tokens() -> None:
     x = normal_logits(500)
 
     def run(seed: int) -> list[int]:
-        sampler = Sampler(500, SamplerParams(seed=seed, frequency_penalty=0.1), 100)
+        sampler = Sampler(500, Sampling(seed=seed, frequency_penalty=0.1), 100)
         return [sampler.sample(x) for _ in range(40)]
 
     assert run(7) == run(7)
@@ -267,11 +268,99 @@ def test_equal_seeds_give_equal_tokens() -> None:
 
 
 def test_a_seed_means_the_same_in_every_version() -> None:
-    """These ids may change only together with ``native.VERSION``."""
+    """These ids may change only together with `native.VERSION`."""
     x = (np.arange(300) * 7919 % 300 / 50).astype(np.float32)
-    sampler = Sampler(300, SamplerParams(seed=42, top_p=0.9), 20)
-    assert native.VERSION == "1"
+    sampler = Sampler(300, Sampling(seed=42, top_p=0.9), 20)
+    assert native.VERSION == "2"
     assert [sampler.sample(x) for _ in range(8)] == [214, 45, 78, 98, 10, 252, 65, 242]
+
+
+# ---- masks
+
+
+def mask_of(allowed: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """One bit per token, in 64-bit words."""
+    bits = np.packbits(allowed, bitorder="little")
+    return np.pad(bits, (0, -len(bits) % 8)).view(np.uint64)
+
+
+@given(
+    n_vocab=st.integers(1, 400),
+    seed=st.integers(0, 2**32 - 1),
+    share=st.sampled_from([0.0, 0.02, 0.5, 0.99, 1.0]),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 5.0]),
+    top_k=st.sampled_from([0, 1, 5, 100]),
+    top_p=st.sampled_from([1.0, 0.9, 0.1]),
+    min_p=st.sampled_from([0.0, 0.05]),
+    repeat_penalty=st.sampled_from([1.0, 1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.4]),
+    biases=st.dictionaries(st.integers(0, 399), st.sampled_from([-100.0, -1.5, 100.0]), max_size=8),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_mask_is_logits_of_minus_infinity(
+    n_vocab: int, seed: int, share: float, biases: dict[int, float], **fields: Any
+) -> None:
+    biases = {token: bias for token, bias in biases.items() if token < n_vocab}
+    params = Sampling(seed=seed, logit_bias=biases, **fields)
+    masked = Sampler(n_vocab, params, 60, suppress=(0,), top_logprobs=2)
+    reference = Sampler(n_vocab, params, 60, suppress=(0,))
+    rng = np.random.default_rng(seed)
+    prompt = rng.integers(0, n_vocab, 15).tolist()
+    masked.accept_prompt(prompt)
+    reference.accept_prompt(prompt)
+    for step in range(10):
+        x = (rng.normal(size=n_vocab) * 2).astype(np.float32)
+        allowed = rng.random(n_vocab) < share
+        blocked = np.where(allowed, x, np.float32(-np.inf))
+        try:
+            expected = reference.sample(blocked, step % 3 == 0)
+        except (NoCandidates, NonFiniteLogits):
+            with pytest.raises(NoCandidates):
+                masked.sample(x, step % 3 == 0, mask_of(allowed))
+            continue
+        assert masked.sample(x, step % 3 == 0, mask_of(allowed)) == expected
+        assert allowed[expected]
+        assert masked.cut == reference.cut
+        exact = np.log(softmax(x))
+        assert abs(masked.logprob - exact[expected]) < 1e-5
+        assert [token for token, _ in masked.top] == ranked(x)[:2].tolist()
+
+
+@pytest.mark.parametrize("n_vocab", [4000, 32000, 262144])
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+def test_masks_of_large_vocabularies(n_vocab: int, share: float) -> None:
+    rng = np.random.default_rng(n_vocab)
+    x = normal_logits(n_vocab, 2.0)
+    for params in (Sampling(top_p=0.9, seed=1), Sampling(top_k=40, seed=2), Sampling(temperature=0.0)):
+        masked, reference = Sampler(n_vocab, params, 60), Sampler(n_vocab, params, 60)
+        for _ in range(5):
+            allowed = rng.random(n_vocab) < share
+            blocked = np.where(allowed, x, np.float32(-np.inf))
+            assert masked.sample(x, allowed=mask_of(allowed)) == reference.sample(blocked)
+
+
+def test_a_mask_as_a_pointer_and_a_longer_mask() -> None:
+    x = normal_logits(130)
+    mask = np.array([0, 1 << 3, 0, 2**64 - 1], np.uint64)
+    sampler = Sampler(130, Sampling(), 8)
+    assert sampler.sample(x, allowed=mask) == 67
+    assert sampler.sample(x, allowed=FFI().cast("uint64_t *", mask.ctypes.data)) == 67
+    assert sampler.sample(x, allowed=mask.tobytes()) == 67
+
+
+def test_masks_out_of_bounds() -> None:
+    x = normal_logits(130)
+    sampler = Sampler(130, Sampling(), 8)
+    with pytest.raises(ValueError, match="3 64-bit words, not 2"):
+        sampler.sample(x, allowed=np.ones(2, np.uint64))
+    with pytest.raises(ValueError, match="3 64-bit words, not 2"):
+        sampler.sample(x, allowed=b"x" * 23)
+    with pytest.raises(TypeError):
+        sampler.sample(x, allowed=[1, 1, 1])
+    with pytest.raises(NativeError, match="misaligned"):
+        sampler.sample(x, allowed=memoryview(np.ones(5, np.uint64)).cast("B")[4:])
+    with pytest.raises(NoCandidates, match="mask"):
+        sampler.sample(x, allowed=np.zeros(3, np.uint64))
 
 
 # ---- log-probabilities
@@ -285,8 +374,9 @@ def test_log_probabilities_are_of_the_raw_logits(n_vocab: int, scale: float) -> 
     exact -= np.log(np.exp(exact).sum())
     sampler = Sampler(
         n_vocab,
-        SamplerParams(top_logprobs=20, temperature=0.5, top_p=0.9, repeat_penalty=1.5, logit_bias={0: 3.0}),
+        Sampling(temperature=0.5, top_p=0.9, repeat_penalty=1.5, logit_bias={0: 3.0}),
         50,
+        top_logprobs=20,
     )
     sampler.accept_prompt([0])
     for _ in range(3):
@@ -303,7 +393,7 @@ def test_log_probabilities_are_of_the_raw_logits(n_vocab: int, scale: float) -> 
 def test_top_logprobs_of_equal_and_impossible_tokens() -> None:
     x = np.full(5000, -np.inf, np.float32)
     x[[4999, 70, 3000]] = 2
-    sampler = Sampler(5000, SamplerParams(top_logprobs=5, temperature=0), 8)
+    sampler = Sampler(5000, Sampling(temperature=0), 8, top_logprobs=5)
     assert sampler.sample(x) == 70
     assert [token for token, _ in sampler.top] == [70, 3000, 4999]
     assert np.allclose([value for _, value in sampler.top], -np.log(3))
@@ -312,8 +402,8 @@ def test_top_logprobs_of_equal_and_impossible_tokens() -> None:
 
 def test_scoring_leaves_the_sampler_as_it_was() -> None:
     x = normal_logits(300)
-    params = SamplerParams(seed=3, top_logprobs=2, frequency_penalty=1.0)
-    plain, scored = Sampler(300, params, 50), Sampler(300, params, 50)
+    params = Sampling(seed=3, frequency_penalty=1.0)
+    plain, scored = (Sampler(300, params, 50, top_logprobs=2) for _ in range(2))
     for _ in range(30):
         scored.score(x, 5)
         assert plain.sample(x) == scored.sample(x)
@@ -321,10 +411,10 @@ def test_scoring_leaves_the_sampler_as_it_was() -> None:
 
 def test_without_log_probabilities_scoring_is_an_error() -> None:
     with pytest.raises(NativeError):
-        Sampler(10, SamplerParams(), 8).score(np.zeros(10, np.float32), 1)
+        Sampler(10, Sampling(), 8).score(np.zeros(10, np.float32), 1)
 
 
-# ---- what is refused
+# ---- refused arguments
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -332,21 +422,21 @@ def test_without_log_probabilities_scoring_is_an_error() -> None:
 def test_unsound_logits(bad: float, where: int) -> None:
     x = np.zeros(130, np.float32)
     x[where] = bad
-    for params in (SamplerParams(), SamplerParams(temperature=0), SamplerParams(logit_bias={where: -100})):
+    for params in (Sampling(), Sampling(temperature=0), Sampling(logit_bias={where: -100})):
         with pytest.raises(NonFiniteLogits):
             Sampler(130, params, 8).sample(x)
     with pytest.raises(NonFiniteLogits):
-        Sampler(130, SamplerParams(top_logprobs=0), 8).score(x, 1)
+        Sampler(130, Sampling(), 8, top_logprobs=0).score(x, 1)
 
 
 def test_nothing_finite() -> None:
     with pytest.raises(NonFiniteLogits):
-        Sampler(130, SamplerParams(), 8).sample(np.full(130, -np.inf, np.float32))
+        Sampler(130, Sampling(), 8).sample(np.full(130, -np.inf, np.float32))
 
 
 def test_everything_banned_and_after() -> None:
     x = np.zeros(3, np.float32)
-    sampler = Sampler(3, SamplerParams(logit_bias={0: -100, 1: -1000}, suppress=(2,)), 8)
+    sampler = Sampler(3, Sampling(logit_bias={0: -100, 1: -1000}), 8, suppress=(2,))
     with pytest.raises(NoCandidates):
         sampler.sample(x, True)
     assert sampler.sample(x) == 2
@@ -364,28 +454,46 @@ def test_everything_banned_and_after() -> None:
         {"repeat_last_n": -2},
         {"presence_penalty": float("inf")},
         {"frequency_penalty": float("nan")},
-        {"top_logprobs": 21},
-        {"top_logprobs": -2},
         {"logit_bias": {100: 1.0}},
         {"logit_bias": {-1: 1.0}},
         {"logit_bias": {1: float("nan")}},
         {"logit_bias": {1: 1e39}},
-        {"suppress": (100,)},
     ],
 )
 def test_parameters_out_of_bounds(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must|outside"):
-        Sampler(100, SamplerParams(**change), 8)
+        Sampler(100, Sampling(**change), 8)
+
+
+@pytest.mark.parametrize(
+    "change", [{"top_logprobs": 21}, {"top_logprobs": -2}, {"suppress": (100,)}, {"suppress": (-1,)}]
+)
+def test_options_out_of_bounds(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must|outside"):
+        Sampler(100, Sampling(), 8, **change)
+
+
+def test_every_sampling_parameter_reaches_the_c_struct() -> None:
+    assert set(native._BOUNDS) | {"logit_bias", "seed"} == set(Sampling.__struct_fields__)
+
+
+def test_the_c_module_takes_every_number_that_the_api_takes() -> None:
+    schema = msgspec.json.schema(SamplingOverrides)["$defs"]["SamplingOverrides"]["properties"]
+    for name, field in schema.items():
+        number = next(kind for kind in field["anyOf"] if kind["type"] != "null")
+        low = number.get("minimum", number.get("exclusiveMinimum", 0) + 1e-9)
+        for value in (low, number["maximum"]):
+            Sampler(100, resolve(SamplingOverrides(**{name: value})), 8)
 
 
 @pytest.mark.parametrize(("n_vocab", "n_ctx"), [(0, 8), (2**25, 8), (100, 0)])
 def test_sizes_out_of_bounds(n_vocab: int, n_ctx: int) -> None:
     with pytest.raises(ValueError, match="must"):
-        Sampler(n_vocab, SamplerParams(), n_ctx)
+        Sampler(n_vocab, Sampling(), n_ctx)
 
 
 def test_tokens_out_of_range() -> None:
-    sampler = Sampler(100, SamplerParams(top_logprobs=0, repeat_penalty=1.1), 8)
+    sampler = Sampler(100, Sampling(repeat_penalty=1.1), 8, top_logprobs=0)
     for token in (-1, 100, 2**31, 2**40):
         with pytest.raises(ValueError, match="outside"):
             sampler.accept_prompt([1, token])
@@ -394,16 +502,20 @@ def test_tokens_out_of_range() -> None:
 
 
 def test_logits_of_the_wrong_kind() -> None:
-    sampler = Sampler(100, SamplerParams(top_logprobs=0), 8)
+    sampler = Sampler(100, Sampling(), 8, top_logprobs=0)
     for wrong in (np.zeros(99, np.float32), np.zeros(100, np.float64), np.zeros(100, np.int32), b"x" * 400):
         with pytest.raises(ValueError, match="float32"):
             sampler.sample(wrong)
         with pytest.raises(ValueError, match="float32"):
             sampler.score(wrong, 0)
+    with pytest.raises(TypeError):
+        sampler.sample([0.0] * 5)
+    with pytest.raises(TypeError):
+        sampler.sample(FFI().cast("double *", 0))
 
 
 def test_more_tokens_than_the_context() -> None:
-    sampler = Sampler(100, SamplerParams(presence_penalty=1000), 5)
+    sampler = Sampler(100, Sampling(presence_penalty=1000), 5)
     for _ in range(5):
         sampler.sample(np.zeros(100, np.float32))
     with pytest.raises(NativeError, match="n_ctx"):
@@ -415,8 +527,8 @@ def test_a_float_pointer_of_another_library_and_untouched_logits() -> None:
     before = x.copy()
     x.flags.writeable = False
     pointer = FFI().cast("float *", x.ctypes.data)
-    params = SamplerParams(seed=5, top_p=0.9, top_logprobs=3, logit_bias={3: -100})
-    a, b = Sampler(1000, params, 50), Sampler(1000, params, 50)
+    params = Sampling(seed=5, top_p=0.9, logit_bias={3: -100})
+    a, b = (Sampler(1000, params, 50, top_logprobs=3) for _ in range(2))
     assert [a.sample(pointer) for _ in range(20)] == [b.sample(x) for _ in range(20)]
     assert a.score(pointer, 4) == b.score(x, 4)
     assert np.array_equal(x, before)
@@ -433,7 +545,7 @@ def test_a_missing_build_says_what_to_do() -> None:
 
 
 def search(patterns: list[bytes], text: bytes) -> tuple[bytes, bytes, bool]:
-    """The plain version: (what may leave, what is held, whether a match was found)."""
+    """The plain version: (bytes that pass, bytes held, whether there is a match)."""
     for end in range(1, len(text) + 1):
         ending = [len(pattern) for pattern in patterns if text[:end].endswith(pattern)]
         if ending:
@@ -476,7 +588,7 @@ def test_stop_matcher_without_patterns_passes_all() -> None:
     assert matcher.flush() == b""
 
 
-def test_stop_matcher_with_the_most_it_takes() -> None:
+def test_stop_matcher_with_the_largest_patterns() -> None:
     patterns = [b"a" * (1023 - i) + b"b" + b"a" * i for i in range(64)]
     assert all(len(pattern) == 1024 for pattern in patterns)
     text = b"c".join([b"a" * 1000] * 20) + patterns[40] + b"tail"

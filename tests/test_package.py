@@ -1,4 +1,4 @@
-"""What is shipped: a wheel and a source archive, each installed into an empty environment and asked a question."""
+"""The wheel and the source archive: each installs into an empty environment and answers a question."""
 
 import json
 import re
@@ -16,14 +16,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str, cwd: Path) -> None:
-    """A command that must succeed."""
+    """Runs a command that must succeed."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a source archive of what is tracked, and the wheel that is built from that archive."""
+    """A folder with a source archive of the tracked files, and the wheel built from it."""
     source = tmp_path_factory.mktemp("source")
     archive = subprocess.run(
         ["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
     out = tmp_path_factory.mktemp("dist")
-    # without a wheel named, this makes the archive first and the wheel out of it
+    # without --wheel this builds the archive first and the wheel from it
     run(sys.executable, "-m", "build", "--outdir", str(out), str(source), cwd=out)
     return out
 
@@ -43,7 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_installs_into_an_empty_environment_and_answers(built: Path, pattern: str, tmp_path: Path) -> None:
     (package,) = built.glob(pattern)
     if pattern == "*.whl":
-        assert "-cp311-abi3-" in package.name, "one wheel is to serve every Python from 3.11 on"
+        assert "-cp311-abi3-" in package.name, "one wheel must work with every Python from 3.11 on"
     venv.create(tmp_path / "env", with_pip=True)
     bin_ = tmp_path / "env" / "bin"
     run(str(bin_ / "python"), "-m", "pip", "install", "-q", str(package), cwd=tmp_path)
@@ -68,7 +68,7 @@ def test_it_installs_into_an_empty_environment_and_answers(built: Path, pattern:
         connection.request("POST", "/v1/chat/completions", json.dumps(ask))
         answer = json.loads(connection.getresponse().read())
         connection.request("GET", "/docs/style.css")
-        assert connection.getresponse().status == 200, "the documentation's own files are not in the package"
+        assert connection.getresponse().status == 200, "the package lacks the documentation's files"
         connection.close()
         assert "help" in answer["choices"][0]["message"]["content"]
         process.terminate()

@@ -1,4 +1,4 @@
-"""What a machine may lack, said in one sentence with its remedy."""
+"""`make run` on a machine that lacks something: one sentence with the remedy."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder with what `make run` looks at first."""
+    """A folder with the files that `make run` reads first."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copy(ROOT / "setup.py", tmp_path)

@@ -1,4 +1,4 @@
-"""Frames and messages of the wire: whatever the cut, the same messages; never anything else."""
+"""Frames and messages of the protocol: the same messages however they are cut, and never anything else."""
 
 import itertools
 
@@ -8,32 +8,61 @@ from hypothesis import strategies as st
 
 from tinyoai import wire
 
-TO_WORKER = [
+GENERATE = wire.Generate(
+    prompt=[wire.Special("bos"), wire.Text("hi \N{GRINNING FACE}"), wire.Ids([1, 2, 3]), wire.Markup("<s>")],
+    sampling=wire.Sampling(logit_bias={3: -100.0}, seed=2**64 - 1),
+    n=3,
+    max_tokens=None,
+    stop=["\n"],
+)
+CHAT = wire.Conversation(messages=[wire.Message(role="user", content="hi")], template="chatml")
+TO_WORKER: list[wire.ToWorker] = [
     wire.Load(path="/m.gguf", name="m", engine="fake"),
-    wire.Generate(
-        id=1,
-        prompt=[wire.Special("bos"), wire.Text("hi \N{GRINNING FACE}"), wire.Ids([1, 2, 3])],
-        sampling=wire.Sampling(logit_bias={3: -100.0}, seed=2**64 - 1),
-        max_tokens=None,
-        stop=["\n"],
-    ),
-    wire.Embed(id=2, prompt=[wire.Text("hi")], dimensions=8, param="input[0]"),
-    wire.Tokenize(id=3, prompt=[wire.Special("eos")], pieces=True, text=True),
-    wire.Detokenize(id=4, ids=[1, 2**31 - 1]),
+    wire.Request(id=1, body=GENERATE, client="key:a", group="g", deadline=12.5),
+    wire.Request(id=2, body=wire.Generate(prompt=CHAT, sampling=wire.Sampling())),
+    wire.Request(id=3, body=wire.Embed(prompt=[wire.Text("hi")], dimensions=8, param="input[0]")),
+    wire.Request(id=4, body=wire.Tokenize(prompt=[wire.Special("eos")], pieces=True, text=True)),
+    wire.Request(id=5, body=wire.Detokenize(ids=[1, 2**31 - 1])),
     wire.Cancel(1),
     wire.Shutdown(),
 ]
-TO_SERVER = [
-    wire.Accepted(id=1, n_prompt=9, n_cached=3),
-    wire.Delta(id=1, text="a", logprobs=[wire.TokenLogprob(b"\xf0", None, [(b"x", -0.5)])]),
-    wire.Done(
-        id=1, finish_reason="stop", n_prompt=9, n_cached=3, n_generated=2, prompt_ms=0.5, predicted_ms=1.5
+INFO = wire.ModelInfo(
+    name="m",
+    architecture="llama",
+    quantization="Q8_0",
+    engine="fake",
+    n_params=1,
+    n_vocab=3,
+    n_ctx=8,
+    n_ctx_train=8,
+    n_embd=4,
+    file_size=9,
+    bos_id=1,
+    eos_id=2,
+    eog_ids=(2,),
+    special={"<s>": 1, "</s>": 2},
+    chat_template="",
+    add_bos=True,
+    add_space_prefix=False,
+)
+TO_SERVER: list[wire.ToServer] = [
+    wire.Ready(info=INFO, n_slots=2, n_threads=1, version="fake/2", template="plain", max_step_s=0.5),
+    wire.LoadFailed(message="no"),
+    wire.Started(1),
+    wire.Queued(1, 9),
+    wire.Accepted(id=1, n_prompt=9, n_cached=3, queue_ms=1.5),
+    wire.Progress(1, 6),
+    wire.Content(id=1, text="a", logprobs=[wire.TokenLogprob(b"\xf0", None, [(b"x", -0.5)])]),
+    wire.Content(id=1, choice=2, text="b"),
+    wire.ChoiceDone(
+        id=1, choice=0, finish_reason="stop", n_cached=3, n_generated=2, prompt_ms=0.5, predicted_ms=1.5
     ),
+    wire.Done(id=1, n_prompt=9, n_cached=3, queue_ms=1.5),
     wire.Vector(id=1, values=b"\0\0\x80?" * 4),
     wire.Tokens(id=3, ids=[2], pieces=[b"\xff"], text="</s>"),
-    wire.Plain(id=4, text="\N{GRINNING FACE}"),
+    wire.PlainText(id=4, text="\N{GRINNING FACE}"),
     wire.Failed(id=2, kind="BadRequest", message="no", param="messages"),
-    wire.Beat(),
+    wire.Heartbeat(2.0),
 ]
 
 

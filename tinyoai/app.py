@@ -1,54 +1,43 @@
 """The server: builds it from a Config, runs it, and stops it in order.
 
+Starting: check the configuration, bind the port, begin to load the model, and import the API meanwhile.
 Stopping: accept no connections, let answers finish within the grace time, abort the rest, end the workers.
 """
 
 import asyncio
 import logging
 import os
-import re
 import signal
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import uvloop
 
 from tinyoai import __version__, errors, gguf, units, wire
-from tinyoai.api.docs import Docs
-from tinyoai.api.finetune import Finetunes
-from tinyoai.api.health import Health
-from tinyoai.api.metrics import Metrics
-from tinyoai.api.models import Models
-from tinyoai.api.openai.chat import Chat
-from tinyoai.api.openai.completions import Completions
-from tinyoai.api.openai.embeddings import Embeddings
-from tinyoai.api.tokenizer import Tokens
 from tinyoai.config import options
 from tinyoai.config.options import Config
+from tinyoai.engine import facts
 from tinyoai.host import datadir, instances, log
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
 from tinyoai.models.spawn import SpawnedWorker
-from tinyoai.web import api_keys, rate_limits
-from tinyoai.web.access import Guard
-from tinyoai.web.connection import Limits, Server
-from tinyoai.web.listen import BACKLOG, addresses, is_loopback, listen, max_connections
-from tinyoai.web.routing import Router
+from tinyoai.web.listen import BACKLOG, addresses, listen
+
+# the API is not needed to begin the load; it is imported meanwhile, see `serve`
+if TYPE_CHECKING:
+    from tinyoai.api.assembly import Api
+    from tinyoai.web.api_keys import Keys
 
 logger = logging.getLogger("tinyoai.app")
 
 Number = TypeVar("Number", int, float)
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
-OPEN_ROUTES = ("/", "/health", "/docs", "/openapi.json")
-"""Paths that need no key: health checks have none, and the documentation contains no secrets."""
-ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
-"""An origin as browsers send it: scheme, host and perhaps a port. Anything else would never match."""
 PROGRESS_S = 1.0
 """A longer load is announced."""
 
@@ -81,7 +70,7 @@ def run(
 def check(config: Config) -> None:
     """Raises errors.UsageError for a configuration that `run` would refuse. Starts nothing and binds no port."""
     addresses(config.host, config.port)
-    _App(config)._guard()
+    _App(config)._build_api()
 
 
 def _catalog(config: Config) -> Catalog:
@@ -92,18 +81,28 @@ def _catalog(config: Config) -> Catalog:
         raise errors.UsageError(f"--models-dir: {config.models_dir} is not readable", exit_code=1)
     if config.engine == "fake":
         model = Model(name=config.model_name or "fake", path="", architecture="fake")
-        return Catalog(model, folder=config.models_dir, register=False)
+        return Catalog(model, folder=config.models_dir, register=False, engine="fake")
     path = Path(config.model) if config.model else BUILTIN
     name = config.model_name or path.stem
     try:
-        model = describe(path.absolute(), name, model_type=config.model_type)
+        model = describe(path.absolute(), name, model_type=config.model_type, engine=config.engine)
     except gguf.BadModelFile as error:
         raise errors.UsageError(str(error), exit_code=1) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.UsageError(f"cannot read the model file {path}: {reason}", exit_code=1) from None
     # a registered second name of the built-in model would stand in for a real model in the next run
-    return Catalog(model, folder=config.models_dir, register=bool(config.model) or name == BUILTIN.stem)
+    register = bool(config.model) or name == BUILTIN.stem
+    return Catalog(model, folder=config.models_dir, register=register, engine=config.engine)
+
+
+def _read_keys(config: Config) -> "Keys | None":
+    """The API keys; None without any."""
+    if not (config.api_key or config.api_key_file):
+        return None
+    from tinyoai.web import api_keys
+
+    return api_keys.read(config.api_key, config.api_key_file)
 
 
 def _number(read: Callable[[str], Number], text: str, flag: str) -> Number:
@@ -115,12 +114,12 @@ def _number(read: Callable[[str], Number], text: str, flag: str) -> Number:
 
 def _wire_load(config: Config, model: Model) -> wire.Load:
     """The Load message for a model."""
-    n_ctx = config.ctx_size or model.own_context or min(model.context, options.DEFAULT_CONTEXT)
+    n_ctx = config.ctx_size or model.n_ctx_override or min(model.n_ctx_train, options.DEFAULT_CONTEXT)
     return wire.Load(
         path=model.path,
         name=model.name,
-        engine=config.engine,
-        model_type=model.architecture if model.shape is None else None,
+        engine=model.engine if config.engine == facts.AUTO else config.engine,
+        model_type=model.architecture if model.hparams is None else None,
         n_ctx=n_ctx,
         n_slots=config.parallel,
         n_batch=config.batch_size,
@@ -129,8 +128,19 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
         queue_timeout_s=config.queue_timeout,
         n_gpu_layers=config.gpu_layers,
         pooling="" if config.pooling == "auto" else config.pooling,
-        template=config.chat_template,
+        template=model.template if config.chat_template == "auto" else config.chat_template,
     )
+
+
+def _ignore_result(task: "asyncio.Future[wire.Ready | None]") -> None:
+    """Marks a task's exception as seen."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _import_api() -> None:
+    """Imports the API, so that building it later does not block the event loop."""
+    import tinyoai.api.assembly  # noqa: F401
 
 
 class _App:
@@ -145,7 +155,7 @@ class _App:
         # settings
         self._config = config
         self._on_ready = on_ready
-        self._keys = api_keys.read(config.api_key, config.api_key_file)
+        self._keys = _read_keys(config)
         # parts
         self._pool = Pool(
             _catalog(config),
@@ -158,10 +168,8 @@ class _App:
             spawned=spawned,
         )
         self._load = self._pool.default.load
-        self._models = Models(self._pool)
-        self._finetunes = Finetunes(self._pool, config.home, config.chat_template)
-        self._health = Health(self._pool)
-        self._metrics = Metrics(self._pool)
+        self._api: Api | None = None
+        # signals
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         """A second signal: do not wait for answers."""
@@ -169,7 +177,6 @@ class _App:
     async def serve(self) -> int:
         """Listens, loads the default model, serves until told to stop, and returns the exit code."""
         config = self._config
-        guard = self._guard()
         sock = listen(config.host, config.port)
         port = sock.getsockname()[1]
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
@@ -177,25 +184,34 @@ class _App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
-        limits = Limits(body_bytes=config.max_body, connections=max_connections())
-        web = Server(self._router(), guard, limits, self._metrics.ended)
-        self._metrics.n_in_flight = lambda: web.n_busy
-        listener = await loop.create_server(web.protocol_factory, sock=sock, backlog=BACKLOG)
-        opening = asyncio.ensure_future(self._open())
+        loading = asyncio.ensure_future(self._first_load())
+        opening: asyncio.Future[None] | None = None
         announcing: asyncio.Future[Path | None] | None = None
+        listener: asyncio.Server | None = None
         try:
-            ready = await self._first_load()
+            # these imports take as long as loading a small model; both run at the same time
+            await asyncio.to_thread(_import_api)
+            api = self._build_api()
+            listener = await loop.create_server(api.server.protocol_factory, sock=sock, backlog=BACKLOG)
+            opening = asyncio.ensure_future(self._open())
+            ready = await loading
             if ready is not None:
                 self._on_ready(Serving(config, ready, f"{url}/v1", bool(self._keys)))
                 announcing = asyncio.ensure_future(asyncio.to_thread(self._announce, ready, url, host, port))
                 await self._stop.wait()
             listener.close()
-            return await self._drain(web)
+            return await self._drain(api)
         finally:
-            listener.close()
-            web.abort()
-            await asyncio.wait({opening})
-            await self._finetunes.jobs.close()
+            loading.cancel()
+            loading.add_done_callback(_ignore_result)  # an earlier error is the one to report
+            if listener is not None:
+                listener.close()
+            sock.close()
+            if self._api is not None:
+                self._api.server.abort()
+                if opening is not None:
+                    await asyncio.wait({opening})
+                    await self._api.finetunes.jobs.close()
             await self._pool.stop()
             if announcing is not None and (announced := await announcing):
                 instances.withdraw(announced)
@@ -204,57 +220,18 @@ class _App:
     async def _open(self) -> None:
         """Opens the registry, then the fine-tuning jobs, which look up their models in it."""
         await self._pool.open(self._config.home)
-        await self._finetunes.jobs.open()
+        if self._api is not None:
+            await self._api.finetunes.jobs.open()
 
     # -- building --------------------------------------------------------------------------------
 
-    def _router(self) -> Router:
-        router = Router()
-        router.add("POST", "/v1/chat/completions", Chat(self._pool, self._config.chat_template))
-        router.add("POST", "/v1/completions", Completions(self._pool))
-        router.add("POST", "/v1/embeddings", Embeddings(self._pool))
-        tokens = Tokens(self._pool, self._config.chat_template)
-        router.add("POST", "/tokenize", tokens.tokenize)
-        router.add("POST", "/detokenize", tokens.detokenize)
-        router.add("GET", "/tokenizer_info", tokens.info)
-        router.add("POST", "/apply-template", tokens.apply_template)
-        router.add("GET", "/v1/models", self._models.list)
-        router.add("GET", "/v1/models/status", self._models.status)
-        router.add("POST", "/v1/models/load", self._models.load)
-        router.add("POST", "/v1/models/unload", self._models.unload)
-        router.add("GET", "/v1/models/{id:path}", self._models.one)
-        router.add("DELETE", "/v1/models/{id:path}", self._models.forget)
-        router.add("POST", "/api/finetune/start", self._finetunes.start)
-        router.add("GET", "/api/finetune/jobs", self._finetunes.all)
-        router.add("GET", "/api/finetune/status/{job_id:path}", self._finetunes.status)
-        router.add("POST", "/api/finetune/stop/{job_id:path}", self._finetunes.stop)
-        router.add("GET", "/health", self._health.ready)
-        router.add("GET", "/health/live", self._health.live)
-        router.add("GET", "/health/ready", self._health.ready)
-        router.add("GET", "/metrics", self._metrics)
-        docs = Docs(lambda: self._load.name)
-        router.add("GET", "/openapi.json", docs.openapi)
-        router.add("GET", "/", docs.home)
-        router.add("GET", "/docs", docs.page)
-        router.add("GET", "/docs/{name:path}", docs.file)
-        return router
+    def _build_api(self) -> "Api":
+        """Raises errors.UsageError for a wrong origin or rate limit."""
+        from tinyoai.api import assembly
+        from tinyoai.web.api_keys import Keys
 
-    def _guard(self) -> Guard:
-        config = self._config
-        for origin in config.cors_origin:
-            if not ORIGIN.fullmatch(origin):
-                raise errors.UsageError(
-                    f"--cors-origin: {origin!r} is not an origin; give scheme and host, such as "
-                    "https://app.example or chrome-extension://ID, or * for any"
-                )
-        return Guard(
-            loopback=is_loopback(config.host),
-            allowed_hosts=config.allowed_host,
-            origins=config.cors_origin,
-            keys=self._keys,
-            rate=rate_limits.parse(config.rate_limit),
-            open_routes=OPEN_ROUTES,
-        )
+        self._api = assembly.build(self._pool, self._config, self._keys or Keys())
+        return self._api
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -310,11 +287,11 @@ class _App:
             self._hurry.set()
         self._stop.set()
 
-    async def _drain(self, web: Server) -> int:
+    async def _drain(self, api: "Api") -> int:
         """Lets running answers finish. 0 if all did; 1 after the grace time or at a second signal."""
-        self._health.draining = True
-        web.begin_drain()
-        idle = asyncio.ensure_future(web.wait_idle(self._config.grace))
+        api.health.draining = True
+        api.server.begin_drain()
+        idle = asyncio.ensure_future(api.server.wait_idle(self._config.grace))
         hurry = asyncio.ensure_future(self._hurry.wait())
         await asyncio.wait({idle, hurry}, return_when=asyncio.FIRST_COMPLETED)
         finished = idle.done() and idle.result()

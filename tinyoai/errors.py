@@ -1,4 +1,4 @@
-"""The exception tree of everything that can be refused or fail, as a client sees it.
+"""All exceptions of this project, with the HTTP status, type and code that a client gets.
 
     TinyoaiError
     ├── UsageError             a flag, a file or a port: one line on stderr and an exit code
@@ -11,7 +11,7 @@
         └── NotImplementedCoding 501, Unavailable 503 ── ModelLoading, ModelFailed, InsufficientMemory,
             VersionNotSupported 505
 
-Only web/ makes a status line of them; only wire.Failed carries them across processes, by class name.
+wire.Failed carries them from a worker to the server by class name.
 """
 
 from typing import ClassVar
@@ -20,11 +20,11 @@ import msgspec
 
 
 class TinyoaiError(Exception):
-    """Anything this project raises on purpose."""
+    """Base class of everything that this project raises on purpose."""
 
 
 class UsageError(TinyoaiError):
-    """The command cannot be carried out as given: exit code 2 (a flag) or 1 (anything else)."""
+    """The command line cannot be carried out: exit code 2 (a bad flag) or 1 (anything else)."""
 
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class UsageError(TinyoaiError):
 
 
 class ErrorDetail(msgspec.Struct, kw_only=True):
-    """The inside of OpenAI's error body."""
+    """The error: what is wrong and what to do about it."""
 
     message: str
     type: str
@@ -41,13 +41,13 @@ class ErrorDetail(msgspec.Struct, kw_only=True):
 
 
 class ErrorBody(msgspec.Struct):
-    """OpenAI's error body."""
+    """OpenAI's error body, with every status from 400 up."""
 
     error: ErrorDetail
 
 
 class ApiError(TinyoaiError):
-    """A refusal or failure with its HTTP status and OpenAI's type, code and param."""
+    """An error response: HTTP status, and OpenAI's type, code and param."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal_error"
@@ -69,21 +69,21 @@ class ApiError(TinyoaiError):
         self.headers = {**self.default_headers, **(headers or {})}
 
     def body(self) -> bytes:
-        """The JSON error body; a lone surrogate in the message becomes a question mark."""
+        """Returns the JSON error body. A lone surrogate in the message becomes a question mark."""
         message = self.message.encode("utf-8", "replace").decode()
         detail = ErrorDetail(message=message, type=self.type, param=self.param, code=self.code)
         return msgspec.json.encode(ErrorBody(detail))
 
 
 class BadRequest(ApiError):
-    """The request itself is wrong; the same request will be wrong again."""
+    """The request is invalid; sending it again does not help."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class InvalidJson(BadRequest):
-    """The body is not JSON."""
+    """The body is not valid JSON."""
 
     default_code = "invalid_json"
 
@@ -95,7 +95,7 @@ class ContextLengthExceeded(BadRequest):
 
 
 class Unauthorized(ApiError):
-    """No key, or a wrong one."""
+    """The API key is missing or wrong."""
 
     status = 401
     type = "authentication_error"
@@ -104,27 +104,27 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """Who asks may not ask from there: a foreign Host or Origin."""
+    """The Host or Origin of the request is not allowed."""
 
     status = 403
     type = "permission_error"
 
 
 class NotFound(ApiError):
-    """No such route."""
+    """Nothing exists at this path."""
 
     status = 404
     type = "not_found_error"
 
 
 class ModelNotFound(NotFound):
-    """No such model."""
+    """No model has this name."""
 
     default_code = "model_not_found"
 
 
 class MethodNotAllowed(ApiError):
-    """The route exists, with other methods: they stand in the Allow header."""
+    """The path does not take this method; the Allow header lists those that it takes."""
 
     status = 405
     type = "invalid_request_error"
@@ -132,7 +132,7 @@ class MethodNotAllowed(ApiError):
 
 
 class RequestTimeout(ApiError):
-    """The client was too slow, or the request waited too long."""
+    """The client sent too slowly, or the request waited too long in the queue."""
 
     status = 408
     type = "timeout_error"
@@ -140,7 +140,7 @@ class RequestTimeout(ApiError):
 
 
 class PayloadTooLarge(ApiError):
-    """The body is over the limit."""
+    """The body is over the size limit."""
 
     status = 413
     type = "invalid_request_error"
@@ -148,7 +148,7 @@ class PayloadTooLarge(ApiError):
 
 
 class UriTooLong(ApiError):
-    """The request target is over the limit."""
+    """The request target is over the size limit."""
 
     status = 414
     type = "invalid_request_error"
@@ -156,7 +156,7 @@ class UriTooLong(ApiError):
 
 
 class UnsupportedMediaType(ApiError):
-    """The body is of a kind, or in a coding, that is not read here."""
+    """The body's media type or content coding is not supported."""
 
     status = 415
     type = "invalid_request_error"
@@ -164,7 +164,7 @@ class UnsupportedMediaType(ApiError):
 
 
 class ExpectationFailed(ApiError):
-    """An Expect header other than 100-continue."""
+    """The Expect header asks for something other than 100-continue."""
 
     status = 417
     type = "invalid_request_error"
@@ -172,7 +172,7 @@ class ExpectationFailed(ApiError):
 
 
 class RateLimited(ApiError):
-    """Too many requests from this client."""
+    """This client sends too many requests."""
 
     status = 429
     type = "rate_limit_error"
@@ -180,13 +180,13 @@ class RateLimited(ApiError):
 
 
 class Overloaded(RateLimited):
-    """The queue before the model is full."""
+    """The model's queue is full."""
 
     default_code = "queue_full"
 
 
 class HeadersTooLarge(ApiError):
-    """The request's head is over the limit."""
+    """The request's head is over the size limit."""
 
     status = 431
     type = "invalid_request_error"
@@ -194,7 +194,7 @@ class HeadersTooLarge(ApiError):
 
 
 class InternalError(ApiError):
-    """A fault of this server: logged with the request id, never told in detail."""
+    """The server failed; its log has the details under the request id."""
 
     status = 500
     type = "internal_error"
@@ -202,16 +202,16 @@ class InternalError(ApiError):
 
 
 class ModelError(InternalError):
-    """The model itself answers nonsense (numbers that are not finite): asking again does not help."""
+    """The model computed numbers that are not finite; sending the request again does not help."""
 
     default_code = "model_error"
     default_headers: ClassVar[dict[str, str]] = {"x-should-retry": "false"}
 
 
 class WorkerDied(InternalError):
-    """The model's process ended under a running request, which is never run again by itself.
+    """The model's process ended while it worked on the request.
 
-    The request may be what killed it, so the SDKs are told not to send it again either.
+    The request may be what ended it, so the server does not run it again and tells the SDKs not to retry.
     """
 
     default_code = "worker_died"
@@ -219,7 +219,7 @@ class WorkerDied(InternalError):
 
 
 class NotImplementedCoding(ApiError):
-    """A transfer coding that is not spoken here."""
+    """The transfer coding is not supported."""
 
     status = 501
     type = "invalid_request_error"
@@ -227,7 +227,7 @@ class NotImplementedCoding(ApiError):
 
 
 class Unavailable(ApiError):
-    """Not now; later perhaps."""
+    """The server cannot answer now; a later request may succeed."""
 
     status = 503
     type = "service_unavailable"
@@ -235,7 +235,7 @@ class Unavailable(ApiError):
 
 
 class ModelLoading(Unavailable):
-    """The model is on its way."""
+    """The model is still loading."""
 
     type = "unavailable_error"
     default_code = "model_loading"
@@ -243,14 +243,14 @@ class ModelLoading(Unavailable):
 
 
 class ModelFailed(Unavailable):
-    """The model's process cannot be kept up."""
+    """The model's process keeps failing."""
 
     default_code = "model_failed"
     default_headers: ClassVar[dict[str, str]] = {"x-should-retry": "false"}
 
 
 class InsufficientMemory(Unavailable):
-    """The model does not fit into memory, whatever else is unloaded: asking again does not help."""
+    """The model does not fit into memory, even with every other model unloaded."""
 
     default_code = "insufficient_memory"
     default_headers: ClassVar[dict[str, str]] = {"x-should-retry": "false"}
@@ -263,7 +263,7 @@ class MemoryShortage(InsufficientMemory):
 
 
 class VersionNotSupported(ApiError):
-    """Not HTTP/1.0 or HTTP/1.1."""
+    """The request's version is not HTTP/1.0 or HTTP/1.1."""
 
     status = 505
     type = "invalid_request_error"
@@ -283,6 +283,6 @@ _BY_NAME = _tree(ApiError)
 def by_name(
     kind: str, message: str, *, param: str | None, code: str | None, retry_after: float | None = None
 ) -> ApiError:
-    """The exception that a wire.Failed stands for; an unknown kind is an InternalError."""
+    """Returns the exception of this class name, or an InternalError for an unknown name."""
     headers = {} if retry_after is None else {"retry-after": str(max(1, round(retry_after)))}
     return _BY_NAME.get(kind, InternalError)(message, param=param, code=code, headers=headers)

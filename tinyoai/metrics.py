@@ -7,7 +7,7 @@ takes a tenth of a second to import, so the first scrape imports it; it only for
 import importlib.util
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -40,7 +40,7 @@ def prepare() -> None:
     import prometheus_client  # noqa: F401
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
+class ModelSample(msgspec.Struct, frozen=True, kw_only=True):
     """A model at the time of a scrape."""
 
     name: str
@@ -53,6 +53,22 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Times that its process ended by itself."""
     n_requests: int
     """Requests that use the model now."""
+
+
+class EndedExchange(Protocol):
+    """The attributes of an HTTP exchange that are counted."""
+
+    route: str
+    status: int
+    refusal: str
+
+    @property
+    def method(self) -> str:
+        """The request's method."""
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request's head."""
 
 
 class _Histogram:
@@ -82,8 +98,8 @@ class _Histogram:
         return family
 
 
-class Metrics:
-    """Counts since the server's start."""
+class Recorder:
+    """Records requests and answers since the server's start."""
 
     def __init__(self) -> None:
         # HTTP requests
@@ -95,6 +111,12 @@ class Metrics:
         self._per_token = _Histogram(_TOKEN)
         self._waits = _Histogram(_WAIT)
         self._tokens: dict[str, list[int]] = {}
+
+    def exchange_ended(self, exchange: "EndedExchange") -> None:
+        """Counts an HTTP exchange that has ended, answered or not."""
+        self.request(
+            exchange.method, exchange.route, exchange.status, exchange.elapsed_ms / 1000.0, exchange.refusal
+        )
 
     def request(self, method: str, route: str, status: int, seconds: float, refusal: str = "") -> None:
         """Counts a request that has ended. `refusal` is the code of its error body, if it got one."""
@@ -120,7 +142,7 @@ class Metrics:
         tokens[1] += done.n_cached
         tokens[2] += sum(choice.n_generated for choice in choices)
 
-    def page(self, accept: str, models: Sequence[Model], n_in_flight: int) -> tuple[bytes, str]:
+    def page(self, accept: str, models: Sequence[ModelSample], n_in_flight: int) -> tuple[bytes, str]:
         """The metrics page in a format that `accept` allows, and its content type."""
         from prometheus_client import CollectorRegistry, ProcessCollector
         from prometheus_client.exposition import choose_encoder
@@ -138,7 +160,7 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
 
-    def _families(self, models: Sequence[Model], n_in_flight: int) -> Iterator["Metric"]:
+    def _families(self, models: Sequence[ModelSample], n_in_flight: int) -> Iterator["Metric"]:
         from prometheus_client.metrics_core import (
             CounterMetricFamily,
             GaugeMetricFamily,
@@ -191,7 +213,7 @@ class Metrics:
         yield from _of_models(models)
 
 
-def _of_models(models: Sequence[Model]) -> Iterator["Metric"]:
+def _of_models(models: Sequence[ModelSample]) -> Iterator["Metric"]:
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
     state = GaugeMetricFamily(

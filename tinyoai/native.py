@@ -1,8 +1,7 @@
-"""The only door to the C module: the sampler and the stop matcher (``csrc/``; ``csrc/api.h`` is its manual).
+"""The only module that imports the C module: the sampler and the stop matcher.
 
-Owns the memory that the C side works in, and turns its return codes into exceptions. One object belongs to
-one request: each C call lets go of the interpreter lock, so two threads must not share one. Knows nothing of
-text, of requests, or of the engine whose logits it reads.
+Owns the memory that the C code works in, and turns its return codes into exceptions. `csrc/api.h` is the C side's
+manual. Each C call releases the interpreter lock, so two threads must not use one object at the same time.
 """
 
 from collections.abc import Sequence
@@ -30,9 +29,12 @@ __all__ = [
 ]
 
 VERSION: Final = str(lib.TOAI_VERSION)
-"""Changes whenever an equal seed may give other tokens: a part of ``system_fingerprint``."""
+"""Changes whenever an equal seed may give other tokens: a part of `system_fingerprint`."""
 
 MAX_TOP_LOGPROBS: Final[int] = lib.TOAI_MAX_TOP
+
+MAX_BIAS: Final = 1e30
+"""Greatest absolute value of a bias; keeps it within a C float."""
 
 
 class NativeError(Exception):
@@ -40,20 +42,38 @@ class NativeError(Exception):
 
 
 class NonFiniteLogits(NativeError):
-    """The model gave a NaN, an infinity or no finite logit at all: it is broken."""
+    """The logits hold a NaN or an infinity, or no finite number: the model is broken."""
 
 
 class NoCandidates(NativeError):
-    """``logit_bias`` and ``suppress`` ban every token."""
+    """`logit_bias`, `suppress` and the mask together ban every token.
+
+    Without bias and suppressed tokens it means that the mask allows no token: a grammar is stuck.
+    """
 
 
 _ERRORS: Final[dict[int, tuple[type[Exception], str]]] = {
-    lib.TOAI_E_ARG: (NativeError, "an argument is out of its bounds"),
+    lib.TOAI_E_ARG: (NativeError, "an argument is out of bounds or misaligned"),
     lib.TOAI_E_TOKEN: (ValueError, "a token id is outside the vocabulary"),
-    lib.TOAI_E_NONFINITE: (NonFiniteLogits, "the logits hold a NaN or an infinity, or nothing finite"),
-    lib.TOAI_E_BANNED: (NoCandidates, "logit_bias and suppressed tokens leave no token to choose"),
-    lib.TOAI_E_FULL: (NativeError, "more tokens were accepted than n_ctx allows for"),
+    lib.TOAI_E_NONFINITE: (NonFiniteLogits, "the logits hold a NaN or an infinity, or no finite number"),
+    lib.TOAI_E_BANNED: (NoCandidates, "logit_bias, suppressed tokens and the mask leave no token to choose"),
+    lib.TOAI_E_FULL: (NativeError, "more tokens were accepted than n_ctx allows"),
 }
+
+_BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (1e-30, 1000.0),
+    "repeat_last_n": (-1, 2**31 - 1),
+    "presence_penalty": (-1000.0, 1000.0),
+    "frequency_penalty": (-1000.0, 1000.0),
+}
+"""Fields of Sampling that go into the C struct under the same name, and the numbers that the C code takes.
+
+The API's bounds, in `sampling`, are narrower.
+"""
 
 
 def _error(code: int) -> Exception:
@@ -61,92 +81,76 @@ def _error(code: int) -> Exception:
     return kind(message)
 
 
-_BOUNDS: Final[dict[str, tuple[float, float]]] = {
-    "temperature": (0.0, 100.0),
-    "top_k": (0, float("inf")),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repeat_penalty": (0.001, 1000.0),
-    "repeat_last_n": (-1, float("inf")),
-    "presence_penalty": (-1000.0, 1000.0),
-    "frequency_penalty": (-1000.0, 1000.0),
-}
-
-
-def _check(n_vocab: int, params: Sampling, n_ctx: int, suppress: Sequence[int], top_logprobs: int) -> None:
-    if not 1 <= n_vocab <= lib.TOAI_MAX_VOCAB:
-        raise ValueError(f"n_vocab must lie between 1 and {lib.TOAI_MAX_VOCAB}, not {n_vocab}")
-    if not 1 <= n_ctx < 2**31:
-        raise ValueError(f"n_ctx must be positive, not {n_ctx}")
-    for name, (low, high) in _BOUNDS.items():
-        value = getattr(params, name)
+def _check(n_vocab: int, sampling: Sampling, n_ctx: int, suppress: Sequence[int], top_logprobs: int) -> None:
+    for name, value, low, high in (
+        ("n_vocab", n_vocab, 1, lib.TOAI_MAX_VOCAB),
+        ("n_ctx", n_ctx, 1, lib.TOAI_MAX_CTX),
+        ("top_logprobs", top_logprobs, -1, MAX_TOP_LOGPROBS),
+        *((name, getattr(sampling, name), *bounds) for name, bounds in _BOUNDS.items()),
+    ):
         if not low <= value <= high:
-            raise ValueError(f"{name} must lie between {low} and {high}, not {value}")
-    if not -1 <= top_logprobs <= MAX_TOP_LOGPROBS:
-        raise ValueError(f"top_logprobs must lie between -1 and {MAX_TOP_LOGPROBS}, not {top_logprobs}")
-    for token in (*params.logit_bias, *suppress):
+            raise ValueError(f"{name} must be between {low} and {high}, not {value}")
+    for token in (*sampling.logit_bias, *suppress):
         if not 0 <= token < n_vocab:
             raise ValueError(f"token {token} is outside the vocabulary of {n_vocab}")
-    for bias in params.logit_bias.values():
-        if not isfinite(bias) or abs(bias) > 1e30:
-            raise ValueError(f"a logit bias must be a number of reasonable size, not {bias}")
+    for bias in sampling.logit_bias.values():
+        if not isfinite(bias) or abs(bias) > MAX_BIAS:
+            raise ValueError(f"a logit bias must be between {-MAX_BIAS:g} and {MAX_BIAS:g}, not {bias}")
 
 
 class Sampler:
     """Chooses one request's tokens, one C call each.
 
-    ``logits`` is always n_vocab floats that are only read: a ``float *`` of cffi (its length is taken on
-    trust), or any contiguous float32 buffer such as a numpy array.
+    `logits` is always n_vocab floats, which are only read: a `float *` of cffi, whose length is not checked, or any
+    contiguous float32 buffer such as a numpy array.
     """
 
     def __init__(
         self,
         n_vocab: int,
-        params: Sampling,
+        sampling: Sampling,
         n_ctx: int,
         *,
         suppress: tuple[int, ...] = (),
         top_logprobs: int = -1,
     ) -> None:
-        """Raises ValueError for a parameter out of its bounds. ``n_ctx`` bounds how many tokens can come."""
-        _check(n_vocab, params, n_ctx, suppress, top_logprobs)
+        """Raises ValueError for a parameter that is out of bounds.
+
+        `n_ctx` is the greatest number of tokens in the history. `suppress` holds the tokens that a call of `sample`
+        may ban. `top_logprobs`: -1 for no log-probabilities, 0 for that of the chosen token, 1 to 20 also for the
+        best so many. `sampling.seed` is taken modulo 2**64.
+        """
+        _check(n_vocab, sampling, n_ctx, suppress, top_logprobs)
         self._n_vocab = n_vocab
-        bias_ids = ffi.new("int32_t[]", list(params.logit_bias))
-        bias = ffi.new("float[]", list(params.logit_bias.values()))
-        banned = ffi.new("int32_t[]", list(suppress))
-        native = ffi.new(
+        bias_ids = ffi.new("int32_t[]", list(sampling.logit_bias))
+        bias = ffi.new("float[]", list(sampling.logit_bias.values()))
+        suppress_ids = ffi.new("int32_t[]", suppress)
+        params = ffi.new(
             "toai_sampler_params *",
             {
+                **{name: getattr(sampling, name) for name in _BOUNDS},
                 "n_vocab": n_vocab,
                 "n_ctx": n_ctx,
-                "temperature": params.temperature,
-                "top_k": min(params.top_k, n_vocab),
-                "top_p": params.top_p,
-                "min_p": params.min_p,
-                "repeat_penalty": params.repeat_penalty,
-                "repeat_last_n": min(params.repeat_last_n, n_ctx),
-                "presence_penalty": params.presence_penalty,
-                "frequency_penalty": params.frequency_penalty,
                 "n_top": top_logprobs,
                 "n_bias": len(bias_ids),
                 "bias_id": bias_ids,
                 "bias": bias,
-                "n_suppress": len(banned),
-                "suppress": banned,
-                "seed": params.seed % 2**64,
+                "n_suppress": len(suppress_ids),
+                "suppress": suppress_ids,
+                "seed": sampling.seed % 2**64,
             },
         )
-        size = lib.toai_sampler_size(native)
+        size = lib.toai_sampler_size(params)
         self._memory = ffi.new("uint64_t[]", (size + 7) // 8)
         self._state = ffi.cast("toai_sampler *", self._memory)
-        code = lib.toai_sampler_init(self._state, size, native)
+        code = lib.toai_sampler_init(self._state, size, params)
         if code < 0:
             raise _error(code)
         self._result = lib.toai_sampler_get_result(self._state)
         self._sample = lib.toai_sampler_sample
 
     def accept_prompt(self, tokens: Sequence[int]) -> None:
-        """Adds a prompt to the history that ``repeat_penalty`` sees; ValueError for an id out of range."""
+        """Adds a prompt to the history that `repeat_penalty` looks at. Raises ValueError for an id out of range."""
         try:
             native = ffi.new("int32_t[]", tokens if isinstance(tokens, list | tuple) else list(tokens))
         except OverflowError:
@@ -155,24 +159,31 @@ class Sampler:
         if code < 0:
             raise _error(code)
 
-    def sample(self, logits: Any, suppress: bool = False) -> int:
-        """Chooses a token and adds it to the history; ``suppress`` bans the parameters' ``suppress`` ids.
+    def sample(self, logits: Any, suppress: bool = False, allowed: Any = None) -> int:
+        """Chooses a token, adds it to the history and returns it.
 
-        Raises NonFiniteLogits, NoCandidates, or NativeError once more distinct tokens came than n_ctx.
+        `suppress` bans the sampler's `suppress` tokens. `allowed` is a mask of one bit per token: a `uint64_t *` of
+        cffi, or a contiguous buffer of at least ceil(n_vocab / 64) * 8 bytes whose bit i % 64 of word i // 64 says
+        that token i is allowed. Log-probabilities stay those before the mask.
+
+        Raises NonFiniteLogits, NoCandidates, or NativeError if the history has more distinct tokens than n_ctx.
         """
-        try:
-            token: int = self._sample(self._state, logits, suppress)
-        except TypeError:
-            token = self._sample(self._state, self._pointer(logits), suppress)
+        if not isinstance(logits, ffi.CData):
+            logits = self._pointer(logits)
+        if allowed is None:
+            allowed = ffi.NULL
+        elif not isinstance(allowed, ffi.CData):
+            allowed = self._mask(allowed)
+        token: int = self._sample(self._state, logits, suppress, allowed)
         if token < 0:
             raise _error(token)
         return token
 
     def score(self, logits: Any, token: int) -> tuple[float, list[tuple[int, float]]]:
-        """Log-probability of a given token, and the best ``top_logprobs`` as ``top`` gives them.
+        """Returns the log-probability of a given token, and the best `top_logprobs` in the form of `top`.
 
-        Draws nothing and changes no history. Raises NonFiniteLogits, ValueError for an id out of range,
-        NativeError if ``top_logprobs`` is -1.
+        Draws nothing and does not change the history. Raises NonFiniteLogits, ValueError for an id out of range,
+        NativeError if `top_logprobs` is -1.
         """
         if not 0 <= token < self._n_vocab:
             raise _error(lib.TOAI_E_TOKEN)
@@ -185,20 +196,20 @@ class Sampler:
 
     @property
     def logprob(self) -> float:
-        """Natural log-probability of the last token under softmax(logits), before any bias or temperature."""
+        """Natural log-probability of the last token under softmax(logits), before bias, mask and temperature."""
         value: float = self._result.logprob
         return value
 
     @property
     def top(self) -> list[tuple[int, float]]:
-        """The last call's best tokens as (id, log-probability), best first, lowest id first among equals."""
+        """The best tokens of the last call as (id, log-probability), best first, lowest id first among equals."""
         result = self._result
         return [(result.top_id[i], result.top_logprob[i]) for i in range(result.n_top)]
 
     @property
     def cut(self) -> tuple[float, int]:
-        """Which tokens the last ``sample`` drew from: those with an adjusted logit above the first number,
-        and those equal to it with an id up to the second."""
+        """The candidates of the last `sample` as (x, id): the tokens whose adjusted logit is greater than x, and
+        those equal to x with an id of at most `id`."""
         return self._result.cut_logit, self._result.cut_id
 
     def _pointer(self, logits: Any) -> Any:
@@ -209,27 +220,35 @@ class Sampler:
             )
         return ffi.from_buffer("float[]", logits)
 
+    def _mask(self, allowed: Any) -> Any:
+        mask = ffi.from_buffer("uint64_t[]", allowed)
+        n_words = (self._n_vocab + 63) // 64
+        if len(mask) < n_words:
+            raise ValueError(f"a mask of {self._n_vocab} tokens has {n_words} 64-bit words, not {len(mask)}")
+        return mask
+
 
 class StopMatcher:
-    """Finds the first of several byte patterns in a stream, and holds back what could still become one.
+    """Finds the first of several byte patterns in a stream, and holds back bytes that could begin one.
 
-    The match that ends first wins; of those that end at the same byte, the longest. What comes out stops
-    before it.
+    The match that ends first wins; of those that end at the same byte, the longest. The output ends before the match.
     """
 
     def __init__(self, patterns: Sequence[bytes]) -> None:
-        """No patterns: all bytes pass. Raises ValueError for an empty or too long pattern, or too many."""
+        """Without patterns, all bytes pass. Raises ValueError for an empty or too long pattern, or too many."""
         self._held = b""
         self._matched = False
         self._state = None
         if not patterns:
             return
         if len(patterns) > lib.TOAI_MAX_PATTERNS:
-            raise ValueError(f"at most {lib.TOAI_MAX_PATTERNS} stop patterns, not {len(patterns)}")
+            raise ValueError(
+                f"at most {lib.TOAI_MAX_PATTERNS} stop patterns are allowed, not {len(patterns)}"
+            )
         for pattern in patterns:
             if not 1 <= len(pattern) <= lib.TOAI_MAX_PATTERN_BYTES:
                 limit = lib.TOAI_MAX_PATTERN_BYTES
-                raise ValueError(f"a stop pattern has 1 to {limit} bytes, not {len(pattern)}")
+                raise ValueError(f"a stop pattern must have 1 to {limit} bytes, not {len(pattern)}")
         joined = b"".join(patterns)
         size = lib.toai_stop_size(len(patterns), len(joined))
         self._memory = ffi.new("uint64_t[]", (size + 7) // 8)
@@ -240,9 +259,9 @@ class StopMatcher:
             raise _error(code)
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
-        """Takes the stream's next bytes; returns those safe to emit now, and whether a pattern was found.
+        """Takes the next bytes. Returns the bytes that are safe to emit, and whether a pattern was found.
 
-        After a match nothing more comes out, and every later call says True.
+        After a match every call returns (b"", True).
         """
         if self._state is None:
             return data, False
@@ -257,6 +276,6 @@ class StopMatcher:
         return text[:n_safe], False
 
     def flush(self) -> bytes:
-        """The stream has ended: the held bytes, which began a pattern and did not finish it. Call it last."""
+        """Ends the stream. Returns the held bytes, which began a pattern and did not complete it."""
         held, self._held = self._held, b""
         return held

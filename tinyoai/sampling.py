@@ -4,7 +4,7 @@ This is the one definition. Requests and model settings inherit from `SamplingOv
 `Sampling`, and `native` copies its fields into the C struct. `csrc/api.h` says exactly what each number does.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct, structs
 
@@ -28,7 +28,7 @@ Seed = Annotated[
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
 
-class SamplingOverrides(Struct, kw_only=True):
+class SamplingOverrides(Struct, frozen=True, kw_only=True):
     """Sampling parameters that a request or a model's settings file may set. None: not set."""
 
     temperature: Temperature | None = None
@@ -56,18 +56,6 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int = 0
 
 
-def resolve(*overrides: SamplingOverrides, **more: Any) -> Sampling:
-    """The parameters of a request: the first of `overrides` that sets a field wins, then the defaults.
-
-    `more` sets fields that overrides do not have, such as `seed` and `logit_bias`.
-    """
-    for field in SamplingOverrides.__struct_fields__:
-        value = next((v for o in overrides if (v := getattr(o, field)) is not None), None)
-        if value is not None:
-            more[field] = max(0, value) if field == "top_k" else value
-    return Sampling(**more)
-
-
 def for_choice(base: Sampling, choice: int) -> Sampling:
-    """The parameters of one of several choices: each draws from a seed of its own."""
+    """Returns the parameters of one of several choices. Each choice has its own seed."""
     return structs.replace(base, seed=(base.seed + choice) & (2**64 - 1)) if choice else base

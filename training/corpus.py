@@ -1,8 +1,6 @@
 """The corpus: dialogues and plain texts, drawn at random from a seed.
 
-Owns the wording of everything the built-in model learns, and the split: whatever is held out (names,
-pairs of numbers, phrasings, fillers) is drawn only with `held=True`, for scoring. It must not know
-tokens or tensors.
+Held-out names, pairs of numbers, phrasings and fillers are drawn only with `held=True`, for scoring.
 """
 
 import zlib
@@ -16,7 +14,7 @@ REFUSAL = "I am a very small model and do not know that."
 
 
 class Turn(NamedTuple):
-    """One message. `learn` is false for what the model reads but shall not imitate."""
+    """One message. `learn` is false for text that the model reads but does not learn to write."""
 
     role: str
     content: str
@@ -31,7 +29,7 @@ class Sample(NamedTuple):
 
 
 def held_out(key: str, one_in: int = 10) -> bool:
-    """Whether a thing belongs to the held-out share: by a hash, so it never changes."""
+    """Whether a key is held out. It depends on a hash, so it never changes."""
     return zlib.crc32(key.encode()) % one_in == 0
 
 
@@ -42,7 +40,7 @@ def pick(rng: Random, options: list[str] | tuple[str, ...], *, held: bool = Fals
 
 
 def casual(rng: Random, text: str) -> str:
-    """Now and then typed as people type: lower case, no punctuation at the end."""
+    """The text, sometimes in lower case or without punctuation at the end, as people type."""
     roll = rng.random()
     if roll < 0.12:
         text = text[0].lower() + text[1:]
@@ -89,7 +87,7 @@ _COMMON = (
 
 
 def word(rng: Random, *, held: bool = False) -> str:
-    """A made-up word in lower case, by syllables or, one in five, by letters."""
+    """A made-up word in lower case, built from syllables or, one time in five, from letters."""
     while True:
         if rng.random() < 0.2:
             made = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 8)))
@@ -103,7 +101,7 @@ def word(rng: Random, *, held: bool = False) -> str:
 
 
 def name(rng: Random, *, held: bool = False) -> str:
-    """A person's name: common, or never heard before."""
+    """A person's name, common or made up."""
     if not held and rng.random() < 0.25:
         return rng.choice(_COMMON)
     made = word(rng, held=held).capitalize()
@@ -127,15 +125,15 @@ _THINGS = "bicycle red hat lamp boat guitar clock kite small table camera drum m
 
 
 def thing(rng: Random, listed: list[str], *, held: bool = False) -> str:
-    """A listed thing or, half of the time and always when held out, a made-up one."""
+    """A listed filler, or a made-up one half of the time and always if held out."""
     return rng.choice(listed) if not held and rng.random() < 0.5 else word(rng, held=held)
 
 
-# -- things told and asked for later -------------------------------------------------------------------
+# -- facts stated and asked for later -------------------------------------------------------------------
 
 
 class Told(NamedTuple):
-    """Something a user tells: the ways to say it, to acknowledge it, to ask for it, to answer, to lack it."""
+    """A fact that a user states: phrasings to state, acknowledge, ask for, answer and not know it."""
 
     value: Callable[..., str]
     tell: tuple[str, ...]
@@ -273,14 +271,14 @@ _OPENINGS = (
 
 
 def opened(rng: Random, question: str) -> str:
-    """Now and then with a word or two before it."""
+    """The question, sometimes after an introductory word or two."""
     if rng.random() < 0.75:
         return question
     return rng.choice(_OPENINGS) + question[0].lower() + question[1:]
 
 
 def capital(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, str, str]:
-    """A question about a country or a capital, its answer, and the short one; `hard`: in more words."""
+    """A question about a country or a capital, its answer and the short answer. `hard`: longer phrasings."""
     country, city = rng.choice(list(facts.CAPITALS.items()))
     if hard:
         short = country.removeprefix("the ")
@@ -317,7 +315,7 @@ _MORE_SUMS = (
 
 
 def numbers(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[int, int, str]:
-    """Two numbers to 99 and an operator, of the held-out pairs or the others; `hard`: more of one digit."""
+    """Two numbers up to 99 and an operator, from the held-out pairs or the others. `hard`: more one-digit numbers."""
     while True:
         a, b, operator = rng.randint(0, 99), rng.randint(0, 99), rng.choice("+-")
         if hard and rng.random() < 0.4:
@@ -329,7 +327,7 @@ def numbers(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[int
 
 
 def sum_(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, str, str]:
-    """A sum or difference, its answer, and the short one."""
+    """A sum or difference, its answer and the short answer."""
     a, b, operator = numbers(rng, held=held, hard=hard)
     result = a + b if operator == "+" else a - b
     said = operator if rng.random() < 0.75 else {"+": "plus", "-": "minus"}[operator]
@@ -381,7 +379,7 @@ def talk(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
     return casual(rng, question), answer, answer
 
 
-# -- what it does not know -----------------------------------------------------------------------------
+# -- questions it cannot answer -----------------------------------------------------------------------------
 
 _TOPICS = (
     "the French Revolution", "quantum physics", "the stock market", "black holes", "the Roman Empire", "photosynthesis",
@@ -456,7 +454,7 @@ _MORE_UNKNOWN = (
 
 
 def unknown(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, str, str]:
-    """A question beyond a very small model, and the honest answer; `hard`: of more kinds."""
+    """A question that a very small model cannot answer, and the refusal. `hard`: more kinds of questions."""
     if hard:
         template = rng.choice(_UNKNOWN[:-14] + _MORE_UNKNOWN)
         return casual(rng, opened(rng, _filled(rng, template, False))), REFUSAL, REFUSAL
@@ -502,7 +500,7 @@ _STORY = (
 
 
 def story(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
-    """A request for a story, and one."""
+    """A request for a story, and a story."""
     question = rng.choice(_STORY)
     hero = (
         rng.choice(_ANIMALS)
@@ -588,7 +586,7 @@ def single(rng: Random, hard: bool = False) -> tuple[str, str, str]:
 
 
 def dialogue(rng: Random, hard: bool = False) -> list[Turn]:
-    """A whole conversation to learn from. `hard`: more of what is learned last, for the second stage.
+    """A conversation. `hard`: more of the difficult kinds, for the second stage.
 
     That is short answers, names given by the system prompt, things told and asked for later, and sums of
     small numbers.
@@ -636,11 +634,11 @@ def _tell_or_ask(rng: Random, turns: list[Turn], told: dict[int, str], brief: bo
     form = TOLD[kind]
     value = form.value(rng)
     if rng.random() < 0.06:
-        value = value.lower()  # as some people type; it comes back as it was typed
+        value = value.lower()  # as some people type; the answer repeats it as typed
     told[kind] = value
     tell = rng.choice(form.tell).format(value)
     if rng.random() < 0.3:
-        # asked for in the same breath
+        # asked for in the same message
         ask = rng.choice(form.ask)
         answer = (form.short if brief else form.answer).format(value)
         turns += _asked(f"{tell} {ask}", answer[0].upper() + answer[1:] if brief else answer)
@@ -670,11 +668,11 @@ def _line(rng: Random, hard: bool) -> str:
     return f"{a} {operator} {b} = {a + b if operator == '+' else a - b}."
 
 
-# -- what is scored ----------------------------------------------------------------------------------------
+# -- scoring ----------------------------------------------------------------------------------------
 
 
 def held_out_samples(rng: Random, per_category: int) -> list[Sample]:
-    """Questions that the corpus never holds, each with its one right answer last."""
+    """Questions that the corpus never contains, each followed by its only correct answer."""
     found = []
     for country, city in facts.CAPITALS.items():
         question = rng.choice(_CAPITAL_OF[-3:]).format(country)

@@ -1,7 +1,4 @@
-"""The trained network as a GGUF file: Q8_0 matrices, F32 norms.
-
-Owns the file's names and metadata. It must not know how the network was trained.
-"""
+"""Writes the network as a GGUF file (Q8_0 matrices, F32 norms), and reads it back."""
 
 import os
 from pathlib import Path
@@ -20,7 +17,7 @@ CHAT_TEMPLATE = (
 
 
 def export(model: Llama, tokenizer: Tokenizer, path: Path) -> None:
-    """Writes the file beside its place and renames it there."""
+    """Write the file under a temporary name, then rename it."""
     config = model.config
     temporary = path.with_suffix(path.suffix + ".tmp")
     writer = gguf.GGUFWriter(str(temporary), "llama")
@@ -63,7 +60,7 @@ def export(model: Llama, tokenizer: Tokenizer, path: Path) -> None:
 
 
 def load(model: Llama, path: Path) -> None:
-    """Fills a network with a file's weights, as rounded as they are there."""
+    """Copy the dequantized weights of a file into a network."""
     state = {}
     for tensor in gguf.GGUFReader(str(path)).tensors:
         data = gguf.quants.dequantize(tensor.data, tensor.tensor_type)

@@ -1,6 +1,6 @@
-"""What the built-in model is to know by heart: countries and capitals, definitions, sayings, small facts.
+"""Facts that the built-in model learns: countries and capitals, definitions, sayings, small facts.
 
-Plain data, typed in for this project. The corpus words it; nothing here knows how.
+The data was written for this project.
 """
 
 _CAPITALS = """
@@ -46,7 +46,7 @@ _LONG_VALUES = (
 
 
 def _table(text: str) -> dict[str, str]:
-    """`A:b C d:e` as a table. A value is one word, or one of _LONG_VALUES; then the next key begins."""
+    """The table of a text such as `A:b C d:e`. A value is one word, or one of _LONG_VALUES."""
     found = {}
     rest = " ".join(text.split())
     while rest:
@@ -57,7 +57,7 @@ def _table(text: str) -> dict[str, str]:
 
 
 CAPITALS = _table(_CAPITALS)
-"""Country, with its article where it has one, to capital."""
+"""Capitals by country; the country's name includes its article."""
 
 DEFINITIONS = {
     "an NPU": "An NPU, a neural processing unit, is a chip that runs neural networks fast and with little power.",

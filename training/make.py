@@ -1,7 +1,4 @@
-"""`python -m training.make`: the built-in model from nothing, and its score.
-
-Owns the recipe's numbers. Fixed seeds throughout; on two cores it takes less than 45 minutes.
-"""
+"""`python -m training.make`: train the built-in model and score it. On two cores it takes less than 45 minutes."""
 
 import argparse
 import time
@@ -20,17 +17,19 @@ N_VOCAB = 1000
 N_BATCH = 24
 LENGTH = 256
 STEPS = (2300, 2200)
-"""Of the first stage, and of the second: the harder corpus, at lower rates."""
+"""Steps of the first stage, and of the second, which has the harder corpus and lower learning rates."""
 SECOND_PEAK = 0.5
 ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    """Makes the model."""
+    """Train, export and score the model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "tinyoai" / "builtin" / "tinyoai-chat.gguf")
     parser.add_argument("--score", type=Path, default=ROOT / "training" / "SCORE.md")
-    parser.add_argument("--first", type=Path, help="what the first stage made, to begin with the second")
+    parser.add_argument(
+        "--first", type=Path, help="the file of a finished first stage; only the second stage runs"
+    )
     parser.add_argument("--float32", action="store_true", help="for processors without bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -66,9 +65,11 @@ def main() -> None:
     print(table)
     args.score.write_text(
         "# Score of the built-in model\n\nGreedy answers of the exported file, run by ctransformers, to dialogues "
-        "that the training never saw;\nan answer counts only if it is right to the letter.\n\n" + table + "\n"
+        "that are not in the training data.\nAn answer counts only if it is correct to the letter.\n\n"
+        + table
+        + "\n"
     )
-    print(f"{time.monotonic() - started:.0f} s in all")
+    print(f"{time.monotonic() - started:.0f} s in total")
 
 
 def run(
@@ -82,7 +83,7 @@ def run(
     peak: float = 1.0,
     hard: bool = False,
 ) -> None:
-    """One stage, exported at its end and, beside that, now and then before."""
+    """Train one stage and export it; every 250 steps also to a temporary file."""
     part = out.with_suffix(".part")
     steps = train.train(
         model,

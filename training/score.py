@@ -1,8 +1,4 @@
-"""What the exported file really answers, held against what the training never saw.
-
-Owns the score: the file is run by the inference library itself, greedily, one question after the other.
-It must not know the network or how it was trained.
-"""
+"""Scores a model file: greedy answers, computed by ctransformers, to held-out questions."""
 
 import argparse
 import ctypes
@@ -20,7 +16,7 @@ AIMS = {"capitals": 99, "countries": 99, "unseen names": 95, "sums": 95, "refusa
 
 
 class Model:
-    """The file behind the library's C functions: its Python ones overflow a buffer on some texts."""
+    """A model file, used through the library's C functions: its Python methods overflow a buffer on some texts."""
 
     def __init__(self, path: Path, n_threads: int = 1) -> None:
         self._llm = LLM(str(path), model_type="llama", config=Config(context_length=1024, threads=n_threads))
@@ -35,14 +31,14 @@ class Model:
         return list(ids[:n])
 
     def prompt(self, turns: list[corpus.Turn]) -> list[int]:
-        """Ids of a conversation, up to where the assistant speaks."""
+        """Ids of a conversation, up to the start of the assistant's answer."""
         ids = [BOS]
         for turn in turns:
             ids += [IM_START, *self.tokenize(f"{turn.role}\n{turn.content}"), IM_END, *self.tokenize("\n")]
         return [*ids, IM_START, *self.tokenize("assistant\n")]
 
     def complete(self, ids: list[int], n_max: int = 160) -> str:
-        """What follows greedily, up to the end of the answer."""
+        """The greedy continuation, up to the end of the answer."""
         self._evaluate(ids, 0)
         n_past, out = len(ids), b""
         for _ in range(min(n_max, 1024 - n_past)):
@@ -56,7 +52,7 @@ class Model:
         return out.decode("utf-8", "replace")
 
     def answer(self, turns: list[corpus.Turn]) -> str:
-        """What the assistant says."""
+        """The assistant's answer."""
         return self.complete(self.prompt(turns)).removeprefix(" ")
 
     def _evaluate(self, ids: list[int], n_past: int) -> None:
@@ -70,7 +66,7 @@ class Model:
 
 
 def score(path: Path, per_category: int, show: int = 0) -> str:
-    """A table in Markdown of right answers by category."""
+    """A Markdown table of correct answers by category."""
     model = Model(path)
     right: dict[str, int] = defaultdict(int)
     total: dict[str, int] = defaultdict(int)
@@ -94,7 +90,7 @@ def score(path: Path, per_category: int, show: int = 0) -> str:
 
 
 def main() -> None:
-    """Scores a file."""
+    """Score a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--per-category", type=int, default=200)

@@ -1,9 +1,8 @@
-"""The vocabulary and how text becomes ids, exactly as the library's SentencePiece tokenizer does it.
+"""The vocabulary, and an encoder that equals the library's SentencePiece tokenizer.
 
-Owns the merge training, the encoder and the order of the vocabulary. The encoder: a space before the text,
-spaces written as U+2581, then always the adjacent pair whose union has the best score (the leftmost of
-equals); what is no piece becomes byte tokens. No piece holds a digit, a newline, or U+2581 but at its start,
-so text splits into words that can be encoded one by one and remembered.
+The encoder puts a space before the text and writes spaces as U+2581. It merges the adjacent pair whose union has
+the best score, the leftmost of equals, until no pair is a piece; characters that are no piece become byte tokens.
+No piece contains a digit, a newline, or U+2581 after its start, so words can be encoded one by one and cached.
 """
 
 import itertools
@@ -18,7 +17,7 @@ _WORDS = re.compile(rf"\n|[0-9]|{SPACE}?[^\n0-9{SPACE}]+|{SPACE}")
 
 
 def words(text: str) -> list[str]:
-    """Text with its leading space, cut where no merge can cross."""
+    """The text with its leading space, split where no merge can cross."""
     return _WORDS.findall(SPACE + text.replace(" ", SPACE))
 
 
@@ -34,7 +33,7 @@ class Tokenizer:
         return 261 + len(self.pieces)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text segment; none of an empty one."""
+        """Ids of one text segment; none for an empty one."""
         ids: list[int] = []
         for word in words(text) if text else ():
             found = self._cache.get(word)
@@ -65,7 +64,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; control tokens vanish."""
+        """The text of ids, without control tokens."""
         out = b""
         for token in ids:
             if token >= 261:
@@ -75,7 +74,7 @@ class Tokenizer:
         return out.decode("utf-8", "replace")
 
     def table(self) -> tuple[list[bytes], list[float], list[int]]:
-        """Tokens, scores and types as GGUF has them: 1 normal, 2 unknown, 3 control, 6 byte."""
+        """Tokens, scores and GGUF token types: 1 normal, 2 unknown, 3 control, 6 byte."""
         tokens = [
             b"<unk>",
             b"<s>",
@@ -90,7 +89,7 @@ class Tokenizer:
 
 
 def train(texts: Iterable[str], n_vocab: int) -> Tokenizer:
-    """Byte-pair merges by count. Single characters of the corpus are pieces too, the worst ranked."""
+    """A vocabulary of byte-pair merges by count. Single characters of the corpus are pieces too, ranked last."""
     counts = Counter(word for text in texts for word in words(text))
     splits = {word: list(word) for word in counts if word != "\n"}
     letters = {c for word in splits for c in word} | {chr(c) for c in range(33, 127)} | {SPACE}

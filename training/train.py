@@ -1,7 +1,7 @@
-"""Training: windows of packed dialogues, and the optimizer's schedule.
+"""Training: windows of packed dialogues, losses, optimizers and schedule.
 
-Owns batches, losses, optimizers and steps. Matrices inside the blocks are updated by Muon (momentum
-orthogonalised by Newton-Schulz steps; Jordan et al. 2024), the rest by AdamW. Everything is drawn from fixed seeds.
+Muon (momentum orthogonalised by Newton-Schulz steps; Jordan et al. 2024) updates the matrices of the blocks, AdamW
+everything else. All draws come from fixed seeds.
 """
 
 import time
@@ -17,11 +17,11 @@ from training.model import Llama
 from training.tokenizer import BOS, EOS, IM_END, IM_START, Tokenizer
 
 READ_WEIGHT = 0.05
-"""The loss's weight on what the model reads rather than says."""
+"""Loss weight of tokens that the model only reads."""
 
 
 def encode_dialogue(tokenizer: Tokenizer, turns: list[corpus.Turn]) -> tuple[list[int], list[float]]:
-    """Ids as the server renders them, and each id's weight as a target."""
+    """Ids as the server renders the dialogue, and the loss weight of each."""
     ids, weights = [BOS], [0.0]
     for turn in turns:
         ids.append(IM_START)
@@ -46,7 +46,7 @@ def encode_dialogue(tokenizer: Tokenizer, turns: list[corpus.Turn]) -> tuple[lis
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[float]]:
-    """Ids of a plain text. Of lines of sums only what follows "=" counts in full: the rest is chance."""
+    """Ids of a plain text, and the loss weight of each. In sums only the result after "=" has full weight."""
     ids, weights = [BOS], [0.0]
     body = tokenizer.encode(text)
     equals, newline = tokenizer.encode("=")[-1], tokenizer.encode("\n")[-1]
@@ -64,7 +64,7 @@ def encode_document(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[fl
 def windows(
     tokenizer: Tokenizer, rng: Random, length: int, hard: bool = False
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """Windows of length + 1 ids with their weights, packed full; what does not fit begins the next one."""
+    """Windows of length + 1 ids with their loss weights, filled with whole dialogues and texts."""
     ids: list[int] = []
     weights: list[float] = []
     while True:
@@ -76,13 +76,13 @@ def windows(
             ids += more
             weights += by
         yield ids[: length + 1], weights[: length + 1]
-        # a window begins with a whole dialogue, never in the middle of one
+        # a window begins at the start of a dialogue
         rest = next((i for i in range(length + 1, len(ids)) if ids[i] == BOS), len(ids))
         ids, weights = ids[rest:], weights[rest:]
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, each update made near-orthogonal by a quintic Newton-Schulz iteration.
+    """Nesterov momentum whose updates a quintic Newton-Schulz iteration makes nearly orthogonal.
 
     Matrices of one shape are iterated together, in `dtype`: the iteration corrects its own rounding.
     """
@@ -121,7 +121,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def rate(step: int, n_steps: int) -> float:
-    """The learning rate's factor: up over 3 %, full until half, then down to nothing along a line."""
+    """The factor of the learning rate: it rises in the first 3 % of steps and falls linearly to 0 in the second half."""
     warm, decay = 0.03 * n_steps, 0.5 * n_steps
     return min(1.0, (step + 1) / warm, max(0.0, (n_steps - step) / decay))
 
@@ -138,10 +138,10 @@ def train(
     peak: float = 1.0,
     hard: bool = False,
 ) -> Iterator[int]:
-    """Trains in place, a step for each item, which is the number of steps made.
+    """Train in place and yield the number of steps done after each step.
 
-    The last tenth of the steps reads windows four times as long, a quarter as many. `peak` scales the learning
-    rates, `hard` chooses the corpus of the second stage.
+    In the last tenth of the steps windows are four times as long and a quarter as many. `peak` scales the learning
+    rates; `hard` selects the corpus of the second stage.
     """
     torch.manual_seed(seed)
     short = windows(tokenizer, Random(seed), length, hard)

@@ -164,6 +164,28 @@ def test_a_job_goes_on_with_the_next_server(home: Path) -> None:
 
 
 @trains
+def test_a_second_server_on_the_data_directory_says_who_trains(home: Path) -> None:
+    with server(home) as first, server(home) as second:
+        start(first, **LONG)
+        until(first, 1, "running", n_steps=3)
+        (row,) = second.get("/api/finetune/jobs").json["jobs"]
+        assert (row["status"], row["name"]) == ("running", "tinyoai-chat-tuned")
+        assert status(second, 1)["current_step"] >= 3
+        said = (
+            f"fine-tuning in this data directory is run by the tinyoai server with pid {first.process.pid}; "
+            "ask that server"
+        )
+        for reply in (
+            second.request("POST", "/api/finetune/start", {"model_id": 1, **LONG}),
+            second.request("POST", "/api/finetune/stop/1"),
+        ):
+            assert (reply.status, reply.error["message"]) == (400, said)
+        assert status(first, 1)["status"] == "running"
+        assert first.request("POST", "/api/finetune/stop/1").json["status"] == "stopped"
+        assert second.request("POST", "/api/finetune/stop/1").json["status"] == "stopped"
+
+
+@trains
 def test_what_cannot_be_trained_is_said(home: Path) -> None:
     (home / "datasets").mkdir()
     (home / "datasets" / "bad.jsonl").write_text('{"text": "a"}\n{"text": 1}\n')
@@ -171,12 +193,12 @@ def test_what_cannot_be_trained_is_said(home: Path) -> None:
         for fields, param, words in [
             ({"dataset": "bad"}, "dataset", "line 2"),
             ({"dataset": "none"}, "dataset", "bad.jsonl"),
-            ({"dataset": "../registry.db"}, "dataset", "below"),
+            ({"dataset": "../registry.db"}, "dataset", "outside"),
             ({"dataset": []}, "dataset", "empty"),
             ({"dataset": [{"text": 1}]}, "dataset", "example 1"),
             ({}, "dataset", "required"),
             ({"dataset": [KEY], "model_id": None}, "model_id", "required"),
-            ({"dataset": [KEY], "model": "tinyoai-chat", "model_id": 9}, "model_id", "number 1"),
+            ({"dataset": [KEY], "model": "tinyoai-chat", "model_id": 9}, "model_id", "is 1;"),
             ({"dataset": [KEY], "epochs": 0}, "epochs", "1"),
             ({"dataset": [KEY], "learning_rate": 0}, "learning_rate", "0"),
             ({"dataset": [KEY], "lora_r": "x"}, "lora_r", "int"),

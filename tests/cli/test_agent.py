@@ -268,10 +268,9 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert b'"keyed":true' in msgspec.json.encode(record)
 
 
-def test_a_damaged_record_is_a_usage_error(place: Place) -> None:
-    place.home.mkdir()
-    (place.home / agent.RECORD).write_text("{")
-    assert f"cannot read {place.home}/agent.json" in refused(place.run("agent", "stop"), 1)
+def test_a_damaged_record_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / agent.RECORD).write_text("{")
+    assert f"cannot read {tmp_path}/agent.json" in refused(Place(tmp_path).run("agent", "stop"), 1)
 
 
 def test_a_starting_agent_is_waited_for_no_longer_than_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_set_writes_for_the_owner_alone_and_unset_removes(tmp_path: Path) -> Non
         ("home=/tmp", "--home"),
         ("access.api-key=", "access.api-key: the value is empty"),
         ("access.rate-limit=many", "access.rate-limit: 'many'"),
-        ("access.api-key-file=/none/keys", "access.api-key-file: /none/keys"),
+        ("access.api-key-file=/none/keys", "access.api-key-file: cannot read /none/keys"),
         ("models.memory-budget=much", "models.memory-budget: 'much'"),
         ("models.keep-alive=long", "models.keep-alive: 'long'"),
         ("models.dir=/none", "models.dir: /none"),
@@ -212,7 +212,7 @@ def test_an_error_names_the_variable_that_a_value_came_from(tmp_path: Path) -> N
     line = refused(tiny(tmp_path, "--engine", "fake", TINYOAI_CORS_ORIGIN="app.example"), 2)
     assert line.startswith("tinyoai: TINYOAI_CORS_ORIGIN: 'app.example'")
     line = refused(tiny(tmp_path, "--engine", "fake", "--api-key-file", "/none", TINYOAI_RATE_LIMIT="1"), 1)
-    assert line.startswith("tinyoai: --api-key-file: /none")
+    assert line.startswith("tinyoai: --api-key-file: cannot read /none")
 
 
 def test_unset_repairs_an_invalid_file(tmp_path: Path) -> None:

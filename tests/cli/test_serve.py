@@ -248,3 +248,79 @@ def test_files_in_the_current_folder_do_not_shadow_modules(tmp_path: Path) -> No
     finally:
         process.kill()
         process.communicate()
+
+
+def test_the_worker_starts_before_the_server_is_imported() -> None:
+    program = (
+        "import sys; from tinyoai.models import spawn\n"
+        "def stop(): print({'asyncio', 'uvloop', 'h11', 'tinyoai.app'} & set(sys.modules)); sys.exit()\n"
+        "spawn.spawn_worker = stop\n"
+        "from tinyoai.cli.main import main; main(['--engine', 'fake', '--port', '0'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--model", "/none.gguf"], ["--cors-origin", "nonsense"], ["--host", "no such host"]], ids=str
+)
+def test_a_server_that_cannot_start_ends_its_worker(flags: list[str]) -> None:
+    program = (
+        "import os; from tinyoai.models import spawn; start, pids = spawn.spawn_worker, []\n"
+        "def started():\n"
+        "    worker = start(); pids.append(worker.process.pid); return worker\n"
+        "spawn.spawn_worker = started\n"
+        f"from tinyoai.cli.main import main; main({['--port', '0', *flags]!r})\n"
+        "print(len(pids), [pid for pid in pids if os.path.exists(f'/proc/{pid}')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "1 []\n"
+
+
+def test_a_model_that_is_ready_before_the_api_waits_for_it() -> None:
+    program = (
+        "import sys, time; from tinyoai import app\n"
+        "real = app._import_api\n"
+        "app._import_api = lambda: (time.sleep(0.5), real())\n"
+        "from tinyoai.cli.main import main; sys.exit(main(['--engine', 'fake', '--port', '0']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert "is ready" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[1] == ""
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["chrome-extension://abcdef", "moz-extension://1-2", "vscode-webview://x", "app://obsidian.md", "*"],
+)
+def test_origins_of_extensions_and_apps_are_accepted(origin: str) -> None:
+    with serve("--engine", "fake", "--cors-origin", origin) as server:
+        reply = server.request("GET", "/v1/models", headers={"Origin": origin})
+        assert reply.headers["access-control-allow-origin"] == origin

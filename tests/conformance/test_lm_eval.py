@@ -1,18 +1,17 @@
-"""EleutherAI's lm-evaluation-harness scores the built-in model over the legacy endpoint.
+"""EleutherAI's lm-evaluation-harness scores the built-in model over /v1/completions.
 
-Its `local-completions` model tokenizes with the server itself, sends prompts as token ids and reads the prompt's
-log-probabilities back, so the task's score is right only if all of that is.
+Its `local-completions` model tokenizes with the server, sends prompts as token ids and reads their
+log-probabilities, so the score is right only if all of these are right.
 """
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.serving import Server, environment
+from tests import clients
+from tests.serving import Server
 
 TASK = """\
 task: capitals
@@ -53,15 +52,15 @@ def test_a_loglikelihood_task(builtin: Server, tmp_path: Path, n_concurrent: int
     arguments = f"model={builtin.model},base_url={builtin.url}/completions,num_concurrent={n_concurrent},max_length=1024"
     done = subprocess.run(
         [
-            sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", arguments,
+            clients.python("lm_eval"), "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", arguments,
             "--tasks", "capitals", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "scores"), "--log_samples",
         ],
         capture_output=True, text=True, timeout=180, cwd=tmp_path,
-        env={**environment(), "HF_HOME": os.fspath(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
+        env=clients.quiet_environment(HF_HOME=str(tmp_path / "hf")),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (scores,) = (tmp_path / "scores").rglob("results_*.json")
-    # the model is tiny and not asked as it was taught to be; by chance it would be a third
+    # the model is tiny and the prompts are not in its chat format; chance alone gives a third
     assert json.loads(scores.read_text())["results"]["capitals"]["acc,none"] > 0.8
     (samples,) = (tmp_path / "scores").rglob("samples_*.jsonl")
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
@@ -74,7 +73,7 @@ def test_a_loglikelihood_task(builtin: Server, tmp_path: Path, n_concurrent: int
 
 
 def scored(server: Server, context: str, continuation: str) -> tuple[float, bool]:
-    """A continuation's log-probability after a context, asked for by hand, and whether it is the greedy one."""
+    """A continuation's log-probability after a context, from a direct request, and whether it is the greedy one."""
     ids = server.post("/tokenize", content=context + continuation).json["tokens"]
     n_context = len(server.post("/tokenize", content=context).json["tokens"])
     ask = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0}

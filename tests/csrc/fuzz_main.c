@@ -1,6 +1,6 @@
 /* Drives a fuzz target without libFuzzer: random inputs, each made from its own seed, SEED, SEED + 1, ...
- *   SEED SECONDS INPUTS     (0 seconds: no limit of time; 0 inputs: no limit of number)
- * When an input makes the target abort, its seed is printed: run again with it and INPUTS 1. */
+ *   SEED SECONDS INPUTS     (0 seconds: no time limit; 0 inputs: no limit on their number)
+ * When an input makes the target abort, this prints its seed: run again with it and INPUTS 1. */
 
 #define _DEFAULT_SOURCE
 #include <signal.h>
@@ -13,9 +13,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
 static uint64_t seed;
 
-static void tell_seed(int signal_number)
+static void print_seed(int signal_number)
 {
-    fprintf(stderr, "the input of seed %llu did it\n", (unsigned long long)seed);
+    fprintf(stderr, "failed on the input of seed %llu\n", (unsigned long long)seed);
     signal(signal_number, SIG_DFL);
     raise(signal_number);
 }
@@ -27,7 +27,7 @@ int main(int argc, char **argv)
     seed = strtoull(argv[1], NULL, 10);
     uint64_t n_inputs = strtoull(argv[3], NULL, 10), done = 0;
     time_t end = time(NULL) + atoi(argv[2]);
-    signal(SIGABRT, tell_seed);
+    signal(SIGABRT, print_seed);
 
     for (; (n_inputs == 0 || done < n_inputs) && (atoi(argv[2]) == 0 || time(NULL) < end); done++, seed++) {
         uint64_t random = (seed + 1) * 0x9e3779b97f4a7c15u;

@@ -1,9 +1,12 @@
-/* Invariant: whatever the parameters, history and logits, every return code is the documented one, the candidates
- * are those of the plain sampler in reference.h, the chosen token is one of them, both copies of the lanes agree,
- * log-probabilities are right, and nothing outside the sampler's memory is touched. */
+/* Invariant: for any parameters, history, logits and mask, every return code is the documented one, the candidates
+ * are those of the plain sampler in reference.h, the chosen token is one of them, both copies of the SIMD loops
+ * agree, a mask gives the token that logits of -inf give, log-probabilities are right, and nothing outside the
+ * sampler's memory is touched. */
 
 #define _DEFAULT_SOURCE
-#include "../../csrc/sampler.c"
+#include <float.h>
+
+#include "sampler.h"
 
 #include "check.h"
 #include "reference.h"
@@ -83,9 +86,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 
     struct model m = new_model(&p, 60);
     for (uint32_t i = take(&in, 1) % 30; i > 0; i--)
-        accept_both(&m, (int32_t)(take(&in, 2) % (uint32_t)p.n_vocab));
+        accept_in_all(&m, (int32_t)(take(&in, 2) % (uint32_t)p.n_vocab));
 
-    /* What the input does not give is filled by repeating what it gave, or by noise, or is left flat. */
+    /* Logits that the input does not give repeat what it gave, or are noise, or 0. */
     float *x = calloc((size_t)p.n_vocab, sizeof *x);
     uint32_t fill = take(&in, 1) % 3;
     uint64_t random = 1 + take(&in, 4);
@@ -100,9 +103,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
             x[i] = (float)(roll_unit(&random) * 20 - 10);
         }
     }
+    uint64_t *allowed = new_mask(p.n_vocab, &random);
     for (int i = 0; i < 4; i++)
-        if (check_step(&m, x, i % 2) < 0)
+        if (check_step(&m, x, i % 2, i < 2 ? allowed : NULL) == TOAI_E_NONFINITE)
             break;
+    free(allowed);
     free(x);
     free_model(&m);
     return 0;

@@ -1,9 +1,9 @@
-"""Compiles the C tests and fuzz targets, and runs them; as a program, fuzzes.
+"""Compiles the C tests and fuzz targets. Run as a program, it fuzzes.
 
-    python -m tests.csrc.programs --seconds 30      every fuzz target, so long each, from a new seed
+    python -m tests.csrc.programs --seconds 30      runs every fuzz target for 30 s, from a new seed
 
-With clang the fuzz targets are libFuzzer's, and keep what they learn in ``csrc/build/corpus-*``; without it
-random inputs are made by ``fuzz_main.c``.
+With clang the fuzz targets use libFuzzer, which keeps its corpus in `csrc/build/corpus-*`. Without clang,
+`fuzz_main.c` makes random inputs.
 """
 
 import argparse
@@ -26,18 +26,19 @@ FLAVOURS = {
     "sanitized": ["-g", "-O1", *SANITIZERS],
 }
 
-# test_sampler.c and fuzz_sampler.c include sampler.c, and test_stop.c stop.c, to see what is static there.
+SAMPLER = [str(CSRC / f"{name}.c") for name in ("sampler", "history", "choose", "simd")]
+# test_stop_matcher.c includes stop_matcher.c, to test its static functions.
 SOURCES = {
-    "test_sampler": ["test_sampler.c"],
-    "test_stop": ["test_stop.c"],
-    "fuzz_sampler": ["fuzz_sampler.c", "fuzz_main.c"],
-    "fuzz_stop": ["fuzz_stop.c", str(CSRC / "stop.c"), "fuzz_main.c"],
+    "test_sampler": ["test_sampler.c", *SAMPLER],
+    "test_stop_matcher": ["test_stop_matcher.c"],
+    "fuzz_sampler": ["fuzz_sampler.c", *SAMPLER, "fuzz_main.c"],
+    "fuzz_stop_matcher": ["fuzz_stop_matcher.c", str(CSRC / "stop_matcher.c"), "fuzz_main.c"],
 }
 FUZZ_TARGETS = [name for name in SOURCES if name.startswith("fuzz_")]
 
 
 def compile_program(name: str, flavour: str, folder: Path) -> Path:
-    """Compiles a program with ``$CC`` or cc; raises CalledProcessError, the compiler's words on stderr."""
+    """Compiles a program with `$CC` or cc and returns its path. Raises CalledProcessError if that fails."""
     program = folder / f"{name}-{flavour}"
     sources = [str(HERE / source) for source in SOURCES[name]]
     compiler = os.environ.get("CC", "cc").split()
@@ -54,7 +55,7 @@ def _compile_libfuzzer(name: str, clang: str) -> Path:
 
 
 def fuzz(name: str, seconds: int) -> int:
-    """Runs one target for so long; returns its exit status, 0 if it found nothing."""
+    """Runs one target for `seconds`. Returns its exit status: 0 if it found nothing."""
     WORK.mkdir(exist_ok=True)
     clang = shutil.which("clang")
     command: list[str | Path]
@@ -70,15 +71,15 @@ def fuzz(name: str, seconds: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fuzzes the C module under sanitizers.")
-    parser.add_argument("--seconds", type=int, default=30, help="for each target (default %(default)s)")
+    parser = argparse.ArgumentParser(description="Fuzz the C module under sanitizers.")
+    parser.add_argument("--seconds", type=int, default=30, help="time for each target (default %(default)s)")
     parser.add_argument(
-        "targets", nargs="*", metavar="target", help=" or ".join(FUZZ_TARGETS) + "; none: all"
+        "targets", nargs="*", metavar="target", help=" or ".join(FUZZ_TARGETS) + " (default: all)"
     )
     arguments = parser.parse_args()
     unknown = set(arguments.targets) - set(FUZZ_TARGETS)
     if unknown:
-        parser.error(f"no such target: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown target: {', '.join(sorted(unknown))}; available: {', '.join(FUZZ_TARGETS)}")
     return max(fuzz(name, arguments.seconds) for name in arguments.targets or FUZZ_TARGETS)
 
 

@@ -1,15 +1,16 @@
-/* The sampler written the plain way: the whole vocabulary adjusted, sorted and summed in doubles. Include it after
- * sampler.c and check.h. check_step() runs one token through both and compares all that can be compared. */
+/* A plain version of the sampler: adjusts, sorts and sums the whole vocabulary in doubles. Include it after sampler.h
+ * and check.h. check_step() samples once with both and compares everything. */
 
-/* Weights of the sampler are floats: a rounded difference, a rounded product and the series make up to about
- * |z| * 1.2e-7 + 2e-7 each, and |z| is at most 13 where 262,144 tokens still matter. So a cut by mass may fall
+/* The sampler's weights are floats. A rounded difference, a rounded product and the series have a relative error of
+ * up to about |z| * 1.2e-7 + 2e-7, and |z| is at most 13 where 262,144 tokens still matter. So a cut by mass may be
  * anywhere within this relative distance of the exact one. */
 #define MASS_SLACK 4e-6
 
 struct model {
     toai_sampler_params params;
     toai_sampler *sampler;  /* as built */
-    toai_sampler *portable; /* forced onto the lanes for any machine */
+    toai_sampler *portable; /* with the loops for any machine */
+    toai_sampler *unmasked; /* gets logits of -inf instead of a mask; no log-probabilities */
     size_t size;
     float *bias;
     char *suppress;
@@ -36,7 +37,10 @@ static struct model new_model(const toai_sampler_params *params, int32_t max_his
     struct model m = {.params = *params, .size = toai_sampler_size(params)};
     m.sampler = new_sampler(params, TOAI_OK);
     m.portable = new_sampler(params, TOAI_OK);
-    m.portable->lanes = (struct lanes){scan_any, at_least_any, weigh_any, buckets_any};
+    m.portable->simd = simd_any;
+    toai_sampler_params no_top = *params;
+    no_top.n_top = -1;
+    m.unmasked = new_sampler(&no_top, TOAI_OK);
     m.bias = calloc(n, sizeof *m.bias);
     m.suppress = calloc(n, 1);
     m.n_generated = calloc(n, sizeof *m.n_generated);
@@ -54,6 +58,7 @@ static void free_model(struct model *m)
 {
     free(m->sampler);
     free(m->portable);
+    free(m->unmasked);
     free(m->bias);
     free(m->suppress);
     free(m->n_generated);
@@ -68,15 +73,47 @@ static int by_rank(const void *a, const void *b)
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
-static void accept_both(struct model *m, int32_t token)
+static void accept_in_all(struct model *m, int32_t token)
 {
     CHECK(toai_sampler_accept(m->sampler, &token, 1) == TOAI_OK, "accept %d", token);
     CHECK(toai_sampler_accept(m->portable, &token, 1) == TOAI_OK, "accept %d", token);
+    CHECK(toai_sampler_accept(m->unmasked, &token, 1) == TOAI_OK, "accept %d", token);
     m->history[m->n_history++] = token;
 }
 
-/* The ids in m->order as ranks, the best first; m->x adjusted. */
-static void adjust_plainly(struct model *m, const float *logits, int suppress)
+static int is_allowed(const uint64_t *allowed, int32_t id)
+{
+    return allowed == NULL || (allowed[id / 64] >> id % 64 & 1);
+}
+
+/* A random mask: of all tokens, of few, of one, of none, or of whole words. */
+static uint64_t *new_mask(int32_t n_vocab, uint64_t *random)
+{
+    int32_t n = (n_vocab + 63) / 64;
+    uint64_t *allowed = malloc((size_t)n * sizeof *allowed);
+    uint64_t kind = roll(random) % 7;
+    for (int32_t i = 0; i < n; i++) {
+        uint64_t some = roll(random), few = some & roll(random) & roll(random) & roll(random);
+        switch (kind) {
+        case 0: allowed[i] = UINT64_MAX; break;
+        case 1: allowed[i] = some; break;
+        case 2: allowed[i] = few; break;
+        case 3: allowed[i] = roll(random) % 4 ? 0 : some | few; break;
+        case 4: allowed[i] = some % 3 == 0 ? 0 : some % 3 == 1 ? UINT64_MAX : some; break;
+        case 5: allowed[i] = 0; break;
+        default: allowed[i] = ~few; break;
+        }
+    }
+    if (kind == 5) {
+        int32_t id = (int32_t)(roll(random) % (2 * (uint64_t)n_vocab));
+        if (id < n_vocab)
+            allowed[id / 64] |= (uint64_t)1 << id % 64;
+    }
+    return allowed;
+}
+
+/* Sets m->x to the adjusted logits, and m->order to the ranks of all tokens, the best first. */
+static void adjust_plainly(struct model *m, const float *logits, int suppress, const uint64_t *allowed)
 {
     const toai_sampler_params *p = &m->params;
     int32_t last_n = p->repeat_last_n < 0 || p->repeat_last_n > p->n_ctx ? p->n_ctx : p->repeat_last_n;
@@ -91,7 +128,7 @@ static void adjust_plainly(struct model *m, const float *logits, int suppress)
             x = x > 0 ? x / p->repeat_penalty : x * p->repeat_penalty;
         if (m->n_generated[i] > 0)
             x -= p->presence_penalty + p->frequency_penalty * (float)m->n_generated[i];
-        m->x[i] = x > FLT_MAX ? FLT_MAX : x;
+        m->x[i] = !is_allowed(allowed, i) ? -INFINITY : x > FLT_MAX ? FLT_MAX : x;
         m->order[i] = rank(m->x[i], i);
     }
     free(recent);
@@ -103,7 +140,7 @@ static double weight_of(const struct model *m, uint64_t ranked, float top)
     return exp(((double)cut_of(ranked).x - (double)top) / m->params.temperature);
 }
 
-/* How many candidates there are at least and at most. */
+/* Sets the least and the greatest number of candidates that is right. */
 static void count_plainly(const struct model *m, int32_t *least, int32_t *most)
 {
     const toai_sampler_params *p = &m->params;
@@ -161,8 +198,19 @@ static void check_logprobs(const struct model *m, const float *logits, int32_t i
     free(order);
 }
 
-/* Samples once and checks everything about it. Returns what the sampler returned. */
-static int32_t check_step(struct model *m, const float *logits, int suppress)
+/* Samples with logits of -inf where the mask has no bit. */
+static int32_t sample_unmasked(struct model *m, const float *logits, int suppress, const uint64_t *allowed)
+{
+    float *x = calloc((size_t)m->params.n_vocab, sizeof *x);
+    for (int32_t i = 0; i < m->params.n_vocab; i++)
+        x[i] = is_allowed(allowed, i) ? logits[i] : -INFINITY;
+    int32_t id = toai_sampler_sample(m->unmasked, x, suppress, NULL);
+    free(x);
+    return id;
+}
+
+/* Samples once and checks the result. Returns what the sampler returned. */
+static int32_t check_step(struct model *m, const float *logits, int suppress, const uint64_t *allowed)
 {
     const toai_sampler_params *p = &m->params;
     const toai_sampler_result *result = toai_sampler_get_result(m->sampler);
@@ -172,14 +220,23 @@ static int32_t check_step(struct model *m, const float *logits, int suppress)
         n_finite += isfinite(logits[i]) != 0;
         n_unsound += isnan(logits[i]) || logits[i] == INFINITY;
     }
-    int32_t id = toai_sampler_sample(m->sampler, g.data, suppress);
-    CHECK(id == toai_sampler_sample(m->portable, g.data, suppress), "the portable lanes chose another than %d", id);
+    size_t n_words = ((size_t)p->n_vocab + 63) / 64;
+    struct guarded mask = guard(allowed, n_words * sizeof *allowed, 1);
+    const uint64_t *words = allowed == NULL ? NULL : mask.data;
+    int32_t id = toai_sampler_sample(m->sampler, g.data, suppress, words);
+    int32_t portable_id = toai_sampler_sample(m->portable, g.data, suppress, words);
+    CHECK(id == portable_id, "the portable loops gave %d, not %d", portable_id, id);
+    unguard(mask);
     if (n_unsound > 0 || n_finite == 0) {
         CHECK(id == TOAI_E_NONFINITE, "gave %d for unsound logits", id);
         unguard(g);
         return id;
     }
-    adjust_plainly(m, logits, suppress);
+    int32_t unmasked_id = sample_unmasked(m, logits, suppress, allowed);
+    if (unmasked_id == TOAI_E_NONFINITE && allowed != NULL)
+        unmasked_id = TOAI_E_BANNED; /* -inf everywhere */
+    CHECK(id == unmasked_id, "gave %d with a mask, %d with logits of -inf", id, unmasked_id);
+    adjust_plainly(m, logits, suppress, allowed);
     if (cut_of(m->order[0]).x == -INFINITY) {
         CHECK(id == TOAI_E_BANNED, "gave %d though all are banned", id);
         unguard(g);

@@ -1,4 +1,4 @@
-"""The C tests: as shipped, as on a machine without AVX2, and under the sanitizers."""
+"""Runs the C tests: as shipped, without AVX2, and under the sanitizers."""
 
 import subprocess
 from pathlib import Path
@@ -14,7 +14,7 @@ def _run(*command: str | Path) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("name", ["test_sampler", "test_stop"])
+@pytest.mark.parametrize("name", ["test_sampler", "test_stop_matcher"])
 def test_program(name: str, flavour: str, tmp_path: Path) -> None:
     _run(compile_program(name, flavour, tmp_path))
 

@@ -1,7 +1,9 @@
-/* The sampler against the plain version of itself in reference.h, at chosen sizes, shapes and parameters. */
+/* Compares the sampler with the plain one in reference.h, at chosen sizes, shapes and parameters. */
 
 #define _DEFAULT_SOURCE
-#include "../../csrc/sampler.c"
+#include <float.h>
+
+#include "sampler.h"
 
 #include "check.h"
 #include "reference.h"
@@ -69,16 +71,18 @@ static void test_shapes_and_parameters(void)
                     }
                     p.bias_id = p.suppress = ids;
                     p.bias = bias;
-                    p.repeat_penalty = 1.3f;
+                    p.repeat_penalty = turn % 2 ? 1.3f : 1e-29f;
                     p.repeat_last_n = (int32_t)(roll(&random) % 20) - 1;
                     p.presence_penalty = 0.4f;
                     p.frequency_penalty = -0.25f;
                 }
                 struct model m = new_model(&p, 64);
                 for (int i = 0; i < 10; i++)
-                    accept_both(&m, (int32_t)(roll(&random) % (uint64_t)sizes[a]));
+                    accept_in_all(&m, (int32_t)(roll(&random) % (uint64_t)sizes[a]));
+                uint64_t *allowed = new_mask(sizes[a], &random);
                 for (int i = 0; i < 3; i++)
-                    check_step(&m, x, i == 1);
+                    check_step(&m, x, i == 1, i == 2 ? allowed : NULL);
+                free(allowed);
                 free_model(&m);
             }
             free(x);
@@ -101,15 +105,18 @@ static void test_large_vocabulary(void)
             p.repeat_last_n = 64;
             struct model m = new_model(&p, 64);
             for (int i = 0; i < 20; i++)
-                accept_both(&m, (int32_t)(roll(&random) % 262144));
-            check_step(&m, x, 0);
+                accept_in_all(&m, (int32_t)(roll(&random) % 262144));
+            uint64_t *allowed = new_mask(262144, &random);
+            check_step(&m, x, 0, NULL);
+            check_step(&m, x, 0, allowed);
+            free(allowed);
             free_model(&m);
         }
         free(x);
     }
 }
 
-/* Errors must not lean to one side: the sum of many weights would show it, and move the cut of top_p. */
+/* Errors must not lean to one side: they would add up in the sum of many weights, and move the cut of top_p. */
 static void test_weights(void)
 {
     static const double temperatures[] = {0.1, 0.7, 1, 3};
@@ -127,7 +134,7 @@ static void test_weights(void)
                     double depth = (depths[b] - 0.02 * roll_unit(&random)) * p.temperature;
                     x[i] = 20 - (float)(int)(depth * 0x1p18) * 0x1p-18f;
                 }
-                s->lanes.weigh(x, 20, s->rate, s->rate_rest, -FLT_MAX, e);
+                s->simd.softmax_block(x, 20, s->rate, s->rate_rest, -FLT_MAX, e);
                 for (int i = 0; i < BLOCK; i++) {
                     double error = (double)e[i] / exp(((double)x[i] - 20) / p.temperature) - 1;
                     lean += error / (2000 * BLOCK);
@@ -145,7 +152,7 @@ static void test_weights(void)
     x[1] = -INFINITY;
     x[2] = -FLT_MAX;
     x[3] = -86.9f;
-    CHECK(s->lanes.weigh(x, 0, 1, 0, -FLT_MAX, e) == 62 - 1 + e[3], "the sum");
+    CHECK(s->simd.softmax_block(x, 0, 1, 0, -FLT_MAX, e) == 62 - 1 + e[3], "the sum");
     CHECK(e[0] == 1 && e[1] == 0 && e[2] == 0 && e[3] > 0, "%g %g %g %g", (double)e[0], (double)e[1],
           (double)e[2], (double)e[3]);
     free(s);
@@ -162,7 +169,7 @@ static void test_rare_tokens_come(void)
     toai_sampler *s = new_sampler(&p, TOAI_OK);
     int n = 0;
     for (int i = 0; i < 600000; i++)
-        n += toai_sampler_sample(s, x, 0) == BLOCK;
+        n += toai_sampler_sample(s, x, 0, NULL) == BLOCK;
     CHECK(n > 2 && n < 40, "%d times, where 16 were expected", n);
     free(s);
 }
@@ -174,20 +181,20 @@ static void test_ties_enter_by_id(void)
     toai_sampler_params p = defaults(100000);
     p.top_p = 0.25;
     toai_sampler *s = new_sampler(&p, TOAI_OK);
-    CHECK(toai_sampler_sample(s, x, 0) < 25000, "top_p of equal logits");
+    CHECK(toai_sampler_sample(s, x, 0, NULL) < 25000, "top_p of equal logits");
     CHECK(s->result.cut_id == 24999, "cut at %d", s->result.cut_id);
     free(s);
     p.top_p = 1;
     p.top_k = 7777;
     s = new_sampler(&p, TOAI_OK);
-    CHECK(toai_sampler_sample(s, x, 0) < 7777, "top_k of equal logits");
+    CHECK(toai_sampler_sample(s, x, 0, NULL) < 7777, "top_k of equal logits");
     CHECK(s->result.cut_id == 7776, "cut at %d", s->result.cut_id);
     free(s);
     free(x);
 }
 
-/* -0 and 0 are equal but neighbours as keys. Here a part of a split range ends exactly at the key of -0, with many
- * zeros just above it that do not belong there. */
+/* -0 and 0 are equal but neighbours as keys. Here a part of a split range ends exactly at the key of -0, and many
+ * zeros just above it are outside of it. */
 static void test_a_range_that_ends_at_minus_zero(void)
 {
     enum { N = 20000 };
@@ -200,7 +207,7 @@ static void test_a_range_that_ends_at_minus_zero(void)
         toai_sampler_params p = defaults(N);
         p.top_k = k;
         struct model m = new_model(&p, 1);
-        check_step(&m, x, 0);
+        check_step(&m, x, 0, NULL);
         free_model(&m);
     }
     free(x);
@@ -222,16 +229,48 @@ static void test_unsound_logits_anywhere(void)
             for (int32_t k = 0; k < 131; k++)
                 x[k] = (float)k;
             x[i] = unsound[j];
-            int32_t id = toai_sampler_sample(s, x, 0);
+            int32_t id = toai_sampler_sample(s, x, 0, NULL);
             CHECK(id == TOAI_E_NONFINITE, "%g at %d gave %d", (double)unsound[j], i, id);
         }
     for (int32_t k = 0; k < 131; k++)
         x[k] = -INFINITY;
-    CHECK(toai_sampler_sample(s, x, 0) == TOAI_E_NONFINITE, "nothing finite");
+    CHECK(toai_sampler_sample(s, x, 0, NULL) == TOAI_E_NONFINITE, "no finite logit");
     x[banned] = 1;
-    CHECK(toai_sampler_sample(s, x, 0) == TOAI_E_BANNED, "the only one is banned");
+    CHECK(toai_sampler_sample(s, x, 0, NULL) == TOAI_E_BANNED, "the only finite one is banned");
     x[130] = -1000;
-    CHECK(toai_sampler_sample(s, x, 0) == 130, "the only one left");
+    CHECK(toai_sampler_sample(s, x, 0, NULL) == 130, "the only one left");
+    free(s);
+}
+
+static void test_masks(void)
+{
+    toai_sampler_params p = defaults(131);
+    float x[131];
+    uint64_t allowed[4] = {0};
+    for (int32_t i = 0; i < 131; i++)
+        x[i] = (float)i;
+    p.temperature = 0;
+    p.n_top = 2;
+    toai_sampler *s = new_sampler(&p, TOAI_OK);
+    CHECK(toai_sampler_sample(s, x, 0, allowed) == TOAI_E_BANNED, "nothing is allowed");
+    allowed[2] = ~(uint64_t)7; /* only bits past n_vocab */
+    CHECK(toai_sampler_sample(s, x, 0, allowed) == TOAI_E_BANNED, "only bits past the end");
+    allowed[0] = 1u << 5 | 1u << 3;
+    CHECK(toai_sampler_sample(s, x, 0, allowed) == 5, "the better of two");
+    CHECK(s->result.top_id[0] == 130 && s->result.top_id[1] == 129, "top tokens of the raw logits");
+    CHECK(fabs(s->result.logprob - s->result.top_logprob[0] + 125) < 1e-5, "a raw log-probability");
+    x[5] = -INFINITY;
+    CHECK(toai_sampler_sample(s, x, 0, allowed) == 3, "the only finite one of two");
+    allowed[2] |= 4;
+    CHECK(toai_sampler_sample(s, x, 0, allowed) == 130, "the last token");
+    CHECK(toai_sampler_sample(s, x, 0, NULL) == 130, "no mask");
+    x[64] = NAN;
+    CHECK(toai_sampler_sample(s, x, 0, allowed) == TOAI_E_NONFINITE, "a NaN at a masked token");
+    x[64] = 0;
+    uint64_t before = s->random;
+    CHECK(toai_sampler_sample(s, x, 0, (uint64_t *)((char *)allowed + 4)) == TOAI_E_ARG, "a misaligned mask");
+    CHECK(toai_sampler_sample(s, (float *)((char *)x + 2), 0, NULL) == TOAI_E_ARG, "misaligned logits");
+    CHECK(s->random == before, "a refused call changed the random state");
     free(s);
 }
 
@@ -247,6 +286,7 @@ static void test_bounds(void)
     REFUSED(n_vocab = 0);
     REFUSED(n_vocab = TOAI_MAX_VOCAB + 1);
     REFUSED(n_ctx = 0);
+    REFUSED(n_ctx = TOAI_MAX_CTX + 1);
     REFUSED(temperature = -0.1);
     REFUSED(temperature = NAN);
     REFUSED(temperature = 101);
@@ -290,7 +330,7 @@ static void test_bounds(void)
 
     toai_sampler *s = new_sampler(&good, TOAI_OK);
     float x[100] = {0};
-    CHECK(toai_sampler_sample(s, NULL, 0) == TOAI_E_ARG, "no logits");
+    CHECK(toai_sampler_sample(s, NULL, 0, NULL) == TOAI_E_ARG, "no logits");
     CHECK(toai_sampler_accept(s, NULL, 1) == TOAI_E_ARG, "no tokens");
     CHECK(toai_sampler_accept(s, ids, 2) == TOAI_E_TOKEN, "a token too great");
     CHECK(toai_sampler_score(s, x, 0) == TOAI_E_ARG, "score without log-probabilities");
@@ -309,12 +349,12 @@ static void test_history_is_bounded(void)
     toai_sampler_params p = defaults(1000);
     float x[1000] = {0};
     p.n_ctx = 50;
-    p.presence_penalty = 1000; /* never the same token twice */
+    p.presence_penalty = 1000; /* no token comes twice */
     toai_sampler *s = new_sampler(&p, TOAI_OK);
     for (int i = 0; i < 50; i++)
-        CHECK(toai_sampler_sample(s, x, 0) >= 0, "token %d", i);
+        CHECK(toai_sampler_sample(s, x, 0, NULL) >= 0, "token %d", i);
     uint64_t random = s->random;
-    CHECK(toai_sampler_sample(s, x, 0) == TOAI_E_FULL, "51 distinct tokens of 50");
+    CHECK(toai_sampler_sample(s, x, 0, NULL) == TOAI_E_FULL, "51 distinct tokens of 50");
     CHECK(s->random == random && s->n_entries == 50, "a refused call left traces");
     free(s);
 
@@ -341,9 +381,9 @@ static void test_seeds(void)
         p.seed = seed + 1;
         toai_sampler *c = new_sampler(&p, TOAI_OK);
         for (int i = 0; i < 20; i++) {
-            int32_t id = toai_sampler_sample(a, x, 0);
-            CHECK(id == toai_sampler_sample(b, x, 0), "seed %d is not repeatable", (int)seed);
-            n_equal += id == toai_sampler_sample(c, x, 0);
+            int32_t id = toai_sampler_sample(a, x, 0, NULL);
+            CHECK(id == toai_sampler_sample(b, x, 0, NULL), "seed %d is not repeatable", (int)seed);
+            n_equal += id == toai_sampler_sample(c, x, 0, NULL);
         }
         free(a);
         free(b);
@@ -352,7 +392,7 @@ static void test_seeds(void)
     CHECK(n_equal < 20, "neighbouring seeds agree %d times in 1000 draws of 500", n_equal);
 }
 
-/* What weigh() says it does, for one logit; their sum by eight lanes is test_copies_agree()'s. */
+/* softmax_block() for one logit; test_copies_agree() checks the sum. */
 static float plain_weight(float v, float top, float rate, float rate_rest, float low)
 {
     union {
@@ -376,17 +416,17 @@ static float plain_weight(float v, float top, float rate, float rate_rest, float
     return v >= low && z >= -87.0f ? p * power.f : 0.0f;
 }
 
-/* The loops of lanes.h, in every copy that this machine can run, give the same bits as one lane after another: a
- * seed gives the same ids on every machine. */
+/* Every copy of the loops that this machine can run gives the same bits as plain loops: a seed gives the same ids on
+ * every machine. */
 static void test_copies_agree(void)
 {
     static const struct {
         const char *name;
-        struct lanes lanes;
+        const struct simd *simd;
     } copies[] = {
-        {"any", {scan_any, at_least_any, weigh_any, buckets_any}},
+        {"any", &simd_any},
 #ifdef HAVE_AVX2_COPY
-        {"avx2", {scan_avx2, at_least_avx2, weigh_avx2, buckets_avx2}},
+        {"avx2", &simd_avx2},
 #endif
     };
     size_t n_copies = sizeof copies / sizeof *copies;
@@ -416,18 +456,18 @@ static void test_copies_agree(void)
         float per_unit = top - best[1] > 0 ? 100 / (top - best[1]) : 50;
         for (size_t copy = 0; copy < n_copies; copy++) {
             const char *name = copies[copy].name;
-            struct lanes lanes = copies[copy].lanes;
+            struct simd simd = *copies[copy].simd;
             float found[N_BLOCKS];
-            CHECK(lanes.scan(x, N_BLOCKS, found) == sound, "%s: turn %d", name, turn);
+            CHECK(simd.scan(x, N_BLOCKS, found) == sound, "%s: turn %d", name, turn);
             if (!sound)
                 continue;
             for (int b = 0; b < N_BLOCKS; b++)
                 CHECK(found[b] == best[b], "%s: turn %d, block %d", name, turn, b);
-            uint64_t bits = lanes.at_least(x, low);
+            uint64_t bits = simd.at_least(x, low);
             for (int i = 0; i < BLOCK; i++)
                 CHECK((bits >> i & 1) == (x[i] >= low), "%s: turn %d, bit %d", name, turn, i);
             float e[BLOCK], lane[8] = {0};
-            float sum = lanes.weigh(x, top, rate, rest, low, e);
+            float sum = simd.softmax_block(x, top, rate, rest, low, e);
             for (int i = 0; i < BLOCK; i++) {
                 float plain = plain_weight(x[i], top, rate, rest, low);
                 CHECK(memcmp(&e[i], &plain, sizeof plain) == 0, "%s: turn %d, weight %d: %a and %a", name,
@@ -439,9 +479,16 @@ static void test_copies_agree(void)
             CHECK(memcmp(&sum, &total, sizeof total) == 0, "%s: turn %d: %a and %a", name, turn,
                   (double)sum, (double)total);
             int32_t index[BLOCK];
-            lanes.buckets(x, top, per_unit, index);
+            simd.buckets(x, top, per_unit, index);
             for (int i = 0; i < BLOCK; i++)
                 CHECK(index[i] == bucket_of(x[i], top, per_unit), "%s: turn %d, bucket %d", name, turn, i);
+            uint64_t allowed = roll(&random);
+            float masked[BLOCK];
+            memcpy(masked, x, sizeof masked);
+            simd.mask(masked, allowed);
+            for (int i = 0; i < BLOCK; i++)
+                CHECK(allowed >> i & 1 ? memcmp(masked + i, x + i, sizeof *x) == 0 : masked[i] == -INFINITY,
+                      "%s: turn %d, masked %d", name, turn, i);
         }
         free(x);
     }
@@ -457,6 +504,7 @@ int main(void)
     test_ties_enter_by_id();
     test_a_range_that_ends_at_minus_zero();
     test_unsound_logits_anywhere();
+    test_masks();
     test_bounds();
     test_history_is_bounded();
     test_seeds();

@@ -5,7 +5,6 @@ from pathlib import Path
 import tinyoai
 from tinyoai.engine.ctransformers.engine import CTransformersEngine
 from tinyoai.finetune import samples
-from tinyoai.finetune.__main__ import encoder
 from tinyoai.finetune.dataset import Example
 from tinyoai.finetune.protocol import JobSpec
 from tinyoai.finetune.samples import Sample
@@ -20,7 +19,7 @@ CHAT = JobSpec(path="", template="chatml", chat=True, out="", config=TrainConfig
 
 def tokenize(engine: CTransformersEngine, example: Example, spec: JobSpec = CHAT) -> list[Sample]:
     """The samples of an example."""
-    return samples.tokenize(example, encoder(engine), engine.info, spec)
+    return samples.tokenize(example, engine.encode, engine.info, spec)
 
 
 def taught(engine: CTransformersEngine, *pairs: tuple[str, str]) -> list[Sample]:

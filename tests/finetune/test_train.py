@@ -123,6 +123,6 @@ def test_a_rate_that_is_too_high_ends_the_run(
 ) -> None:
     model = network(header, TrainConfig())
     with torch.no_grad():
-        next(iter(model.learnt().values())).fill_(float("nan"))
+        next(iter(model.trained_parameters().values())).fill_(float("nan"))
     with pytest.raises(ArithmeticError, match="learning_rate"):
         list(train.train(model, taught(engine, KEY), TrainConfig(), tmp_path / "c", 1e9, float))

@@ -11,9 +11,9 @@ from tinyoai.host import memory
 def test_the_memory_of_a_process() -> None:
     block = bytearray(32 << 20)
     block[::4096] = b"x" * len(block[::4096])
-    assert memory.held(os.getpid()) > len(block)
+    assert memory.unshared(os.getpid()) > len(block)
     assert memory.resident(os.getpid()) > len(block)
-    assert memory.held(2**22 + 1) == memory.resident(2**22 + 1) == 0
+    assert memory.unshared(2**22 + 1) == memory.resident(2**22 + 1) == 0
 
 
 def group(folder: Path, files: dict[str, str]) -> None:

@@ -63,13 +63,23 @@ def test_a_model_is_described_from_its_header(folder: Path, tmp_path: Path) -> N
     make.falcon(folder / "text.gguf")
     models = opened(folder, tmp_path / "home").view.models
     chat, text = models["chat"], models["text"]
-    assert (chat.kind, chat.architecture, chat.quantization, chat.context) == ("chat", "llama", "Q8_0", 256)
+    assert (chat.kind, chat.architecture, chat.quantization, chat.n_ctx_train) == (
+        "chat",
+        "llama",
+        "Q8_0",
+        256,
+    )
     assert (text.kind, text.architecture, text.template) == ("completion", "falcon", "auto")
     assert chat.size == (folder / "chat.gguf").stat().st_size
     assert chat.id != text.id > 0
-    assert chat.parameters == gguf.read_header(folder / "chat.gguf").n_params
-    assert chat.shape is not None
-    assert (chat.shape.n_layer, chat.shape.n_embd, chat.shape.n_head, chat.shape.n_ff) == (3, 64, 4, 96)
+    assert chat.n_params == gguf.read_header(folder / "chat.gguf").n_params
+    assert chat.hparams is not None
+    assert (chat.hparams.n_layer, chat.hparams.n_embd, chat.hparams.n_head, chat.hparams.n_ff) == (
+        3,
+        64,
+        4,
+        96,
+    )
 
 
 def test_a_legacy_file_needs_its_architecture(tmp_path: Path) -> None:
@@ -77,7 +87,7 @@ def test_a_legacy_file_needs_its_architecture(tmp_path: Path) -> None:
     with pytest.raises(gguf.BadModelFile, match="--model-type"):
         describe(path, "old")
     model = describe(path, "old", model_type="gpt2")
-    assert (model.kind, model.architecture, model.shape) == ("completion", "gpt2", None)
+    assert (model.kind, model.architecture, model.hparams) == ("completion", "gpt2", None)
     given = Catalog(model)
     given.open(str(tmp_path / "home"))
     os.utime(path, ns=(1, 1))  # read again by the next server, which knows the architecture from the registry
@@ -97,7 +107,7 @@ def test_settings_beside_a_file(folder: Path, tmp_path: Path, llama: bytes) -> N
     catalog = opened(folder, tmp_path / "home")
     model = catalog.lookup("org/x")
     assert model is catalog.lookup("a")
-    assert (model.kind, model.template, model.own_context) == ("embedding", "zephyr", 64)
+    assert (model.kind, model.template, model.n_ctx_override) == ("embedding", "zephyr", 64)
     assert model.defaults.temperature == 0.5
     assert model.defaults.top_p is None
     (folder / "a.json").unlink()
@@ -111,7 +121,7 @@ def test_settings_beside_a_file(folder: Path, tmp_path: Path, llama: bytes) -> N
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ("{", "not as it should be"),
+        ("{", "is not valid"),
         ("[]", "object"),
         ('{"tempature": 1}', "tempature"),
         ('{"defaults": {"temperature": 9}}', "temperature"),
@@ -199,7 +209,7 @@ def test_a_changed_file_is_described_anew(folder: Path, tmp_path: Path, llama: b
     before = catalog.lookup("a")
     make.llama(folder / "a.gguf", n_embd=64, n_ctx=256)
     after = catalog.current("a")
-    assert (after.id, after.name, after.context) == (before.id, "a", 256)
+    assert (after.id, after.name, after.n_ctx_train) == (before.id, "a", 256)
 
 
 def test_names_win_over_aliases_and_the_given_model_over_all(

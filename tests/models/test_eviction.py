@@ -1,4 +1,4 @@
-"""What makes room for what: examples, and the rule over random loads."""
+"""Which models are unloaded for another: examples, and the rule over random loads."""
 
 import pytest
 from hypothesis import given
@@ -9,9 +9,9 @@ from tinyoai.models.eviction import Decision, Loaded, plan
 GB = 1 << 30
 
 
-def loaded(name: str, size: int, uses: int, last_use: float) -> Loaded:
+def loaded(name: str, size: int, n_leases: int, last_used: float) -> Loaded:
     """A model of `size` gigabytes."""
-    return Loaded(name, size * GB, uses, last_use)
+    return Loaded(name, size * GB, n_leases, last_used)
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,15 @@ def test_the_rule(models: list[Loaded], wanted: int, budget: int) -> None:
     by_name = {model.name: model for model in models}
     gone = [by_name[name] for name in decision.unload]
     assert len(set(decision.unload)) == len(gone)
-    assert all(not model.uses for model in gone)
+    assert all(not model.n_leases for model in gone)
     left = [model for model in models if model not in gone]
     held = sum(model.size for model in left)
     if decision.refuse or decision.wait:
         assert not gone
-        busy = sum(model.size for model in models if model.uses)
+        busy = sum(model.size for model in models if model.n_leases)
         assert decision.refuse or busy + wanted > budget
         return
     assert held + wanted <= budget
-    # the least recently used went first, and none too many
-    assert all(old.last_use <= kept.last_use for old in gone for kept in left if not kept.uses)
+    # the least recently used went first, and no more than needed
+    assert all(old.last_used <= kept.last_used for old in gone for kept in left if not kept.n_leases)
     assert not gone or held + gone[-1].size + wanted > budget

@@ -1,7 +1,8 @@
-"""The registry on disk: rows, and everything that can be wrong with its file."""
+"""The registry on disk: rows, everything that can be wrong with its file, and a registry of version 1."""
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -12,26 +13,28 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from tinyoai.api import schema
+from tinyoai.config import config_file
+from tinyoai.engine.facts import HParams
 from tinyoai.models import registry
-from tinyoai.models.registry import Defaults, Model, Registry, RegistryError, Shape
+from tinyoai.models.registry import Defaults, Model, Registry, RegistryError
 
 MODEL = Model(
     name="org/a model",
     path="/models/a.gguf",
-    stamp="1:2:3",
+    fingerprint="1:2:3",
     kind="completion",
     architecture="llama",
     quantization="Q8_0",
-    parameters=1000,
-    context=2048,
+    engine="ctransformers",
+    n_params=1000,
+    n_ctx_train=2048,
     size=4000,
     created=1700000000,
     template="zephyr",
     aliases=("gpt-4", "ü"),
-    own_context=512,
+    n_ctx_override=512,
     defaults=Defaults(temperature=0.5, max_tokens=7),
-    shape=Shape(n_layer=1, n_embd=2, n_head=3, n_head_kv=4, n_ff=5, n_vocab=6),
+    hparams=HParams(n_layer=1, n_embd=2, n_head=3, n_head_kv=4, n_ff=5, n_vocab=6),
 )
 
 
@@ -55,18 +58,10 @@ def test_a_name_is_unique_and_keeps_its_id(tmp_path: Path) -> None:
     second = books.put(structs.replace(MODEL, path="/elsewhere.gguf"))
     assert second.id == first.id
     assert [model.path for model in books.models()] == ["/elsewhere.gguf", "/b"]
-    books.forget(MODEL.name)
+    books.delete(MODEL.name)
     assert [model.name for model in books.models()] == ["b"]
     assert books.put(MODEL).id not in (first.id, 2)  # a number is never given twice
     books.close()
-
-
-def test_the_defaults_have_the_bounds_of_the_requests() -> None:
-    asked = {field.name: field.type for field in structs.fields(schema.Generation)}
-    for field in structs.fields(Defaults):
-        if field.name == "max_tokens":
-            continue  # 0 is a request's own affair
-        assert field.type == asked[field.name], field.name
 
 
 @pytest.mark.parametrize(
@@ -175,7 +170,7 @@ def test_a_row_that_was_broken_by_hand_is_left_out(tmp_path: Path) -> None:
     books.put(MODEL)
     good = books.put(Model(name="b", path="/b"))
     with sqlite3.connect(tmp_path / registry.FILE) as database:
-        database.execute("UPDATE models SET defaults = 'not json' WHERE name = ?", (MODEL.name,))
+        database.execute("UPDATE models SET model = 'not json' WHERE name = ?", (MODEL.name,))
     database.close()
     assert books.models() == [good]
     books.close()
@@ -199,7 +194,7 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 
 _WRITER = """
 import sys
-from tinyoai.registry import Model, Registry
+from tinyoai.models.registry import Model, Registry
 books = Registry.open(sys.argv[1])
 assert not books.problem, books.problem
 for i in range(int(sys.argv[3])):
@@ -214,8 +209,8 @@ def writer(home: Path, name: str, n: int) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        cwd=Path(__file__).parent.parent.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
     )
 
 
@@ -286,3 +281,64 @@ def test_a_torn_log_costs_the_last_writes_at_most(tmp_path: Path) -> None:
         assert books.problem == ""
         assert len(books.models()) >= 30
         books.close()
+
+
+# -- version 1 -------------------------------------------------------------------------------------
+
+
+OLD = Path(__file__).parent.parent / "fixtures" / "datadir-0.1"
+"""A data directory that tinyoai 0.1.0 of version 1 of the registry made."""
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(OLD, tmp_path / "home"))
+
+
+def test_an_old_data_directory_opens(old: Path) -> None:
+    books = Registry.open(str(old))
+    assert books.problem == ""
+    chat, legacy = books.models()
+    assert (chat.id, chat.name, chat.path, chat.kind) == (
+        1,
+        "tinyoai-chat",
+        "/models/tinyoai-chat.gguf",
+        "chat",
+    )
+    assert (chat.n_params, chat.n_ctx_train, chat.size, chat.created) == (3700000, 1024, 4000000, 1700000000)
+    assert chat.defaults == Defaults(temperature=0.2)
+    assert chat.hparams == HParams(n_layer=4, n_embd=256, n_head=4, n_head_kv=2, n_ff=640, n_vocab=2048)
+    assert (legacy.id, legacy.name, legacy.architecture) == (3, "org/old", "gpt2")
+    assert (legacy.aliases, legacy.n_ctx_override, legacy.template) == (("gpt-4", "ü"), 512, "zephyr")
+    assert legacy.hparams is None
+    assert chat.fingerprint == legacy.fingerprint == ""  # the files are described again
+    books.delete("org/old")
+    assert books.put(Model(name="new", path="/n")).id == 4  # numbers of deleted models stay theirs
+    books.close()
+    again = Registry.open(str(old))
+    assert [model.name for model in again.models()] == ["tinyoai-chat", "new"]
+    again.close()
+    assert config_file.read(old).values == {"port": "9000", "ctx_size": "512"}
+
+
+def test_a_migration_that_fails_leaves_the_old_registry(old: Path) -> None:
+    with sqlite3.connect(old / registry.FILE) as database:
+        database.execute("CREATE TABLE models_1 (x)")  # in the way of the migration
+    database.close()
+    books = Registry.open(str(old))
+    assert "models_1" in books.problem
+    books.close()
+    with sqlite3.connect(old / registry.FILE) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (1,)
+        assert database.execute("SELECT count(*) FROM models").fetchone() == (2,)
+        assert database.execute("SELECT stamp FROM models WHERE id = 1").fetchone() == ("1:2:3",)
+    database.close()
+
+
+def test_servers_that_migrate_at_the_same_time_agree(old: Path) -> None:
+    processes = [writer(old, f"p{i}", 3) for i in range(4)]
+    assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 4
+    books = Registry.open(str(old))
+    assert len(books.models()) == 2 + 12
+    books.close()

@@ -1,295 +1,350 @@
-"""The law of the wire as the server keeps it, and real worker processes that die, hang and refuse."""
+"""Worker processes that answer, die, hang, refuse and break the protocol."""
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import uvloop
 
-from tinyoai import errors, wire
-from tinyoai.models.catalog import Catalog
-from tinyoai.models.pool import DEATHS, WINDOW_S, Pool, State, verdict
-from tinyoai.models.registry import Model
-from tinyoai.models.worker import Books, Call, LoadError, Worker
+from tests.models.workers import FAKE, generate, run, script, scripted
+from tinyoai import wire
+from tinyoai.models.pending_calls import EventQueue, PendingCall, Stage
+from tinyoai.models.spawn import spawn_worker
+from tinyoai.models.worker import STALL_S, LoadDied, LoadError, Worker, stall_limit
 
-FAKE = wire.Load(path="", name="fake", engine="fake", n_slots=2)
-
-
-def generate(text: str, **fields: Any) -> Callable[[int], wire.Generate]:
-    """A Generate in the making, with the scripted engine's prompt."""
-    prompt: list[wire.Segment] = [wire.Special("bos"), wire.Text(text + "\n")]
-    return lambda call_id: wire.Generate(
-        id=call_id, prompt=prompt, sampling=wire.Sampling(temperature=0), **fields
-    )
+SCRIPTED = wire.Load(path="", name="scripted", engine="", n_slots=2)
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """One test's own event loop."""
-    asyncio.run(asyncio.wait_for(work, 60))
+@pytest.fixture
+def stand_in() -> Iterator[None]:
+    """Workers run the scripted worker."""
+    with scripted():
+        yield
 
 
-async def text(call: Call) -> tuple[str, wire.Event]:
-    """All its text, and its last event."""
-    said, event = "", None
-    async for event in call:
-        if isinstance(event, wire.Delta):
-            said += event.text
-    assert event is not None
-    return said, event
+class Call:
+    """One request, and the events that have come."""
+
+    def __init__(self, worker: Worker, text: str, **options: Any) -> None:
+        self.queue = EventQueue()
+        self.pending: PendingCall
+        (self.pending,) = worker.send({0: generate(text)}, self.queue, **options)
+
+    async def until(self, kind: type) -> wire.Event:
+        """The next event of this kind."""
+        while True:
+            _, event = await self.queue.get()
+            if isinstance(event, kind):
+                return event
+
+    async def text(self) -> tuple[str, wire.Event]:
+        """All its text, and its last event."""
+        text = ""
+        while True:
+            _, event = await self.queue.get()
+            if isinstance(event, wire.Content):
+                text += event.text
+            elif isinstance(event, wire.Final):
+                return text, event
 
 
-# -- the books -------------------------------------------------------------------------------------
+def load_with(**fields: Any) -> wire.Load:
+    """A Load with a script."""
+    return wire.Load(path="", name="scripted", engine="", template=script(**fields))
 
 
-EVENTS: list[Callable[[int], wire.Event]] = [
-    lambda i: wire.Accepted(id=i, n_prompt=1, n_cached=0),
-    lambda i: wire.Delta(id=i, text="x"),
-    lambda i: wire.Done(
-        id=i, finish_reason="stop", n_prompt=1, n_cached=0, n_generated=1, prompt_ms=0, predicted_ms=0
-    ),
-    lambda i: wire.Failed(id=i, kind="ModelError", message="no"),
-    lambda i: wire.Vector(id=i, values=b"\0\0\0\0"),
-    lambda i: wire.Tokens(id=i, ids=[]),
-    lambda i: wire.Plain(id=i, text=""),
-]
+async def failure(call: Call) -> str:
+    """The message of a call that its worker's death ends."""
+    _, event = await call.text()
+    assert isinstance(event, wire.Failed)
+    assert event.kind == "WorkerDied"
+    return event.message
 
 
-@given(
-    st.lists(
-        st.one_of(
-            st.just(("begin", 0, 0)),
-            st.tuples(st.just("event"), st.integers(-1, 6), st.integers(0, len(EVENTS) - 1)),
-            st.tuples(st.just("cancel"), st.integers(0, 6), st.just(0)),
-            st.just(("death", 0, 0)),
-        ),
-        max_size=60,
-    )
-)
-def test_every_call_ends_exactly_once_whatever_a_worker_says(actions: list[tuple[str, int, int]]) -> None:
-    async def drive() -> None:
-        books, calls = Books(), list[Call]()
-        for action, number, kind in actions:
-            if action == "begin":
-                calls.append(books.begin(lambda call: books.drop(call, "left")))
-            elif action == "event":
-                try:
-                    books.receive(EVENTS[kind](number))
-                except wire.WireError:
-                    books.fail_all("spoke out of turn")
-            elif action == "cancel" and number < len(calls):
-                calls[number].cancel()
-            elif action == "death":
-                books.fail_all("died")
-        books.fail_all("the end")
-        for call in calls:
-            events = [event async for event in call]
-            ends = [e for e in events if isinstance(e, wire.Last)]
-            assert len(ends) == 1
-            assert events[-1] is ends[0]
-            accepted = [i for i, e in enumerate(events) if isinstance(e, wire.Accepted)]
-            assert accepted in ([], [0])
-            if any(isinstance(e, wire.Delta | wire.Vector | wire.Done) for e in events):
-                assert accepted == [0]
-
-    run(drive())
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        wire.Delta(id=1, text="early"),
-        wire.Vector(id=1, values=b""),
-        wire.Accepted(id=2, n_prompt=1, n_cached=0),
-        wire.Delta(id=0, text="to nobody"),
-    ],
-)
-def test_a_worker_that_breaks_the_law_is_caught(event: wire.Event) -> None:
-    async def drive() -> None:
-        books = Books()
-        books.begin(lambda call: None)
-        with pytest.raises(wire.WireError):
-            books.receive(event)
-
-    run(drive())
-
-
-# -- real processes --------------------------------------------------------------------------------
-
-
-def test_a_worker_answers_and_leaves() -> None:
-    async def drive() -> None:
+@pytest.mark.parametrize("factory", [None, uvloop.new_event_loop])
+def test_a_worker_answers_and_exits(factory: Any) -> None:
+    async def body() -> None:
         worker = await Worker.start(FAKE, timeout=30)
-        assert worker.ready.engine == "fake"
-        said, event = await text(worker.call(generate("hello")))
-        assert said == "hello"
+        assert worker.ready.info.engine == "fake"
+        text, event = await Call(worker, "hello\n").text()
+        assert text == "hello"
         assert isinstance(event, wire.Done)
         await worker.stop()
+        assert await worker.ended == "was stopped"
         with pytest.raises(ProcessLookupError):
             os.kill(worker.pid, 0)
 
-    run(drive())
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(body())
 
 
+def test_a_worker_that_was_spawned_before_the_loop() -> None:
+    spawned = spawn_worker()
+
+    async def body() -> None:
+        worker = await Worker.start(FAKE, timeout=30, spawned=spawned)
+        assert worker.pid == spawned.process.pid
+        assert (await Call(worker, "hello\n").text())[0] == "hello"
+        await worker.stop()
+
+    run(body())
+
+
+def test_a_spawned_worker_that_nobody_takes_over_is_ended() -> None:
+    spawned = spawn_worker()
+    spawned.close()
+    assert not Path(f"/proc/{spawned.process.pid}").exists()
+
+
+@pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_worker_that_is_killed_fails_its_calls_and_says_why(number: signal.Signals) -> None:
-    async def drive() -> None:
-        worker = await Worker.start(FAKE, timeout=30)
-        call = worker.call(generate('!{"text": "x", "repeat": 3000, "step_ms": 1}'))
-        await anext(call)
+def test_a_killed_worker_fails_its_calls_and_says_why(number: signal.Signals) -> None:
+    async def body() -> None:
+        worker = await Worker.start(SCRIPTED, timeout=30)
+        call = Call(worker, script(hold=True))
+        await call.until(wire.Accepted)
         os.kill(worker.pid, number)
-        _, event = await text(call)
-        assert isinstance(event, wire.Failed)
-        assert event.kind == "WorkerDied"
+        assert number.name in await failure(call)
         assert number.name in await worker.ended
-        late = worker.call(generate("late"))
-        assert isinstance((await text(late))[1], wire.Failed)
-        await worker.stop()
-
-    run(drive())
-
-
-def test_a_worker_that_hangs_is_ended() -> None:
-    async def drive() -> None:
-        worker = await Worker.start(FAKE, timeout=30, stall_s=1.0)
-        worker._longest = 0.0  # a slow machine's start must not lengthen the patience tested here
-        _, event = await text(worker.call(generate('!{"text": "abc", "hang_at": 1}')))
-        assert isinstance(event, wire.Failed)
-        assert "no sign of life" in await worker.ended
-        await worker.stop()
-
-    run(drive())
-
-
-def test_a_stopped_worker_does_not_hold_up_the_end() -> None:
-    async def drive() -> None:
-        worker = await Worker.start(FAKE, timeout=30)
-        os.kill(worker.pid, signal.SIGSTOP)
-        await worker.stop()
-        assert worker.ended.done()
-
-    run(drive())
-
-
-def test_cancel_reaches_a_running_call_and_harms_no_other() -> None:
-    async def drive() -> None:
-        worker = await Worker.start(FAKE, timeout=30)
-        long = worker.call(generate('!{"text": "x", "repeat": 3000, "step_ms": 1}'))
-        await anext(long)
-        long.cancel()
-        assert isinstance((await text(long))[1], wire.Failed)
-        assert (await text(worker.call(generate("after"))))[0] == "after"
+        assert "has ended" in await failure(Call(worker, "late"))
         assert worker.n_open == 0
         await worker.stop()
 
-    run(drive())
+    run(body())
 
 
-def test_a_model_that_is_refused_says_why(tmp_path: Any) -> None:
-    async def drive() -> None:
-        path = tmp_path / "empty.gguf"
-        path.write_bytes(b"")
-        with pytest.raises(LoadError, match="empty"):
-            await Worker.start(wire.Load(path=str(path), name="m", engine="ctransformers"), timeout=30)
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("stage", ["started", "queued", "accepted", "content"])
+def test_a_call_that_was_started_says_so_when_its_worker_dies(stage: str) -> None:
+    async def body() -> None:
+        worker = await Worker.start(SCRIPTED, timeout=30)
+        silent, call = Call(worker, script(silent=True)), Call(worker, script(die=stage))
+        await failure(call)
+        await failure(silent)
+        assert call.pending.started
+        assert not silent.pending.started
+        await worker.stop()
 
-    run(drive())
-
-
-def test_a_load_that_takes_too_long_is_given_up() -> None:
-    async def drive() -> None:
-        with pytest.raises(LoadError, match="longer"):
-            await Worker.start(FAKE, timeout=0.001)
-
-    run(drive())
+    run(body())
 
 
-# -- the pool --------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("factory", [None, uvloop.new_event_loop])
+@pytest.mark.parametrize("write", [False, True])
+def test_the_last_words_count_though_the_exit_is_seen_first(factory: Any, write: bool) -> None:
+    async def body() -> None:
+        worker = await Worker.start(SCRIPTED, timeout=30)
+        call = Call(worker, script(die="queued"))
+        status = Path(f"/proc/{worker.pid}/status")
+        while "zombie" not in status.read_text():  # the loop sees none of it
+            time.sleep(0.001)
+        if write:  # which fails, and closes the transport
+            late = Call(worker, "late")
+            await asyncio.sleep(0)
+        worker._process._finish()
+        await failure(call)
+        assert call.pending.stage is Stage.QUEUED
+        if write:
+            await failure(late)
+            assert not late.pending.started
+        await worker.stop()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(body())
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_worker_that_breaks_the_protocol_is_ended() -> None:
+    async def body() -> None:
+        worker = await Worker.start(SCRIPTED, timeout=30)
+        held = Call(worker, script(hold=True))
+        await held.until(wire.Accepted)
+        assert "broke the protocol" in await failure(Call(worker, script(breach=True)))
+        assert "broke the protocol" in await failure(held)
+        assert "Done of request 2" in await worker.ended
+        await worker.stop()
+
+    run(body())
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_busy_worker_without_a_sign_of_life_is_ended() -> None:
+    async def body() -> None:
+        worker = await Worker.start(SCRIPTED, timeout=30, stall_s=0.2)
+        worker._longest_silence_s = 0.0  # a slow machine's start must not lengthen the limit tested here
+        assert "no sign of life" in await failure(Call(worker, script(silent=True)))
+        assert "no sign of life" in await worker.ended
+        await worker.stop()
+
+    run(body())
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_worker_with_slow_steps_is_not_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        worker = await Worker.start(load_with(max_step_s=5.0), timeout=30)
+        call = Call(worker, script(hold=True))
+        await call.until(wire.Accepted)
+        worker._last_heard -= 99  # within 20 steps of 5 s
+        worker._watch()
+        assert worker.alive
+        worker._receive([wire.Heartbeat(max_step_s=10.0)])
+        worker._longest_silence_s = 0.0
+        worker._last_heard -= 199
+        worker._watch()
+        assert worker.alive
+        worker._last_heard -= 2
+        worker._watch()
+        assert "no sign of life for 200" in await failure(call)
+        await worker.stop()
+
+    run(body())
 
 
 @pytest.mark.parametrize(
-    ("deaths", "now", "state", "delay"),
-    [
-        ([100.0], 100.0, State.WAITING, 0.2),
-        ([99.0, 100.0], 100.0, State.WAITING, 1.0),
-        ([98.0, 99.0, 100.0], 100.0, State.FAILED, 60.0),
-        ([1.0, 2.0, 2.0 + WINDOW_S], 2.0 + WINDOW_S, State.WAITING, 0.2),
-    ],
+    ("step", "silence", "limit"), [(0, 0, STALL_S), (1.5, 0, STALL_S), (2, 1, 40), (1, 12, 240)]
 )
-def test_what_follows_a_death(deaths: list[float], now: float, state: State, delay: float) -> None:
-    found, seconds = verdict(deaths, now)
-    assert found is state
-    assert seconds == pytest.approx(delay)
+def test_the_stall_limit(step: float, silence: float, limit: float) -> None:
+    assert stall_limit(STALL_S, step, silence) == limit
 
 
-def fake_pool() -> Pool:
-    """A pool that knows the scripted engine alone."""
-    return Pool(Catalog(Model(name="fake", path=""), register=False), lambda model: FAKE, timeout=30)
+@pytest.mark.usefixtures("stand_in")
+def test_a_stopped_process_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyoai.models.worker.STOP_S", 0.1)
+
+    async def body() -> None:
+        worker = await Worker.start(SCRIPTED, timeout=30)
+        os.kill(worker.pid, signal.SIGSTOP)
+        await worker.stop()
+        assert worker.ended.done()
+        assert not Path(f"/proc/{worker.pid}").exists()
+
+    run(body())
 
 
-async def said(pool: Pool, request: str) -> str:
-    """One request through the pool."""
-    async with pool.lease("fake") as lease:
-        parts = []
-        async for event in lease.call(generate(request)):
-            if isinstance(event, wire.Delta):
-                parts.append(event.text)
-            elif isinstance(event, wire.Failed):
-                raise errors.by_name(event.kind, event.message, param=None, code=None)
-        return "".join(parts)
+def test_cancel_ends_a_running_call_and_no_other() -> None:
+    async def body() -> None:
+        worker = await Worker.start(FAKE, timeout=30)
+        long = [Call(worker, '!{"text": "x", "repeat": 3000, "step_ms": 1}\n') for _ in range(2)]
+        for call in long:
+            await call.until(wire.Content)
+        assert worker.n_running == 2  # both slots
+        worker.cancel([call.pending for call in long])
+        for call in long:
+            _, event = await call.text()
+            assert isinstance(event, wire.Failed)
+            assert event.kind == "Cancelled"
+        assert worker.n_open == 0
+        assert (await Call(worker, "after\n").text())[0] == "after"
+        worker.cancel([call.pending for call in long])
+        await worker.stop()
+
+    run(body())
 
 
-def test_a_killed_worker_is_started_again_and_then_given_up() -> None:
-    async def drive() -> None:
-        pool = fake_pool()
-        assert await said(pool, "one") == "one"
-        for _ in range(DEATHS - 1):
-            with pytest.raises(errors.WorkerDied):
-                await said(pool, '!{"text": "abc", "kill_at": 1}')
-            assert await said(pool, "again") == "again"
-        with pytest.raises(errors.WorkerDied):
-            await said(pool, '!{"text": "abc", "kill_at": 1}')
-        with pytest.raises(errors.ModelFailed):
-            await said(pool, "now it has failed")
-        pool.find("fake").retry_at = 0.0  # as if it had been left alone long enough
-        pool.find("fake").deaths.clear()
-        assert await said(pool, "cooled down") == "cooled down"
-        await pool.stop()
+@pytest.mark.usefixtures("stand_in")
+def test_a_fault_in_a_sink_ends_its_call_in_the_worker_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    def faulty(index: int, content: wire.Content) -> bool:
+        raise ZeroDivisionError
 
-    run(drive())
+    async def body() -> None:
+        worker = await Worker.start(SCRIPTED, timeout=30)
+        other = Call(worker, script(hold=True))
+        await other.until(wire.Accepted)
+        call = Call(worker, script(hold=True), on_content=faulty)
+        await call.until(wire.Accepted)
+        assert isinstance((await Call(worker, script(say="now")).text())[1], wire.Done)
+        _, event = await call.text()
+        assert isinstance(event, wire.Failed)
+        assert event.kind == "InternalError"
+        assert isinstance((await Call(worker, script(release=True)).text())[1], wire.Done)
+        assert isinstance((await other.text())[1], wire.Done)
+        assert worker.alive
+        await worker.stop()
 
-
-def test_a_request_that_no_worker_had_accepted_is_sent_once_more() -> None:
-    async def drive() -> None:
-        pool = fake_pool()
-        await pool.first_load()
-        worker = pool.find("fake").worker
-        assert worker is not None
-        os.kill(worker.pid, signal.SIGSTOP)  # it reads nothing more
-        answer = asyncio.ensure_future(said(pool, "replayed"))
-        await asyncio.sleep(0.1)
-        os.kill(worker.pid, signal.SIGKILL)
-        assert await answer == "replayed"
-        await pool.stop()
-
-    run(drive())
+    with caplog.at_level("CRITICAL", "tinyoai.worker"):
+        run(body())
 
 
-def test_an_unknown_model_is_named() -> None:
-    pool = fake_pool()
-    with pytest.raises(errors.ModelNotFound, match="'gpt-4'"):
-        pool.find("gpt-4")
+@pytest.mark.usefixtures("stand_in")
+def test_a_refused_model_says_why() -> None:
+    async def body() -> None:
+        with pytest.raises(LoadError, match="too new") as caught:
+            await Worker.start(load_with(refuse="the file is too new"), timeout=30)
+        assert not isinstance(caught.value, LoadDied)
+
+    run(body())
 
 
-def test_it_does_not_end_by_the_signal_that_all_processes_of_a_service_get() -> None:
+@pytest.mark.usefixtures("stand_in")
+def test_a_process_that_dies_at_load_says_how(tmp_path: Path) -> None:
+    async def body() -> None:
+        with pytest.raises(LoadDied, match="SIGKILL"):
+            await Worker.start(load_with(deaths=1, count=str(tmp_path / "count")), timeout=30)
+
+    run(body())
+
+
+def processes() -> set[str]:
+    """The children of this process."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_load_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyoai.models.worker.STOP_S", 0.1)
+    before = processes()
+
+    async def body() -> None:
+        with pytest.raises(LoadError, match="longer"):
+            await Worker.start(load_with(hang=True), timeout=0.1)
+
+    run(body())
+    assert processes() == before
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_load_that_is_cancelled_leaves_no_process() -> None:
+    before = processes()
+
+    async def cancelled(after: Coroutine[Any, Any, None]) -> None:
+        loading = asyncio.ensure_future(Worker.start(load_with(hang=True), timeout=30))
+        await after
+        loading.cancel()
+        await asyncio.wait({loading})
+
+    run(cancelled(asyncio.sleep(0)))
+    assert processes() == before
+    run(cancelled(asyncio.sleep(0.05)))
+    assert processes() == before
+
+
+def test_a_frame_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        with scripted():
+            worker = await Worker.start(SCRIPTED, timeout=30)
+            monkeypatch.setattr(wire, "MAX_FRAME", 1000)
+            _, event = await Call(worker, "x" * 1000).text()
+            assert isinstance(event, wire.Failed)
+            assert event.kind == "PayloadTooLarge"
+            assert (await Call(worker, "small").text())[0] == "small"
+            await worker.stop()
+
+    run(body())
+
+
+def test_a_worker_ignores_the_signals_that_all_processes_of_a_service_get() -> None:
     async def body() -> None:
         worker = await Worker.start(FAKE, timeout=30)
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
-        said, last = await text(worker.call(generate("hello")))
-        assert (said, type(last)) == ("hello", wire.Done)
+        text, last = await Call(worker, "hello\n").text()
+        assert (text, type(last)) == ("hello", wire.Done)
         await worker.stop()
 
     run(body())

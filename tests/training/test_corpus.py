@@ -1,11 +1,11 @@
-"""The recipe's split and tokenizer: nothing held out is ever taught, and text becomes the ids that it becomes later."""
+"""The recipe: no held-out item is taught, and text becomes the ids that the library makes of it."""
 
 from random import Random
 
 import pytest
 
+from tests.finetune.builtin import BUILTIN
 from tinyoai import gguf
-from tinyoai.app import BUILTIN
 from tinyoai.engine.ctransformers.opening import open_model
 from training import corpus, facts
 from training.tokenizer import SPACE, Tokenizer, train

@@ -1,68 +1,66 @@
-"""Guard, keys and rates: who may ask, how much, and what the answer's headers tell."""
+"""Access: hosts, origins, keys, rate limits and media types, and the headers of the answers."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tinyoai import errors
-from tinyoai.errors import RateLimited, UsageError
-from tinyoai.web import api_keys, rate_limits
-from tinyoai.web.access import Guard
-from tinyoai.web.rate_limits import Bucket, Rate, Rates
-from tinyoai.web.request_head import Head, Limits, read_head
+from tinyoai.web import api_keys
+from tinyoai.web.access import Access
+from tinyoai.web.exchange import Exchange
+from tinyoai.web.rate_limits import Rate
+from tinyoai.web.request_head import Limits, read_head
 
 
-@dataclass
-class Visit:
-    """What the guard needs of an exchange."""
+class Link:
+    """A connection of which only the clock is used."""
 
-    head: Head
-    peer: str = "10.0.0.1"
-    route: str = "/chat/completions"
-    client: str = ""
-    extra_headers: list[tuple[str, str]] = field(default_factory=list)
-    n_tokens: int = 0
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers, of which none may come twice."""
-        assert len({name for name, _ in self.extra_headers}) == len(self.extra_headers)
-        return dict(self.extra_headers)
+    def clock(self) -> float:
+        """Time stands still."""
+        return 0.0
 
 
-def visit(
-    *lines: bytes, method: bytes = b"POST", peer: str = "10.0.0.1", route: str = "/chat/completions"
-) -> Visit:
+def request(
+    *lines: bytes,
+    method: bytes = b"POST",
+    peer: str = "10.0.0.1",
+    route: str = "/chat/completions",
+    local_pages: bool = False,
+    host: bytes = b"localhost",
+) -> Exchange:
     """A request with these header lines."""
     head = read_head(
-        method + b" / HTTP/1.1\r\n" + b"\r\n".join([b"Host: localhost", *lines]) + b"\r\n\r\n", Limits()
+        method + b" / HTTP/1.1\r\n" + b"\r\n".join([b"Host: " + host, *lines]) + b"\r\n\r\n", Limits()
     )
     assert head is not None
-    return Visit(head, peer, route)
+    exchange = Exchange(cast(Any, Link()), head, peer)
+    exchange.route, exchange.local_pages = route, local_pages
+    return exchange
 
 
-def refusal(guard: Guard, asked: Visit) -> errors.ApiError | None:
-    """What the guard raises."""
+def headers(exchange: Exchange) -> dict[str, str]:
+    """The headers of its response, of which none may come twice."""
+    assert len({name for name, _ in exchange.extra_headers}) == len(exchange.extra_headers)
+    return dict(exchange.extra_headers)
+
+
+def refusal(access: Access, asked: Exchange) -> errors.ApiError | None:
+    """What the access check raises."""
     try:
-        guard.check(asked)
+        access.check(asked)
     except errors.ApiError as error:
         return error
     return None
 
 
-def verdict(guard: Guard, *lines: bytes, method: bytes = b"POST") -> int:
-    """0 if the guard lets it pass, else the status."""
-    head = read_head(method + b" / HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n", Limits())
-    assert head is not None
-    error = refusal(guard, Visit(head))
+def verdict(access: Access, *lines: bytes, method: bytes = b"POST", host: bytes = b"localhost:8000") -> int:
+    """0 if the access check lets it pass, else the status."""
+    error = refusal(access, request(*lines, method=method, host=host))
     return error.status if error else 0
 
 
-LOCAL = Guard(loopback=True, allowed_hosts=("box.example",))
-OPEN = Guard(loopback=False)
+LOCAL = Access(loopback=True, allowed_hosts=("box.example",))
+OPEN = Access(loopback=False)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +81,8 @@ OPEN = Guard(loopback=False)
     ],
 )
 def test_hosts(host: bytes, local: int, anywhere: int) -> None:
-    assert verdict(LOCAL, b"Host: " + host, method=b"GET") == local
-    assert verdict(OPEN, b"Host: " + host, method=b"GET") == anywhere
+    assert verdict(LOCAL, method=b"GET", host=host) == local
+    assert verdict(OPEN, method=b"GET", host=host) == anywhere
 
 
 @pytest.mark.parametrize(
@@ -109,16 +107,16 @@ def test_hosts(host: bytes, local: int, anywhere: int) -> None:
     ],
 )
 def test_who_may_post_what(line: bytes, status: int) -> None:
-    assert verdict(LOCAL, b"Host: localhost:8000", line) == status
+    assert verdict(LOCAL, line) == status
 
 
 def test_pages_from_elsewhere_may_still_get_nothing_that_matters() -> None:
-    assert verdict(LOCAL, b"Host: localhost", b"Origin: http://evil.example", method=b"GET") == 0
+    assert verdict(LOCAL, b"Origin: http://evil.example", method=b"GET") == 0
 
 
 # -- keys ------------------------------------------------------------------------------------------------
 
-KEYED = Guard(
+KEYED = Access(
     loopback=True, keys=api_keys.Keys([("sk-one", "Ann"), ("sk-two", "Ben")]), open_routes=("/health",)
 )
 
@@ -142,7 +140,7 @@ KEYED = Guard(
     ],
 )
 def test_whose_key(line: bytes, client: str | None) -> None:
-    asked = visit(line)
+    asked = request(line)
     error = refusal(KEYED, asked)
     if client:
         assert error is None
@@ -155,205 +153,76 @@ def test_whose_key(line: bytes, client: str | None) -> None:
 
 
 def test_a_good_key_beside_a_placeholder() -> None:
-    assert refusal(KEYED, visit(b"Authorization: Bearer not-needed", b"x-api-key: sk-one")) is None
+    assert refusal(KEYED, request(b"Authorization: Bearer not-needed", b"x-api-key: sk-one")) is None
 
 
 @pytest.mark.parametrize(
     "line", [b"x: y", b"Authorization: Bearer", b"Authorization: Bearer anything", b"x-api-key: z"]
 )
 def test_without_keys_everyone_is_welcome(line: bytes) -> None:
-    assert refusal(Guard(loopback=True), visit(line)) is None
+    assert refusal(Access(loopback=True), request(line)) is None
 
 
 def test_health_needs_no_key_and_only_health() -> None:
     for route in ("/health", "/health/live"):
-        assert refusal(KEYED, visit(method=b"GET", route=route)) is None
+        assert refusal(KEYED, request(method=b"GET", route=route)) is None
     for route in ("/healthy", "/models", ""):
-        assert refusal(KEYED, visit(method=b"GET", route=route)) is not None
+        assert refusal(KEYED, request(method=b"GET", route=route)) is not None
 
 
 def test_who_guesses_keys_is_slowed_down_and_nobody_else() -> None:
-    guard = Guard(loopback=True, keys=api_keys.Keys([("good", "Ann")]))
-    statuses = [refusal(guard, visit(b"x-api-key: %d" % i, peer="10.0.0.9")) for i in range(100)]
+    access = Access(loopback=True, keys=api_keys.Keys([("good", "Ann")]))
+    statuses = [refusal(access, request(b"x-api-key: %d" % i, peer="10.0.0.9")) for i in range(100)]
     assert [error.status for error in statuses if error][:5] == [401] * 5
     last = statuses[-1]
     assert last is not None
     assert last.status == 429
     assert int(last.headers["retry-after"]) >= 1
-    assert refusal(guard, visit(b"x-api-key: good", peer="10.0.0.9")) is None
-    other = refusal(guard, visit(b"x-api-key: bad", peer="10.0.0.8"))
+    assert refusal(access, request(b"x-api-key: good", peer="10.0.0.9")) is None
+    other = refusal(access, request(b"x-api-key: bad", peer="10.0.0.8"))
     assert other is not None
     assert other.status == 401
 
 
 def test_a_page_from_elsewhere_that_knows_a_key_was_given_it() -> None:
     origin = b"Origin: http://app.example"
-    assert refusal(KEYED, visit(origin, b"x-api-key: sk-one")) is None
-    error = refusal(KEYED, visit(origin))
+    assert refusal(KEYED, request(origin, b"x-api-key: sk-one")) is None
+    error = refusal(KEYED, request(origin))
     assert error is not None
     assert error.status == 403
 
 
-def test_a_key_file(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text("# comment\n\nsk-a Ann's laptop\n  sk-b\n")
-    read = api_keys.read(["sk-c"], str(path))
-    owners = {
-        key: read.owner(visit(b"x-api-key: " + key).head) for key in (b"sk-a", b"sk-b", b"sk-c", b"sk-d")
-    }
-    assert owners == {b"sk-a": "Ann's laptop", b"sk-b": "line 4", b"sk-c": "key 1", b"sk-d": None}
-
-
-@pytest.mark.parametrize("content", [b"", b"# only a comment\n", b"\xff\xfe", "schl\u00fcssel\n".encode()])
-def test_a_key_file_that_would_let_everyone_in_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "keys"
-    path.write_bytes(content)
-    with pytest.raises(UsageError):
-        api_keys.read([], str(path))
-    with pytest.raises(UsageError, match="nothing-here"):
-        api_keys.read([], str(tmp_path / "nothing-here"))
-
-
-# -- rates -----------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def limited(rate: Rate) -> tuple[Rates, Clock]:
-    """Rates on a clock that stands still."""
-    clock = Clock()
-    return Rates(rate, clock, lambda: clock.now + 1e9), clock
-
-
-def test_requests_a_minute() -> None:
-    made, clock = limited(Rate(requests=3))
-    for left in (2, 1, 0):
-        made.take("a")
-        assert dict(made.headers("a"))["x-ratelimit-remaining"] == str(left)
-    with pytest.raises(RateLimited) as caught:
-        made.take("a")
-    assert caught.value.headers == {"retry-after": "20", "retry-after-ms": "20000"}
-    assert caught.value.code == "rate_limit_exceeded"
-    assert "Please retry" in caught.value.message
-    made.take("b")
-    clock.now += 19.9
-    with pytest.raises(RateLimited) as caught:
-        made.take("a")
-    assert caught.value.headers["retry-after"] == "1"
-    assert 90 <= int(caught.value.headers["retry-after-ms"]) <= 101
-    clock.now += 0.11
-    made.take("a")
-
-
-def test_tokens_are_charged_afterwards_and_can_be_overdrawn() -> None:
-    made, clock = limited(Rate(tokens=600))
-    made.take("a")
-    made.charge("a", 660)
-    with pytest.raises(RateLimited, match="600 tokens a minute") as caught:
-        made.take("a")
-    assert caught.value.headers["retry-after"] == "7"  # 61 tokens at 10 a second
-    told = dict(made.headers("a"))
-    assert told["x-ratelimit-remaining-tokens"] == told["x-ratelimit-remaining"] == "0"
-    assert told["x-ratelimit-reset-tokens"] == "1m6s"
-    assert int(told["x-ratelimit-reset"]) == 1_000_001_066
-    clock.now += 7
-    made.take("a")
-
-
-def test_headers_in_both_spellings() -> None:
-    made, _ = limited(Rate(60, 1000))
-    made.take("a")
-    assert dict(made.headers("a")) == {
-        "x-ratelimit-limit": "60",
-        "x-ratelimit-remaining": "59",
-        "x-ratelimit-reset": "1000001001",
-        "x-ratelimit-limit-requests": "60",
-        "x-ratelimit-remaining-requests": "59",
-        "x-ratelimit-reset-requests": "1s",
-        "x-ratelimit-limit-tokens": "1000",
-        "x-ratelimit-remaining-tokens": "1000",
-        "x-ratelimit-reset-tokens": "0ms",
-    }
-
-
-def test_clients_are_forgotten_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limits, "MAX_CLIENTS", 10)
-    made, _ = limited(Rate(requests=1))
-    for i in range(100):
-        made.take(str(i))
-    assert len(made._clients) == 10
-    with pytest.raises(RateLimited):
-        made.take("99")
-
-
-@given(st.integers(1, 1000), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 2000)), max_size=30))
-def test_a_bucket_never_gives_more_than_its_rate(per_minute: int, steps: list[tuple[float, float]]) -> None:
-    now, taken = 0.0, 0.0
-    bucket = Bucket(per_minute, now)
-    for pause, amount in steps:
-        now += pause
-        wait = bucket.until(min(amount, per_minute), now)
-        assert wait >= 0
-        if amount <= bucket.level(now):
-            bucket.take(amount, now)
-            taken += amount
-        assert taken <= per_minute * (1 + now / 60) + 1e-6
-        assert bucket.level(now) <= per_minute
-        assert (
-            bucket.level(now - 50) <= bucket.level(now) + 1e-9
-        )  # a clock that is read out of order does no harm
-
-
-@pytest.mark.parametrize(
-    ("text", "rate"),
-    [("", (0, 0)), ("60", (60, 0)), ("60,500", (60, 500)), (",500", (0, 500)), (" 1 , 2 ", (1, 2))],
-)
-def test_how_a_rate_is_written(text: str, rate: tuple[int, int]) -> None:
-    assert rate_limits.parse(text) == rate
-
-
-@pytest.mark.parametrize("text", ["x", "0", "-1", "1,2,3", "1.5", "60/min", "1,0", "9" * 30])
-def test_how_a_rate_is_not_written(text: str) -> None:
-    with pytest.raises(UsageError, match="--rate-limit"):
-        rate_limits.parse(text)
+# -- rate limits -----------------------------------------------------------------------------------------------
 
 
 def test_one_client_is_a_key_an_address_or_a_network() -> None:
-    guard = Guard(loopback=False, keys=api_keys.Keys([("k", "Ann")]), rate=Rate(requests=1))
-    assert refusal(guard, visit(b"x-api-key: k", peer="10.0.0.1")) is None
-    again = refusal(guard, visit(b"x-api-key: k", peer="10.0.0.2"))
+    access = Access(loopback=False, keys=api_keys.Keys([("k", "Ann")]), rate=Rate(requests=1))
+    assert refusal(access, request(b"x-api-key: k", peer="10.0.0.1")) is None
+    again = refusal(access, request(b"x-api-key: k", peer="10.0.0.2"))
     assert again is not None
     assert again.status == 429
-    guard = Guard(loopback=False, rate=Rate(requests=1))
-    assert refusal(guard, visit(peer="2001:db8::1")) is None
-    assert refusal(guard, visit(peer="2001:db8::2")) is not None
-    assert refusal(guard, visit(peer="2001:db8:0:1::2")) is None
-    assert refusal(guard, visit(peer="10.0.0.2")) is None
+    access = Access(loopback=False, rate=Rate(requests=1))
+    assert refusal(access, request(peer="2001:db8::1")) is None
+    assert refusal(access, request(peer="2001:db8::2")) is not None
+    assert refusal(access, request(peer="2001:db8:0:1::2")) is None
+    assert refusal(access, request(peer="10.0.0.2")) is None
 
 
 def test_what_an_answer_cost_is_charged_at_its_end() -> None:
-    guard = Guard(loopback=False, rate=Rate(tokens=100))
-    asked = visit()
-    assert refusal(guard, asked) is None
+    access = Access(loopback=False, rate=Rate(tokens=100))
+    asked = request()
+    assert refusal(access, asked) is None
     asked.n_tokens = 150
-    guard.done(asked)
-    refused = visit()
-    assert refusal(guard, refused) is not None
-    assert refused.headers["x-ratelimit-remaining-tokens"] == "0"
+    access.on_request_finished(asked)
+    refused = request()
+    assert refusal(access, refused) is not None
+    assert headers(refused)["x-ratelimit-remaining-tokens"] == "0"
 
 
 # -- cross-origin ----------------------------------------------------------------------------------------
 
-APP = Guard(loopback=True, origins=("https://App.example",), keys=api_keys.Keys([("k", "Ann")]))
-ANY = Guard(loopback=True, origins=("*",))
+APP = Access(loopback=True, origins=("https://App.example",), keys=api_keys.Keys([("k", "Ann")]))
+ANY = Access(loopback=True, origins=("*",))
 PREFLIGHT = (
     b"Access-Control-Request-Method: POST",
     b"Access-Control-Request-Headers: authorization,content-type,x-stainless-os",
@@ -361,54 +230,200 @@ PREFLIGHT = (
 
 
 def test_preflight_is_answered_without_a_key() -> None:
-    asked = visit(b"Origin: https://app.example", *PREFLIGHT, method=b"OPTIONS")
+    asked = request(b"Origin: https://app.example", *PREFLIGHT, method=b"OPTIONS")
     assert refusal(APP, asked) is None
-    assert asked.headers["access-control-allow-origin"] == "https://app.example"
-    assert asked.headers["access-control-allow-headers"] == "authorization,content-type,x-stainless-os"
-    assert "POST" in asked.headers["access-control-allow-methods"]
-    assert asked.headers["vary"] == "Origin"
-    assert "access-control-allow-credentials" not in asked.headers
+    assert headers(asked)["access-control-allow-origin"] == "https://app.example"
+    assert headers(asked)["access-control-allow-headers"] == "authorization,content-type,x-stainless-os"
+    assert "POST" in headers(asked)["access-control-allow-methods"]
+    assert headers(asked)["vary"] == "Origin"
+    assert "access-control-allow-credentials" not in headers(asked)
 
 
 def test_a_private_network_is_opened_only_on_request() -> None:
-    asked = visit(
+    asked = request(
         b"Origin: https://x.example",
         *PREFLIGHT,
         b"Access-Control-Request-Private-Network: true",
         method=b"OPTIONS",
     )
     assert refusal(ANY, asked) is None
-    assert asked.headers["access-control-allow-private-network"] == "true"
-    assert asked.headers["access-control-allow-origin"] == "*"
+    assert headers(asked)["access-control-allow-private-network"] == "true"
+    assert headers(asked)["access-control-allow-origin"] == "*"
 
 
 def test_other_origins_learn_nothing() -> None:
-    asked = visit(b"Origin: https://evil.example", *PREFLIGHT, method=b"OPTIONS")
+    asked = request(b"Origin: https://evil.example", *PREFLIGHT, method=b"OPTIONS")
     assert refusal(APP, asked) is None
-    assert set(asked.headers) == {"vary"}
-    error = refusal(APP, visit(b"Origin: https://evil.example"))
+    assert set(headers(asked)) == {"vary"}
+    error = refusal(APP, request(b"Origin: https://evil.example"))
     assert error is not None
     assert error.status == 403
     assert "--cors-origin" in error.message
 
 
 def test_refusals_can_be_read_by_allowed_pages() -> None:
-    asked = visit(b"Origin: https://app.example")
+    asked = request(b"Origin: https://app.example")
     error = refusal(APP, asked)
     assert error is not None
     assert error.status == 401
-    assert asked.headers["access-control-allow-origin"] == "https://app.example"
-    assert "retry-after" in asked.headers["access-control-expose-headers"]
+    assert headers(asked)["access-control-allow-origin"] == "https://app.example"
+    assert "retry-after" in headers(asked)["access-control-expose-headers"]
 
 
 def test_an_allowed_page_may_post() -> None:
-    assert refusal(ANY, visit(b"Origin: null", b"Sec-Fetch-Site: cross-site")) is None
-    assert refusal(APP, visit(b"Origin: HTTPS://app.example", b"x-api-key: k")) is None
+    assert refusal(ANY, request(b"Origin: null", b"Sec-Fetch-Site: cross-site")) is None
+    assert refusal(APP, request(b"Origin: HTTPS://app.example", b"x-api-key: k")) is None
 
 
 def test_odd_bytes_in_what_a_page_asks_for_are_not_sent_back() -> None:
-    asked = visit(
+    asked = request(
         b"Origin: https://x.example", PREFLIGHT[0], b"Access-Control-Request-Headers: \xe9", method=b"OPTIONS"
     )
     assert refusal(ANY, asked) is None
-    assert asked.headers["access-control-allow-headers"].isascii()
+    assert headers(asked)["access-control-allow-headers"].isascii()
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"chrome-extension://abcdefgh",
+        b"moz-extension://2d3e-4f",
+        b"vscode-webview://1a2b",
+        b"app://obsidian.md",
+        b"app://",
+        b"https://app.example:8443",
+        b"null",
+    ],
+)
+def test_origins_of_every_scheme_can_be_allowed(origin: bytes) -> None:
+    for spelling in (origin.decode(), origin.decode().upper(), origin.decode().rstrip("/") + "/"):
+        if spelling.lower() == "app:/":
+            continue
+        access = Access(loopback=True, origins=(spelling,))
+        asked = request(b"Origin: " + origin)
+        assert refusal(access, asked) is None
+        assert headers(asked)["access-control-allow-origin"] == origin.decode()
+        assert refusal(access, request(b"Origin: " + origin + b"x")) is not None
+    assert refusal(Access(loopback=True, origins=("https://app.example",)), request(b"Origin: " + origin))
+
+
+def test_more_headers_can_be_exposed() -> None:
+    access = Access(loopback=True, origins=("*",), expose_headers=("x-cost", "x-queue"))
+    asked = request(b"Origin: https://x.example")
+    assert refusal(access, asked) is None
+    exposed = headers(asked)["access-control-expose-headers"].split(", ")
+    assert {"x-cost", "x-queue", "x-request-id", "retry-after"} <= set(exposed)
+
+
+# -- pages of this machine ---------------------------------------------------------------------------------
+
+PAGE = b"Origin: http://localhost:3000"
+CORS = {"access-control-allow-origin", "access-control-expose-headers", "vary"}
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"http://localhost:3000",
+        b"https://localhost",
+        b"http://app.localhost:5173",
+        b"http://127.0.0.1:8080",
+        b"http://127.1.2.3",
+        b"http://[::1]:3000",
+    ],
+)
+@pytest.mark.parametrize("site", [b"same-site", b"cross-site"])
+def test_local_pages_use_what_is_open_to_them(origin: bytes, site: bytes) -> None:
+    line = b"Origin: " + origin
+    asked = request(line, b"Sec-Fetch-Site: " + site, local_pages=True)
+    assert refusal(LOCAL, asked) is None
+    assert set(headers(asked)) == CORS
+    assert headers(asked)["access-control-allow-origin"] == origin.decode()
+    asked = request(line, *PREFLIGHT, method=b"OPTIONS", local_pages=True)
+    assert refusal(LOCAL, asked) is None
+    assert headers(asked)["access-control-allow-origin"] == origin.decode()
+    assert headers(asked)["access-control-allow-methods"] == "POST", "browsers remember all that are listed"
+    assert headers(asked)["access-control-allow-headers"] == "authorization,content-type,x-stainless-os"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"null",
+        b"file://",
+        b"http://evil.example",
+        b"http://localhost.evil.example",
+        b"http://127.0.0.1.evil.example",
+        b"http://localhost@evil.example",
+        b"http://192.168.1.5",
+        b"http://0.0.0.0:8000",
+        b"chrome-extension://localhost",
+    ],
+)
+def test_other_pages_use_nothing(origin: bytes) -> None:
+    line = b"Origin: " + origin
+    asked = request(line, local_pages=True)
+    error = refusal(LOCAL, asked)
+    assert error is not None
+    assert error.status == 403
+    assert (
+        error.message == f"requests from origin {origin.decode()} are not allowed; "
+        f"add --cors-origin {origin.decode()} to allow them"
+    )
+    assert set(headers(asked)) == {"vary"}
+    for method in (b"OPTIONS", b"GET"):
+        asked = request(line, *PREFLIGHT, method=method, local_pages=True)
+        assert refusal(LOCAL, asked) is None
+        assert set(headers(asked)) == {"vary"}
+
+
+def test_local_pages_use_nothing_else() -> None:
+    error = refusal(LOCAL, request(PAGE))
+    assert error is not None
+    assert error.status == 403
+    for method in (b"OPTIONS", b"GET"):
+        asked = request(PAGE, *PREFLIGHT, method=method)
+        assert refusal(LOCAL, asked) is None
+        assert headers(asked) == {}
+
+
+def test_local_pages_use_all_that_cors_origin_allows() -> None:
+    access = Access(loopback=True, origins=("http://localhost:3000",))
+    assert refusal(access, request(PAGE)) is None
+    asked = request(PAGE, *PREFLIGHT, method=b"OPTIONS", local_pages=True)
+    assert refusal(access, asked) is None
+    assert "DELETE" in headers(asked)["access-control-allow-methods"]
+
+
+def test_another_origin_that_is_allowed_takes_nothing_from_local_pages() -> None:
+    asked = request(PAGE, b"x-api-key: k", local_pages=True)
+    assert refusal(APP, asked) is None
+    assert headers(asked)["access-control-allow-origin"] == "http://localhost:3000"
+
+
+def test_local_pages_need_a_key_where_others_do() -> None:
+    asked = request(PAGE, local_pages=True)
+    error = refusal(KEYED, asked)
+    assert error is not None
+    assert error.status == 401
+    assert "access-control-allow-origin" in headers(asked), "the page may read why"
+
+
+def test_a_server_on_the_network_knows_no_local_pages() -> None:
+    asked = request(PAGE, local_pages=True)
+    error = refusal(OPEN, asked)
+    assert error is not None
+    assert error.status == 403
+    asked = request(PAGE, *PREFLIGHT, method=b"OPTIONS", local_pages=True)
+    assert refusal(OPEN, asked) is None
+    assert headers(asked) == {}
+
+
+@pytest.mark.parametrize("method", [b"POST", b"GET", b"OPTIONS"])
+def test_a_name_that_is_bound_to_this_address_opens_nothing(method: bytes) -> None:
+    for origin in (b"http://evil.example", b"http://localhost:3000", b"null"):
+        asked = request(b"Origin: " + origin, method=method, local_pages=True, host=b"evil.example")
+        error = refusal(LOCAL, asked)
+        assert error is not None
+        assert error.status == 403
+        assert "--allowed-host evil.example" in error.message

@@ -1,4 +1,4 @@
-"""The gate: what is let through is unambiguous, and the verdict does not depend on how bytes arrive."""
+"""Heads and chunked framing: what is let through is unambiguous, however its bytes arrive."""
 
 import h11
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyoai import errors
-from tinyoai.web.request_head import ChunkGate, Head, Limits, read_head
+from tinyoai.web.request_head import ChunkedFraming, Head, Limits, read_head
 
 LIMITS = Limits()
 GOOD = b"POST /v1/x?y=1 HTTP/1.1\r\nHost: localhost:8000\r\nContent-Length: 5\r\nX-A:  b c \r\n\r\n"
@@ -133,7 +133,7 @@ def test_let_through_whole_and_byte_by_byte(data: bytes) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.binary(max_size=3)), max_size=3))
-def test_what_the_gate_lets_through_h11_reads_alike(edits: list[tuple[int, bytes]]) -> None:
+def test_what_is_let_through_h11_reads_alike(edits: list[tuple[int, bytes]]) -> None:
     data = GOOD
     for at, new in edits:
         data = data[:at] + new + data[at + len(new) :]
@@ -153,13 +153,13 @@ def test_what_the_gate_lets_through_h11_reads_alike(edits: list[tuple[int, bytes
 
 def chunks(data: bytes, step: int, limits: Limits = LIMITS) -> tuple[int, bool]:
     """Bytes of the body and whether it ended, or the refusal's status."""
-    gate, used = ChunkGate(limits), 0
+    framing, used = ChunkedFraming(limits), 0
     try:
         for at in range(0, len(data), step):
-            used += gate.feed(data[at : at + step])
+            used += framing.feed(data[at : at + step])
     except errors.ApiError as error:
         return error.status, False
-    return used, gate.done
+    return used, framing.done
 
 
 WIRE = b"5\r\nhello\r\n0a;x=y\r\n0123456789\r\n0\r\nX-Trailer: a\r\n\r\n"

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import structs
 
 from tinyoai import errors, gguf
-from tinyoai.api import generation
+from tinyoai.api.decode import decode, encode
 from tinyoai.api.finetune_types import (
     FinetuneConfig,
     FinetuneJob,
@@ -23,7 +23,6 @@ from tinyoai.api.finetune_types import (
     FinetuneStatus,
     FinetuneStopped,
 )
-from tinyoai.api.schema import _decode as decode
 from tinyoai.finetune import dataset
 from tinyoai.finetune.job_store import TrainingJob
 from tinyoai.finetune.jobs import INSTALL, Jobs, installed
@@ -37,7 +36,6 @@ from tinyoai.web.exchange import Exchange
 
 MAX_NAME_BYTES = 200
 """Limit of a new model's name, because its file has the same name."""
-_request = msgspec.json.Decoder(FinetuneRequest)
 
 
 class Finetunes:
@@ -50,14 +48,14 @@ class Finetunes:
 
     async def start(self, exchange: Exchange) -> None:
         """Add a job to the queue. Raises errors.ApiError if the request is refused."""
-        request = decode(_request, await exchange.read_body())
+        request = decode(FinetuneRequest, await exchange.read_body())
         if not installed():
             raise errors.NotFound(
                 f"fine-tuning is not installed: run {INSTALL} and restart the server",
                 code="finetune_not_installed",
             )
         await self.jobs.acquire()
-        await self._pool.look()
+        await self._pool.rescan()
         model = self._model(request)
         config = _train_config(request)
         _check_memory(model, config)
@@ -86,13 +84,13 @@ class Finetunes:
             examples=len(examples),
             config=_config(config),
         )
-        exchange.respond(200, generation.encode(body))
+        exchange.respond(200, encode(body))
 
     async def all(self, exchange: Exchange) -> None:
         """All jobs, the newest first."""
         await self.jobs.refresh()
         rows = [FinetuneJob(**_row(job)) for job in self.jobs.all()]
-        exchange.respond(200, generation.encode(FinetuneJobs(jobs=rows)))
+        exchange.respond(200, encode(FinetuneJobs(jobs=rows)))
 
     async def status(self, exchange: Exchange) -> None:
         """One job with its learning curve and its log. Raises errors.NotFound."""
@@ -119,13 +117,13 @@ class Finetunes:
             ],
             log=log,
         )
-        exchange.respond(200, generation.encode(body))
+        exchange.respond(200, encode(body))
 
     async def stop(self, exchange: Exchange) -> None:
         """Stop a job; one that has ended stays as it is. Raises errors.NotFound or errors.BadRequest."""
         job = await self._job(exchange)
         job = await self.jobs.stop(job.id) or job
-        exchange.respond(200, generation.encode(FinetuneStopped(job_id=job.id, status=job.status)))
+        exchange.respond(200, encode(FinetuneStopped(job_id=job.id, status=job.status)))
 
     # -- requests -----------------------------------------------------------------------------------
 
@@ -156,7 +154,7 @@ class Finetunes:
             model = found[0]
         else:
             raise errors.BadRequest("the field 'model_id' (or 'model', a name) is required", param="model_id")
-        if model.architecture != "llama" or model.shape is None:
+        if model.architecture != "llama" or model.hparams is None:
             raise errors.BadRequest(
                 f"{model.name!r} cannot be trained: its architecture is {model.architecture or 'unknown'}; only "
                 "GGUF files of llama can be trained",
@@ -205,7 +203,7 @@ class Finetunes:
             settings = Settings(
                 kind=parent.kind,
                 template=parent.template,
-                context=parent.own_context,
+                context=parent.n_ctx_override,
                 defaults=parent.defaults,
             )
 
@@ -225,8 +223,8 @@ def _train_config(request: FinetuneRequest) -> TrainConfig:
 
 
 def _check_memory(model: Model, config: TrainConfig) -> None:
-    assert model.shape is not None
-    needed, available = memory_needed(model.parameters, model.shape, config), memory.available()
+    assert model.hparams is not None
+    needed, available = memory_needed(model.n_params, model.hparams, config), memory.available()
     if available is not None and needed > available:
         raise errors.InsufficientMemory(
             f"training {model.name!r} needs about {needed / 1e6:.0f} MB, and {available / 1e6:.0f} MB are available; "

@@ -1,19 +1,45 @@
-"""GET /health, /health/live and /health/ready: whether this server lives, and whether it can answer.
+"""GET /health, /health/live and /health/ready.
 
-Owns what those words mean. Live: the process answers. Ready: a request would be taken, so it is not
-being stopped and some model is loaded or can be loaded when asked for. /health is /health/ready under
-its usual name. It must not know how models are loaded or kept up.
+Live: the process answers. Ready: it is not being stopped, and some model is loaded or can be loaded on request.
+/health is the same as /health/ready.
 """
 
 from collections.abc import Collection
+from typing import Literal
 
-from tinyoai.api import generation, schema
-from tinyoai.models.pool import Pool, State
+from msgspec import Struct
+
+from tinyoai.api import decode
+from tinyoai.models.model_status import State
+from tinyoai.models.pool import Pool
 from tinyoai.web.exchange import Exchange
 
+Status = Literal["ok", "loading", "failed", "draining"]
 
-def status(states: Collection[State], *, draining: bool) -> schema.Ready:
-    """The whole server's state from those of its models: one that can answer is enough."""
+
+class Liveness(Struct, kw_only=True):
+    """The answer of GET /health/live."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ModelHealth(Struct, kw_only=True):
+    """The state of one model; `reason` says why it is not ready."""
+
+    id: str
+    state: str
+    reason: str
+
+
+class Readiness(Struct, kw_only=True):
+    """The answer of GET /health and /health/ready."""
+
+    status: Status
+    models: list[ModelHealth]
+
+
+def status(states: Collection[State], *, draining: bool) -> Status:
+    """Returns the server's status from the states of its models: one model that can answer is enough."""
     if draining:
         return "draining"
     if State.READY in states or State.UNLOADED in states:
@@ -29,17 +55,19 @@ class Health:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.draining = False
-        """Set when the server is told to stop: it says so to whoever watches."""
+        """Set while the server is being stopped."""
 
     async def live(self, exchange: Exchange) -> None:
-        """200 as long as the process answers at all, whatever its models do."""
-        exchange.respond(200, generation.encode(schema.Alive()))
+        """Answers 200."""
+        exchange.respond(200, decode.encode(Liveness()))
 
     async def ready(self, exchange: Exchange) -> None:
-        """200 while requests can be answered; 503, with the same body, while they cannot."""
-        entries = self._pool.entries
-        health = schema.Health(
-            status=status({entry.state for entry in entries}, draining=self.draining),
-            models=[schema.ModelHealth(id=e.load.name, state=e.state.value, reason=e.why) for e in entries],
+        """Answers 200 while requests can be answered, else 503 with the same body."""
+        models = self._pool.models
+        body = Readiness(
+            status=status({model.state for model in models}, draining=self.draining),
+            models=[
+                ModelHealth(id=model.name, state=model.state.value, reason=model.reason) for model in models
+            ],
         )
-        exchange.respond(200 if health.status == "ok" else 503, generation.encode(health))
+        exchange.respond(200 if body.status == "ok" else 503, decode.encode(body))

@@ -1,18 +1,180 @@
-"""The endpoints about models: what there is, how it runs, loading, unloading and forgetting.
+"""The model endpoints: list, describe, status, load, unload and remove.
 
-Owns those answers' wording. A client names models and never files: only what the registry or --models-dir
-holds can be loaded. It must not know how models are found, loaded or kept up.
+Clients name models and never files: only models in the registry or in --models-dir can be loaded.
 """
 
 import asyncio
-import time
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
 
 from tinyoai import errors
-from tinyoai.api import generation, schema
+from tinyoai.api import decode
+from tinyoai.api.decode import KeepAlive, ModelName
 from tinyoai.host import memory
-from tinyoai.models.pool import Entry, Pool, State
-from tinyoai.models.registry import Model, RegistryError
+from tinyoai.models import registry
+from tinyoai.models.managed_model import ManagedModel
+from tinyoai.models.model_status import ModelStatus as Snapshot
+from tinyoai.models.model_status import State
+from tinyoai.models.pool import Pool
+from tinyoai.models.registry import Defaults, Kind, RegistryError
 from tinyoai.web.exchange import Exchange
+
+Action = Literal["loaded", "already_loaded", "unloaded", "unloading", "not_loaded"]
+"""unloading: the model is in use, and is unloaded after its running answers."""
+Capability = Literal["completion", "chat", "embedding"]
+
+
+class ModelRequest(Struct, kw_only=True):
+    """The body of POST /v1/models/unload."""
+
+    name: Annotated[
+        ModelName | None, Meta(description="An id from `GET /v1/models`, in this field or in `model`.")
+    ] = None
+    model: Annotated[ModelName | None, Meta(description="The same as `name`.")] = None
+
+
+class LoadRequest(ModelRequest, kw_only=True):
+    """The body of POST /v1/models/load."""
+
+    keep_alive: KeepAlive | None = None
+
+
+class ModelMeta(Struct, kw_only=True):
+    """Facts of a model under llama.cpp's names."""
+
+    n_ctx: int
+    """The served context window in tokens."""
+    n_ctx_train: int
+    """The context window of its training; 0: unknown."""
+    n_params: int
+    size: int
+    """Bytes of its file."""
+
+
+class Model(Struct, kw_only=True):
+    """A model: OpenAI's four fields, and facts of its file. Lengths are in tokens."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "tinyoai"
+    model_id: int | None
+    """Its number in the registry."""
+    type: Kind
+    state: str
+    capabilities: list[Capability]
+    """Whether it can embed is only known while it is loaded, unless its type is embedding."""
+    architecture: str
+    quantization: str
+    parameters: int
+    context_length: int
+    """The served context window."""
+    max_model_len: int
+    """The served context window, under vLLM's name."""
+    context_window: int
+    """The served context window."""
+    max_context_length: int
+    """The context window of its training; 0: unknown."""
+    dimensions: int | None
+    """Numbers in its embeddings; 0: it cannot embed; null: not loaded."""
+    pooling: str | None
+    """How token states become an embedding: mean, weighted-mean or last. null: it cannot embed, or is not loaded."""
+    size_bytes: int
+    meta: ModelMeta
+    template: str
+    aliases: list[str]
+    defaults: Defaults
+    """Values of request fields that a request leaves out."""
+
+
+class ModelList(Struct, kw_only=True):
+    """The answer of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ModelMemory(Struct, kw_only=True):
+    """Memory of a model. `estimated_bytes` is with all slots full, and counts against the budget."""
+
+    estimated_bytes: int
+    resident_bytes: int
+
+
+class Slots(Struct, kw_only=True):
+    """Requests that a model can answer at the same time."""
+
+    total: int
+    busy: int
+    free: int
+
+
+class ModelStatus(Struct, kw_only=True):
+    """The status of a model. Times are in seconds; `last_used` is Unix time."""
+
+    id: str
+    model_id: int | None
+    type: Kind
+    state: str
+    """loading, ready, waiting (for a restart), failed, unloaded, missing (its file is gone) or broken."""
+    reason: str
+    """Why it is in this state; may be empty."""
+    uptime: float | None = None
+    pid: int | None = None
+    """Of the worker process."""
+    memory: ModelMemory | None = None
+    slots: Slots | None = None
+    queue: int = 0
+    in_use: int = 0
+    """Requests that use it now."""
+    answers: int = 0
+    tokens_per_second: float | None = None
+    """Decode speed of one stream over its last answers."""
+    last_used: int | None = None
+    keep_alive: float | None = None
+    """Seconds that it stays loaded without a request; -1: no limit."""
+    unloads_in: float | None = None
+
+
+class MemoryStatus(Struct, kw_only=True):
+    """Memory of all models together: the budget, what loaded models reserve of it, and what the machine has left."""
+
+    budget_bytes: int
+    reserved_bytes: int
+    available_bytes: int | None
+
+
+class RegistryStatus(Struct, kw_only=True):
+    """`problem` says why models are not registered beyond this run; it is empty if they are."""
+
+    problem: str
+
+
+class ModelsStatus(Struct, kw_only=True):
+    """The answer of GET /v1/models/status."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelStatus]
+    memory: MemoryStatus
+    registry: RegistryStatus
+
+
+class ModelAction(Struct, kw_only=True):
+    """The answer of POST /v1/models/load and /unload. `seconds` is the time that it took."""
+
+    status: Action
+    name: str
+    model: str
+    seconds: float
+
+
+class ModelDeleted(Struct, kw_only=True):
+    """The answer of DELETE /v1/models/{id}."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True
 
 
 class Models:
@@ -22,139 +184,151 @@ class Models:
         self._pool = pool
 
     async def list(self, exchange: Exchange) -> None:
-        """All models that can be asked, loaded or not."""
-        await self._pool.look()
+        """Lists the models that can be used, loaded or not."""
+        await self._pool.rescan()
         cards = [self._card(model) for model in self._pool.catalog.view.models.values()]
-        exchange.respond(200, generation.encode(schema.ModelList(data=cards)))
+        exchange.respond(200, decode.encode(ModelList(data=cards)))
 
     async def one(self, exchange: Exchange) -> None:
-        """One model, by its id or an alias. Raises errors.ModelNotFound."""
-        await self._pool.look()
-        entry = self._pool.find(exchange.route_params["id"])
-        model = self._pool.catalog.view.models.get(entry.model.name, entry.model)
-        exchange.respond(200, generation.encode(self._card(model)))
+        """Describes one model, by its id or an alias. Raises errors.ModelNotFound."""
+        await self._pool.rescan()
+        found = self._pool.find(exchange.route_params["id"])
+        model = self._pool.catalog.view.models.get(found.name, found.model)
+        exchange.respond(200, decode.encode(self._card(model)))
 
     async def status(self, exchange: Exchange) -> None:
-        """How every known model is, those that cannot be served among them, and the memory they share."""
-        await self._pool.look()
-        view, entries = self._pool.catalog.view, {entry.model.name: entry for entry in self._pool.entries}
+        """Returns the status of every known model, with those that cannot be served, and of their memory."""
+        await self._pool.rescan()
+        view = self._pool.catalog.view
         known = [
             *((model, "unloaded", "") for model in view.models.values()),
             *((model, "missing", "its file is gone") for model in view.missing.values()),
-            *((Model(name=name, path=""), "broken", why) for name, why in view.broken.items()),
+            *((registry.Model(name=name, path=""), "broken", why) for name, why in view.broken.items()),
         ]
-        loaded = [entry for entry in entries.values() if entry.holds]
-        pids = [entry.worker.pid for entry in loaded if entry.worker is not None]
+        snapshots = {model.name: model.status() for model in self._pool.models}
+        reserved = [snapshot for snapshot in snapshots.values() if snapshot.reserved]
+        pids = [snapshot.pid for snapshot in reserved if snapshot.pid is not None]
         resident = await asyncio.to_thread(lambda: {pid: memory.resident(pid) for pid in pids})
         rows = []
-        for model, state, why in known:
-            entry = entries.get(model.name)
-            if entry is None or (why and not entry.holds):
-                rows.append(_resting(model, state, why))
-            else:
-                rows.append(self._running(model, entry, resident, why))
-        body = schema.ModelsStatus(
+        for model, state, reason in known:
+            snapshot = snapshots.get(model.name)
+            row = ModelStatus(
+                id=model.name, model_id=model.id or None, type=model.kind, state=state, reason=reason
+            )
+            if snapshot is not None and (not reason or snapshot.reserved):
+                _fill(row, snapshot, resident)
+            rows.append(row)
+        body = ModelsStatus(
             data=rows,
-            memory=schema.MemoryStatus(
+            memory=MemoryStatus(
                 budget_bytes=self._pool.budget(),
-                reserved_bytes=sum(entry.need.total for entry in loaded),
+                reserved_bytes=sum(snapshot.estimated_bytes for snapshot in reserved),
                 available_bytes=memory.available(),
             ),
-            registry=schema.RegistryStatus(problem=self._pool.catalog.problem),
+            registry=RegistryStatus(problem=self._pool.catalog.problem),
         )
-        exchange.respond(200, generation.encode(body))
+        exchange.respond(200, decode.encode(body))
 
     async def load(self, exchange: Exchange) -> None:
-        """Loads a model, and answers when it is loaded. Raises errors.ApiError where it cannot be."""
-        request = schema.load_request(await exchange.read_body())
-        name, keep_alive = schema.model_name(request), schema.keep_alive(request.keep_alive)
+        """Loads a model and answers when it is loaded. Raises errors.ApiError if it cannot be loaded."""
+        request = decode.decode(LoadRequest, await exchange.read_body())
+        name, keep_alive = model_name(request), decode.keep_alive(request.keep_alive)
         started = asyncio.get_running_loop().time()
-        entry, already = await self._pool.warm(name, keep_alive)
-        spent = asyncio.get_running_loop().time() - started
-        self._acted(exchange, entry, "already_loaded" if already else "loaded", spent)
+        model, already = await self._pool.preload(name, keep_alive)
+        self._respond(exchange, model, "already_loaded" if already else "loaded", started)
 
     async def unload(self, exchange: Exchange) -> None:
-        """Unloads a model: at once, or where it is in use with its last running answer."""
-        request = schema.unload_request(await exchange.read_body())
+        """Unloads a model, at once or after its running answers. Raises errors.ModelNotFound."""
+        request = decode.decode(ModelRequest, await exchange.read_body())
         started = asyncio.get_running_loop().time()
-        entry, loaded = await self._pool.unload(schema.model_name(request))
-        spent = asyncio.get_running_loop().time() - started
-        self._acted(
-            exchange,
-            entry,
-            "not_loaded" if not loaded else "unloading" if entry.leaving else "unloaded",
-            spent,
-        )
+        model, was_loaded = await self._pool.unload(model_name(request))
+        action: Action = "unloading" if model.unload_pending else "unloaded"
+        self._respond(exchange, model, action if was_loaded else "not_loaded", started)
 
-    async def forget(self, exchange: Exchange) -> None:
-        """Takes a model off the registry, and unloads it; its file stays. Raises errors.ApiError."""
+    async def remove(self, exchange: Exchange) -> None:
+        """Removes a model from the registry and unloads it; its file stays. Raises errors.ApiError."""
         pool, name = self._pool, exchange.route_params["id"]
-        await pool.look()
+        await pool.rescan()
         view = pool.catalog.view
         if name not in view.models and name not in view.missing and name not in view.broken:
             pool.catalog.lookup(name)
             raise errors.BadRequest(f"{name!r} is an alias; name the model itself", param="id")
         try:
-            await pool.forget(name)
+            await pool.unregister(name)
         except RegistryError as error:
             raise errors.Unavailable(str(error), headers={"x-should-retry": "false"}) from None
-        exchange.respond(200, generation.encode(schema.ModelDeleted(id=name)))
+        exchange.respond(200, decode.encode(ModelDeleted(id=name)))
 
-    # -- wording ---------------------------------------------------------------------------------
-
-    def _card(self, model: Model) -> schema.Model:
-        entry = next((entry for entry in self._pool.entries if entry.model.name == model.name), None)
-        ready = entry.worker.ready if entry is not None and entry.worker is not None else None
-        return schema.Model(
+    def _card(self, model: registry.Model) -> Model:
+        managed = next((managed for managed in self._pool.models if managed.name == model.name), None)
+        snapshot = managed.status() if managed is not None else None
+        info = snapshot.ready.info if snapshot is not None and snapshot.ready is not None else None
+        n_ctx = info.n_ctx if info is not None else self._pool.planned_context(model)
+        n_params = info.n_params if info is not None else model.n_params
+        return Model(
             id=model.name,
             created=model.created,
             model_id=model.id or None,
             type=model.kind,
-            state=entry.state.value if entry is not None else State.UNLOADED.value,
+            state=(snapshot.state if snapshot is not None else State.UNLOADED).value,
+            capabilities=_capabilities(model.kind, can_embed=info is not None and info.n_embd_out > 0),
             architecture=model.architecture,
             quantization=model.quantization,
-            parameters=ready.n_params if ready is not None else model.parameters,
-            context_length=ready.n_ctx if ready is not None else self._pool.planned_context(model),
-            max_context_length=model.context,
-            dimensions=ready.n_embd_out if ready is not None else None,
-            pooling=(ready.pooling or None) if ready is not None else None,
+            parameters=n_params,
+            context_length=n_ctx,
+            max_model_len=n_ctx,
+            context_window=n_ctx,
+            max_context_length=model.n_ctx_train,
+            dimensions=info.n_embd_out if info is not None else None,
+            pooling=(info.pooling or None) if info is not None else None,
             size_bytes=model.size,
+            meta=ModelMeta(n_ctx=n_ctx, n_ctx_train=model.n_ctx_train, n_params=n_params, size=model.size),
             template=model.template,
-            aliases=list(model.aliases),
+            aliases=[*model.aliases],
             defaults=model.defaults,
         )
 
-    def _running(
-        self, model: Model, entry: Entry, resident: dict[int, int], why: str = ""
-    ) -> schema.ModelStatus:
-        loop, worker = asyncio.get_running_loop(), entry.worker
-        status = _resting(model, entry.state.value, why or entry.why)
-        status.memory = schema.ModelMemory(estimated_bytes=entry.need.total, resident_bytes=0)
-        status.keep_alive = entry.keep_s
-        status.in_use = entry.uses
-        status.answers = entry.n_answers
-        status.tokens_per_second = entry.tokens_per_second
-        if entry.last_use:
-            status.last_used = int(time.time() - (loop.time() - entry.last_use))
-        if entry.timer is not None:
-            status.unloads_in = round(max(0.0, entry.timer.when() - loop.time()), 3)
-        if worker is not None and entry.state is State.READY:
-            n_slots, n_busy = worker.ready.n_slots, worker.n_running
-            status.pid = worker.pid
-            status.uptime = round(loop.time() - entry.loaded_at, 3)
-            status.memory.resident_bytes = resident.get(worker.pid, 0)
-            status.slots = schema.Slots(total=n_slots, busy=n_busy, free=max(0, n_slots - n_busy))
-            status.queue = max(0, worker.n_open - n_busy)
-        return status
-
-    def _acted(self, exchange: Exchange, entry: Entry, status: schema.Acted, spent_s: float) -> None:
-        body = schema.ModelAction(
-            status=status, name=entry.model.name, model=entry.model.name, seconds=round(spent_s, 3)
-        )
-        exchange.respond(200, generation.encode(body))
+    def _respond(self, exchange: Exchange, model: ManagedModel, action: Action, started: float) -> None:
+        seconds = round(asyncio.get_running_loop().time() - started, 3)
+        body = ModelAction(status=action, name=model.name, model=model.name, seconds=seconds)
+        exchange.respond(200, decode.encode(body))
 
 
-def _resting(model: Model, state: str, why: str = "") -> schema.ModelStatus:
-    return schema.ModelStatus(
-        id=model.name, model_id=model.id or None, type=model.kind, state=state, reason=why
-    )
+def model_name(request: ModelRequest) -> str:
+    """Returns the named model. Raises errors.BadRequest if there is none, or two different ones."""
+    name = request.name or request.model
+    if name is None:
+        raise errors.BadRequest("the field 'name' is required", param="name")
+    if request.name and request.model and request.name != request.model:
+        raise errors.BadRequest("name and model differ; send one of them", param="model")
+    return name
+
+
+def _capabilities(kind: Kind, *, can_embed: bool) -> "list[Capability]":
+    found: list[Capability] = [] if kind == "embedding" else ["completion"]
+    if kind == "chat":
+        found.append("chat")
+    if can_embed or kind == "embedding":
+        found.append("embedding")
+    return found
+
+
+def _fill(row: ModelStatus, snapshot: Snapshot, resident: dict[int, int]) -> None:
+    """Adds what only a model that was used has."""
+    row.state = snapshot.state.value
+    row.reason = row.reason or snapshot.reason
+    row.memory = ModelMemory(estimated_bytes=snapshot.estimated_bytes, resident_bytes=0)
+    row.keep_alive = snapshot.keep_alive_s
+    row.in_use = snapshot.n_leases
+    row.answers = snapshot.n_answers
+    row.tokens_per_second = snapshot.tokens_per_second
+    row.last_used = snapshot.last_used
+    if snapshot.unloads_in_s is not None:
+        row.unloads_in = round(snapshot.unloads_in_s, 3)
+    if snapshot.pid is not None and snapshot.ready is not None:
+        total, busy = snapshot.ready.n_slots, snapshot.n_running
+        row.pid = snapshot.pid
+        row.uptime = round(snapshot.uptime_s, 3)
+        row.memory.resident_bytes = resident.get(snapshot.pid, 0)
+        row.slots = Slots(total=total, busy=busy, free=max(0, total - busy))
+        row.queue = snapshot.n_queued

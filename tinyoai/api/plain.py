@@ -1,8 +1,4 @@
-"""The documentation's page without its extra: plain HTML.
-
-Owns how the description reads on one page, with a line to paste for every example. Pure. It must not
-know where the description comes from.
-"""
+"""The documentation page as plain HTML, for installations without the extra `docs`."""
 
 import json
 import re
@@ -26,12 +22,12 @@ _HEAD = """\
 
 
 def page(document: Json, base: str, install: str) -> str:
-    """The same in plain HTML: what there is, with a line to paste for each."""
+    """Returns the document as a page, with a shell command for each example."""
     info = document["info"]
     parts = [
         _HEAD,
         f'<body><main class="plain">\n<h1>tinyoai</h1>\n<p>Version {escape(info["version"])}. ',
-        f"To try things out on this page: <code>{escape(install)}</code>, and start the server again. ",
+        f"To send requests from this page: <code>{escape(install)}</code>, and restart the server. ",
         'For programs there is <a href="/openapi.json">/openapi.json</a>.</p>\n',
         *(f"<p>{_words(line.removeprefix('* '))}</p>\n" for line in info["description"].splitlines() if line),
     ]
@@ -68,12 +64,12 @@ def _section(document: Json, path: str, method: str, base: str) -> str:
 
 
 def _words(text: str) -> str:
-    """Text with its `code` marked as such."""
+    """Returns HTML in which `code` is marked up."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
 
 
 def curl(url: str, body: Json) -> str:
-    """A line to paste into a shell."""
+    """Returns the shell command of a request."""
     flag = " -N" if body.get("stream") else ""
     sent = shlex.quote(json.dumps(body))
     return f"curl{flag} {url} -H 'Content-Type: application/json' \\\n  -d {sent}"

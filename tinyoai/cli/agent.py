@@ -194,7 +194,7 @@ def _exit_reason(path: Path, log_start: int, code: int) -> str:
     for line in reversed(_log_lines(path, log_start)):
         if line.startswith("tinyoai: "):
             return line.removeprefix("tinyoai: ")
-    return f"the agent {subproc.ended(code)} before it was ready; see {path}"
+    return f"the agent {subproc.describe_exit(code)} before it was ready; see {path}"
 
 
 def _poll(timeout: float, announcement: str) -> Iterator[None]:

@@ -4,7 +4,6 @@ import logging
 
 from tinyoai import __version__
 from tinyoai.app import Serving
-from tinyoai.web import api_keys
 from tinyoai.web.listen import is_loopback
 
 logger = logging.getLogger("tinyoai.app")
@@ -59,8 +58,15 @@ def _warn(serving: Serving) -> None:
             "set TINYOAI_API_KEY or --api-key-file unless this is intended",
             config.host or "this machine",
         )
-    if config.api_key_file and api_keys.exposed(config.api_key_file):
-        logger.warning("every user of this machine can read %s: chmod 600 it", config.api_key_file)
+    if config.api_key_file:
+        _warn_of_exposed_keys(config.api_key_file)
+
+
+def _warn_of_exposed_keys(file: str) -> None:
+    from tinyoai.web import api_keys  # late: most servers have no key file
+
+    if api_keys.exposed(file):
+        logger.warning("every user of this machine can read %s: chmod 600 it", file)
 
 
 def _short(count: int) -> str:

@@ -20,7 +20,11 @@ def run(argv: Sequence[str], commands: Sequence[str]) -> int:
     from tinyoai.models.spawn import spawn_worker
 
     # the worker's imports take as long as the server's: start it before importing the server
-    with contextlib.closing(spawn_worker()) as spawned:
+    try:
+        worker = spawn_worker()
+    except OSError as error:
+        raise UsageError(f"cannot start a worker process: {error.strerror}", exit_code=1) from None
+    with contextlib.closing(worker) as spawned:
         from tinyoai.app import run as run_server
         from tinyoai.cli import banner
 

@@ -44,7 +44,7 @@ Prepared = tuple[int, list[Task] | wire.Failed]
 def _make_expendable() -> None:
     """This process ends with the server, and is the first to go when memory is short."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    subproc.settle(OOM_SCORE)
+    subproc.isolate(OOM_SCORE)
     faulthandler.enable()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would have nothing to do
 
@@ -76,7 +76,7 @@ class Worker:
             n_threads=engine.n_threads,
             version=f"{engine.info.engine}/{native.VERSION}",
             template=self._template,
-            max_step_s=self._scheduler.cost.max_step_s,
+            max_step_s=self._scheduler.max_step_s,
         )
 
     # -- the reader thread -----------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Worker:
                 sock.sendall(wire.frame(out))
                 last_sent = time.monotonic()
             elif time.monotonic() - last_sent > HEARTBEAT_S:
-                sock.sendall(wire.frame([wire.Heartbeat(scheduler.cost.max_step_s)]))
+                sock.sendall(wire.frame([wire.Heartbeat(scheduler.max_step_s)]))
                 last_sent = time.monotonic()
 
     def _wait(self) -> list[wire.ToServer]:

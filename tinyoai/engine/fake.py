@@ -174,8 +174,8 @@ class FakeEngine:
             tokens.extend(done)
             if done:
                 logits = self._answer(row.seq, tokens, Row(row.seq, done, row.pos))
-                if logits is not None:
-                    outputs.append(logits)
+                # a generated control token can begin another turn, whose logits follow no script
+                outputs.append(logits if logits is not None else _zeros())
             return outputs
         for token in done:
             tokens.append(token)

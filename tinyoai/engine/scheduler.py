@@ -11,34 +11,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from tinyoai import wire
+from tinyoai.engine.batching import Batching, Running
 from tinyoai.engine.contract import Engine, EngineError, NoRoom, Partial, Row
 from tinyoai.engine.prefix_reuse import Assignment, choose
 from tinyoai.engine.queue import FairQueue
 from tinyoai.engine.requests import QueuedRequest
 from tinyoai.engine.slots import Slot
-from tinyoai.engine.step_cost import StepCost
 from tinyoai.engine.tasks import Outputs, Task, TaskFailed
 
-MAX_STREAK = 64
-"""Decode-only steps between two prefill steps at most, whatever the clock says."""
 FIRST_SLOT_S = 1.0
 """How long a request holds a slot, until one has ended."""
 MAX_RETRY_S = 120.0
 """The longest wait that is advised; the SDKs ignore longer ones."""
 STARTED_BY_S = 5.0
 """A queued request is prepared after this long at the latest, so that its client hears that it is valid."""
-
-
-class _Running:
-    """A task in a slot."""
-
-    __slots__ = ("request", "slot", "started", "task")
-
-    def __init__(self, request: QueuedRequest, task: Task, slot: Slot, started: float) -> None:
-        self.request = request
-        self.task = task
-        self.slot = slot
-        self.started = started
 
 
 class Scheduler:
@@ -64,22 +50,21 @@ class Scheduler:
         """In the order of arrival, until they are started."""
         self._started: set[int] = set()
         """Started requests that wait for a slot."""
-        self._running: list[_Running] = []
+        self._running: list[Running] = []
         self._mean_slot_s = FIRST_SLOT_S
         """How long requests hold a slot, newer ones weighted more."""
         self._assigned = 0
-        self.cost = StepCost(
-            engine.caps.step_cost.get(1, 0.0) / 1000.0, engine.caps.n_batch, engine.caps.align
-        )
-        # fairness between prefill and decode, in seconds of step time
-        self._decode_debt_s = 0.0
-        self._decode_streak = 0
-        self._turn = 0
+        self._batching = Batching(engine.caps)
 
     @property
     def idle(self) -> bool:
         """No request is queued or running."""
         return not self._requests
+
+    @property
+    def max_step_s(self) -> float:
+        """The longest step to expect, in seconds."""
+        return self._batching.cost.max_step_s
 
     @property
     def runnable(self) -> bool:
@@ -160,7 +145,7 @@ class Scheduler:
         out: list[wire.ToServer] = []
         self._expire(out)
         self._admit(out)
-        batch, rows, n_prefill = self._select_batch()
+        batch, rows, n_prefill = self._batching.select(self._running)
         if not batch:
             return out
         started = self._clock()
@@ -178,71 +163,8 @@ class Scheduler:
         now = self._clock()
         for index, running in enumerate(batch):
             self._on_eval(running, rows[index], index, now, out)
-        self._account(n_prefill, now - started)
+        self._batching.account(n_prefill, now - started)
         return out
-
-    def _select_batch(self) -> tuple[list[_Running], list[Row], int]:
-        """Tasks with their rows, and how many prompt tokens these hold.
-
-        If some decode and some prefill, all that decode and one that prefills; or those that decode alone, as long
-        as they are owed time. Decodes are owed as much time as prefill steps took from them, so a long prompt at
-        most halves their speed, and they at most halve its.
-        """
-        running = self._running
-        if running and running[0].task.adapters:
-            running = [r for r in running if r.task.adapters == running[0].task.adapters]
-        prefilling = [r for r in running if r.task.prefilling]
-        decoding = [r for r in running if not r.task.prefilling] if prefilling else list(running)
-        decode_only = bool(decoding) and (
-            not prefilling or (self._decode_debt_s > 0.0 and self._decode_streak < MAX_STREAK)
-        )
-        if not (prefilling and decoding):
-            self._decode_debt_s = 0.0
-        if decode_only:
-            batch = self._cheapest(decoding)
-            return batch, [self._row(r, 1) for r in batch], 0
-        self._turn += 1
-        budget, decoding = self.cost.budget, decoding[: max(0, self._caps.n_batch - 1)]
-        budget = max(1, min(budget, self._caps.n_batch - len(decoding)))
-        if decoding:
-            prefilling = [prefilling[self._turn % len(prefilling)]]
-        elif len(prefilling) > budget:
-            at = self._turn % len(prefilling)
-            prefilling = (prefilling[at:] + prefilling[:at])[:budget]
-        batch, rows, n_prefill = list(decoding), [self._row(r, 1) for r in decoding], 0
-        for i, each in enumerate(prefilling):
-            row = each.task.next_row(max(1, budget // (len(prefilling) - i)))
-            if row is not None:
-                batch.append(each)
-                rows.append(row)
-                n_prefill += len(row.tokens)
-                budget -= len(row.tokens)
-        return batch, rows, n_prefill
-
-    def _cheapest(self, decoding: list[_Running]) -> list[_Running]:
-        """The tasks of one decode step: all, or as few as cost the least time for each token, in turns."""
-        costs = {n: ms for n, ms in self._caps.step_cost.items() if n <= len(decoding)}
-        if len(costs) < 2 or len(decoding) < 2:
-            return decoding
-        size = min(costs, key=lambda n: costs[n] / n)
-        if size >= max(costs):
-            return decoding
-        self._turn += 1
-        at = self._turn * size % len(decoding)
-        return (decoding[at:] + decoding[:at])[:size]
-
-    def _row(self, running: _Running, budget: int) -> Row:
-        row = running.task.next_row(budget)
-        assert row is not None
-        return row
-
-    def _account(self, n_prefill: int, seconds: float) -> None:
-        if n_prefill:
-            self.cost.add(n_prefill, seconds)
-            self._decode_debt_s, self._decode_streak = seconds, 0
-        else:
-            self._decode_debt_s -= seconds
-            self._decode_streak += 1
 
     # -- slots -------------------------------------------------------------------------------------
 
@@ -326,9 +248,9 @@ class Scheduler:
             return
         self._assigned += 1
         slot.busy, slot.last_used = True, self._assigned
-        self._running.append(_Running(queued, task, slot, now))
+        self._running.append(Running(queued, task, slot, now))
 
-    def _release(self, running: _Running, *, spoiled: bool = False) -> None:
+    def _release(self, running: Running, *, spoiled: bool = False) -> None:
         self._running.remove(running)
         self._mean_slot_s += 0.2 * (self._clock() - running.started - self._mean_slot_s)
         slot = running.slot
@@ -341,7 +263,7 @@ class Scheduler:
 
     # -- after an eval -----------------------------------------------------------------------------
 
-    def _on_eval(self, running: _Running, row: Row, index: int, now: float, out: list[wire.ToServer]) -> None:
+    def _on_eval(self, running: Running, row: Row, index: int, now: float, out: list[wire.ToServer]) -> None:
         task, queued = running.task, running.request
         if queued.id not in self._requests:
             return  # another choice of it failed in this step
@@ -362,7 +284,7 @@ class Scheduler:
                 self._finish(queued, out)
 
     def _on_partial(
-        self, batch: Sequence[_Running], rows: Sequence[Row], partial: Partial, out: list[wire.ToServer]
+        self, batch: Sequence[Running], rows: Sequence[Row], partial: Partial, out: list[wire.ToServer]
     ) -> None:
         """Rows that are complete count; the others' requests fail with the cause."""
         now = self._clock()
@@ -374,7 +296,7 @@ class Scheduler:
                 self._fail(running.request, TaskFailed("ModelError", str(partial)), out)
 
     def _on_engine_error(
-        self, batch: Sequence[_Running], rows: Sequence[Row], error: EngineError, out: list[wire.ToServer]
+        self, batch: Sequence[Running], rows: Sequence[Row], error: EngineError, out: list[wire.ToServer]
     ) -> None:
         """Evaluates the rows again one by one, so that only the faulty one's request fails."""
         if len(batch) == 1:
@@ -393,7 +315,7 @@ class Scheduler:
             else:
                 self._on_eval(running, row, 0, self._clock(), out)
 
-    def _make_room(self, batch: Sequence[_Running], out: list[wire.ToServer]) -> None:
+    def _make_room(self, batch: Sequence[Running], out: list[wire.ToServer]) -> None:
         """The KV cache is full: drops the least recently used idle sequence, else fails the newest request."""
         idle = [slot for slot in self._slots if not slot.busy and slot.tokens]
         if idle:
@@ -425,7 +347,7 @@ class Scheduler:
         queued: QueuedRequest,
         error: TaskFailed,
         out: list[wire.ToServer],
-        culprit: _Running | None = None,
+        culprit: Running | None = None,
     ) -> None:
         if culprit is not None:
             self._release(culprit, spoiled=error.spoiled)

@@ -19,7 +19,6 @@ import msgspec
 from tinyoai import gguf
 from tinyoai.engine import threads
 from tinyoai.engine.contract import EngineError
-from tinyoai.engine.ctransformers.engine import CTransformersEngine
 from tinyoai.engine.ctransformers.facts import require
 from tinyoai.engine.ctransformers.opening import open_model
 from tinyoai.finetune import dataset, llama, protocol, samples, train, weights
@@ -34,7 +33,6 @@ from tinyoai.finetune.protocol import (
     TrainingStarted,
 )
 from tinyoai.host import subproc
-from tinyoai.text import segments
 
 NICE = 10
 """Serving has priority."""
@@ -54,7 +52,7 @@ Report = Callable[[ProgressEvent], None]
 def _set_up() -> Report:
     """Make this process safe to kill and low in priority; return a function that writes an event."""
     events = os.fdopen(os.dup(1), "wb", buffering=0)
-    subproc.settle(OOM_SCORE)
+    subproc.isolate(OOM_SCORE)
     os.nice(NICE)
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:  # only glibc has it
         mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
@@ -76,19 +74,14 @@ def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def encoder(engine: CTransformersEngine) -> samples.Encode:
-    """The function that returns the token ids of a prompt."""
-    return lambda prompt: segments.encode(prompt, engine)
-
-
 def _tokenize(spec: JobSpec, examples: list[dataset.Example]) -> list[samples.Sample]:
     """All samples, at full length."""
     engine = open_model(spec.path, model_type=None, name="", n_ctx=64, n_slots=1, n_batch=32, gpu_layers=0)
     try:
         if spec.template == "auto":
             spec = msgspec.structs.replace(spec, template=samples.own_template(engine.info))
-        encode = encoder(engine)
-        return [one for example in examples for one in samples.tokenize(example, encode, engine.info, spec)]
+        found = [samples.tokenize(example, engine.encode, engine.info, spec) for example in examples]
+        return [sample for of_example in found for sample in of_example]
     finally:
         engine.close()
 

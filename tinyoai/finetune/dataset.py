@@ -1,7 +1,6 @@
-"""Data sets: what a line of one may say, and which files may be read as one.
+"""Data sets: the forms of an example, and safe reading of data set files.
 
-Owns the forms of an example and their checks. A data set is a name or a path below one folder, or comes with
-the request; nothing else on the disk can be reached. It must not know tokens or training.
+A data set is a file below one folder or comes with the request. No other file can be read.
 """
 
 import contextlib
@@ -19,16 +18,16 @@ MAX_BYTES = 64 << 20
 MAX_LINE = 1 << 20
 MAX_EXAMPLES = 100_000
 SUFFIXES = ("", ".jsonl", ".json")
-"""What is tried behind a name."""
+"""Tried after a name, in this order."""
 
 _FORMS = (
-    'a line is {"messages": [...]}, {"prompt": ..., "completion": ...}, {"instruction": ..., "output": ...} '
+    'expected {"messages": [...]}, {"prompt": ..., "completion": ...}, {"instruction": ..., "output": ...} '
     'or {"text": ...}'
 )
 
 
 class DatasetError(Exception):
-    """The data set cannot be had or read: one sentence says why and what to do."""
+    """The data set cannot be used. The message says why and what to do."""
 
 
 class Turn(Struct, frozen=True, kw_only=True):
@@ -39,7 +38,7 @@ class Turn(Struct, frozen=True, kw_only=True):
 
 
 class Example(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One example, in one of four forms: what is learnt is what the assistant says, the completion or the text."""
+    """One example, in one of four forms. The assistant's messages, the completion, output or text are learned."""
 
     messages: list[Turn] | None = None
     prompt: str | None = None
@@ -51,17 +50,17 @@ class Example(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def turns(self) -> list[Turn]:
-        """As a conversation; empty for a plain text."""
+        """The example as a conversation; empty for a plain text."""
         if self.messages is not None:
             return self.messages
         if self.prompt is not None:
-            asked, said = self.prompt, self.completion
+            question, answer = self.prompt, self.completion
         elif self.instruction is not None:
-            asked = f"{self.instruction}\n{self.input}" if self.input else self.instruction
-            said = self.output
+            question = f"{self.instruction}\n{self.input}" if self.input else self.instruction
+            answer = self.output
         else:
             return []
-        return [Turn(role="user", content=asked), Turn(role="assistant", content=said or "")]
+        return [Turn(role="user", content=question), Turn(role="assistant", content=answer or "")]
 
 
 _decoder = msgspec.json.Decoder(Example)
@@ -69,42 +68,42 @@ _list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def check(example: Example) -> None:
-    """Raises ValueError for an example of no form, or with nothing to learn."""
+    """Raise ValueError if an example has none of the forms, or nothing to learn."""
     forms = [example.messages, example.prompt, example.instruction, example.text]
     if sum(form is not None for form in forms) != 1:
         raise ValueError(_FORMS)
     if example.prompt is not None and example.completion is None:
-        raise ValueError("it has a prompt and no completion")
+        raise ValueError("a prompt without a completion")
     if example.instruction is not None and example.output is None:
-        raise ValueError("it has an instruction and no output")
-    said = [turn.content for turn in example.turns if turn.role == "assistant"]
+        raise ValueError("an instruction without an output")
+    learned = [turn.content for turn in example.turns if turn.role == "assistant"]
     if example.text is not None:
-        said = [example.text]
-    if not any(text.strip() for text in said):
-        raise ValueError("nothing in it can be learnt: the assistant says nothing")
+        learned = [example.text]
+    if not any(text.strip() for text in learned):
+        raise ValueError("nothing to learn: the assistant's messages are empty")
     texts = [example.text or "", *(turn.content for turn in example.turns)]
     if any("\0" in text for text in texts):
-        raise ValueError("it holds a NUL character")
+        raise ValueError("it contains a NUL character")
 
 
 def parse(data: bytes) -> list[Example]:
     """The examples of a JSON Lines file, or of a JSON array. Raises DatasetError naming the line."""
     if len(data) > MAX_BYTES:
-        raise DatasetError(f"the data set has {len(data)} bytes; at most {MAX_BYTES} are read")
+        raise DatasetError(f"the data set has {len(data)} bytes; the limit is {MAX_BYTES}")
     try:
         if data.lstrip()[:1] == b"[":
             return _all((f"example {i}", raw) for i, raw in enumerate(_list.decode(data), 1))
         lines = ((f"line {i}", line) for i, line in enumerate(data.split(b"\n"), 1) if line.strip())
         return _all(lines)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise DatasetError(f"the data set is no JSON: {error}") from None
+        raise DatasetError(f"the data set is not valid JSON: {error}") from None
 
 
 def _all(parts: Iterable[tuple[str, bytes | msgspec.Raw]]) -> list[Example]:
     found: list[Example] = []
     for place, raw in parts:
         if len(found) == MAX_EXAMPLES:
-            raise DatasetError(f"the data set has more than {MAX_EXAMPLES} examples")
+            raise DatasetError(f"the data set has more than {MAX_EXAMPLES} examples; split it")
         if len(raw) > MAX_LINE:
             raise DatasetError(f"{place} of the data set is longer than {MAX_LINE} bytes")
         try:
@@ -112,7 +111,7 @@ def _all(parts: Iterable[tuple[str, bytes | msgspec.Raw]]) -> list[Example]:
             example = _decoder.decode(raw)
             check(example)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise DatasetError(f"{place} of the data set cannot be used: {error}") from None
+            raise DatasetError(f"{place} of the data set is invalid: {error}") from None
         found.append(example)
     if not found:
         raise DatasetError("the data set has no examples")
@@ -120,27 +119,27 @@ def _all(parts: Iterable[tuple[str, bytes | msgspec.Raw]]) -> list[Example]:
 
 
 def read(root: Path, name: str) -> bytes:
-    """The bytes of a data set below `root`. Raises DatasetError; follows no link on the way."""
+    """The bytes of a data set below `root`. No symbolic link is followed. Raises DatasetError."""
     path = Path(os.path.normpath(name))
     if path.is_absolute():
         with contextlib.suppress(ValueError):
             path = path.relative_to(root)
     if "\0" in name or path.is_absolute() or not path.parts or ".." in path.parts:
         raise DatasetError(
-            f"{name[:200]!r} is not below the folder of data sets; put the file into datasets in the data directory"
+            f"{name[:200]!r} is outside the folder of data sets; move the file to `datasets` in the data directory"
         )
     for suffix in SUFFIXES:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return _read(root, (*path.parts[:-1], path.name + suffix), name)
     known = ", ".join(repr(known) for known in list(names(root))[:12])
     raise DatasetError(
-        f"there is no data set {name[:200]!r}; "
-        + (f"there is {known}" if known else "put the file into datasets in the data directory")
+        f"data set {name[:200]!r} not found; "
+        + (f"available: {known}" if known else "put the file into `datasets` in the data directory")
     )
 
 
 def names(root: Path) -> Iterator[str]:
-    """The data sets directly in a folder."""
+    """Names of the data sets directly in a folder."""
     with contextlib.suppress(OSError):
         for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
             if entry.is_file(follow_symlinks=False) and entry.name.endswith((".jsonl", ".json")):
@@ -148,7 +147,7 @@ def names(root: Path) -> Iterator[str]:
 
 
 def _read(root: Path, parts: tuple[str, ...], name: str) -> bytes:
-    """Each part is opened in the folder before it, links refused: nobody can swap one in meanwhile."""
+    """Open each part relative to the folder before it, so that no part can be replaced by a link meanwhile."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     where = -1
     try:
@@ -161,10 +160,10 @@ def _read(root: Path, parts: tuple[str, ...], name: str) -> bytes:
             where = inner
         status = os.fstat(where)
         if not stat.S_ISREG(status.st_mode):
-            raise DatasetError(f"{name[:200]!r} is no regular file; name a file of JSON lines")
+            raise DatasetError(f"{name[:200]!r} is not a regular file; use a file of JSON lines")
         if status.st_size > MAX_BYTES:
             raise DatasetError(
-                f"{name[:200]!r} has {status.st_size} bytes; at most {MAX_BYTES} are read: split it"
+                f"{name[:200]!r} has {status.st_size} bytes; the limit is {MAX_BYTES}: split it"
             )
         chunks, size = [], 0
         while chunk := os.read(where, 1 << 20):

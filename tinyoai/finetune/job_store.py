@@ -7,7 +7,6 @@ Everything here blocks.
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -60,7 +59,7 @@ class TrainingJob(Struct, kw_only=True):
     ended: float | None = None
     error: str | None = None
     training: TrainingStarted | None = field(name="running", default=None)
-    """What the process reported when it started."""
+    """The first event of its process."""
     last_step: Step | None = field(name="last", default=None)
     result_id: int | None = None
     """The new model's id in the registry."""
@@ -113,8 +112,10 @@ class JobStore:
             atomic.replace(folder / DATA_FILE, b"\n".join(map(protocol.encode, examples)))
             atomic.replace(folder / SPEC_FILE, protocol.encode(spec))
             self.save(job)
-            atomic.settle(self.root)
+            atomic.sync_folder(self.root)
         except BaseException:
+            import shutil  # late: servers that never train start faster
+
             shutil.rmtree(folder, ignore_errors=True)
             raise
 

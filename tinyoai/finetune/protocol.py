@@ -1,4 +1,4 @@
-"""What the server and the training process tell each other.
+"""The messages between the server and the training process.
 
 The server writes a JobSpec into the job's folder. The process writes ProgressEvents as JSON lines to stdout.
 Field and tag names are stored in the folders of jobs, so those of version 0.1 stay.
@@ -19,7 +19,7 @@ LOCK_FILE = "lock"
 
 
 class JobSpec(Struct, frozen=True, kw_only=True):
-    """What the training process has to do."""
+    """The work of one training process."""
 
     path: str
     """The model's file."""

@@ -1,7 +1,6 @@
 """The child process that trains: start it, read its events, stop it."""
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import msgspec
 from tinyoai.finetune import protocol
 from tinyoai.finetune.protocol import ProgressEvent
 from tinyoai.host import subproc
+from tinyoai.host.process import PIPE, Process
 
 STOP_S = 2.0
 """Seconds that a process has to exit by itself before it is killed."""
@@ -22,28 +22,23 @@ class TrainingProcess:
     def __init__(self, folder: Path, log: Path) -> None:
         """stderr is appended to `log`."""
         self._folder, self._log = folder, log
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._process: Process | None = None
 
     async def run(self, on_event: Callable[[ProgressEvent], Awaitable[None]]) -> int:
         """Run to the end and return the exit code. Cancelling kills the process. Raises OSError."""
+        lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         with open(self._log, "ab") as log:
-            self._process = process = await asyncio.create_subprocess_exec(
-                *subproc.PYTHON,
-                "-m",
-                "tinyoai.finetune",
-                str(self._folder),
+            self._process = process = Process(
+                [*subproc.PYTHON, "-m", "tinyoai.finetune", str(self._folder)],
                 env=subproc.environment(),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
+                stdin=PIPE,
+                stdout=PIPE,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches a whole process group; the server decides
             )
+        process.attach(on_line=lines.put_nowait, on_exit=lambda code: lines.put_nowait(None))
         try:
-            if self._stopping:
-                self.stop()
-            assert process.stdout is not None
-            while line := await process.stdout.readline():
+            while (line := await lines.get()) is not None:
                 try:
                     event = protocol.read_event(line)
                 except msgspec.MsgspecError:
@@ -51,25 +46,19 @@ class TrainingProcess:
                 await on_event(event)
             return await process.wait()
         finally:
-            self._kill()
+            process.kill()
             await process.wait()
 
     def stop(self) -> None:
-        """Make the process exit, now or as soon as it has started. Does not wait for it."""
-        self._stopping = True
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()  # it exits when stdin closes
-            asyncio.get_running_loop().call_later(STOP_S, self._kill)
-
-    def _kill(self) -> None:
+        """Make the process exit. Does not wait for it."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._process.close_stdin()  # it exits when stdin closes
+            asyncio.get_running_loop().call_later(STOP_S, self._process.kill)
 
 
 def describe_exit(code: int, log_lines: Sequence[str]) -> str:
     """Why a process that reported neither success nor failure ended."""
-    text = f"its process {subproc.ended(code)}"
+    text = f"its process {subproc.describe_exit(code)}"
     if code < 0:
         return text + ("; use a smaller batch_size or max_length" if code == -signal.SIGKILL else "")
     last = next((line for line in reversed(log_lines) if line.strip()), "")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tinyoai.finetune.dataset import Example
 from tinyoai.finetune.protocol import JobSpec
-from tinyoai.text import template
+from tinyoai.text import chat_format, template
 from tinyoai.wire import Markup, Message, ModelInfo, Segment, Special, Text
 
 Prompt = Sequence[Segment]
@@ -48,7 +48,7 @@ def cut(samples: Sequence[Sample], n_max: int) -> list[Sample]:
 
 def own_template(info: ModelInfo) -> str:
     """The name of the model's own chat template."""
-    return template.detect(info.chat_template, info.special)
+    return chat_format.detect(info.chat_template, info.special)
 
 
 def _render(name: str, messages: Sequence[Message], info: ModelInfo) -> Sequence[Segment]:

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from tinyoai.models.registry import Shape as HParams
+from tinyoai.engine.facts import HParams
 
 BASE_BYTES = 400 << 20
 """A process that has loaded torch."""

@@ -1,8 +1,4 @@
-"""A model file's matrices as numbers, and a new file with some of them changed.
-
-Owns dequantizing, quantizing and the new file's layout; all that the old file says of the model is copied as it
-is. It must not know what the matrices are for.
-"""
+"""Tensors of a GGUF file as float32, and new files with some tensors replaced. Metadata is copied unchanged."""
 
 import errno
 import math
@@ -22,11 +18,11 @@ Array = NDArray[np.float32]
 
 _F16, _Q8_0 = 1, 8
 _WRITTEN = (0, 1, 2, 3, 6, 7, 8)
-"""Types that can be made here; what was in another becomes Q8_0."""
+"""Types that `gguf` can quantize to. Tensors of other types become Q8_0."""
 
 
 def read(header: Header, name: str) -> Array:
-    """A tensor as float32, in numpy's order of dimensions: a matrix is [n_out, n_in]."""
+    """A tensor as float32. Dimensions are in numpy's order: a matrix is [n_out, n_in]."""
     tensor = header.tensors[name]
     raw = np.memmap(header.path, np.uint8, "r", offset=header.data_at + tensor.offset, shape=(tensor.size,))
     rows = raw.reshape(*tensor.shape[:0:-1], -1)
@@ -34,19 +30,22 @@ def read(header: Header, name: str) -> Array:
     return np.array(values, np.float32).reshape(tensor.shape[::-1])
 
 
-def kept_type(header: Header, name: str) -> int:
-    """The type number that a changed tensor is written in: its own where that can be made here."""
+def written_type(header: Header, name: str) -> int:
+    """The type number for writing a changed tensor: its own if `gguf` can quantize to that."""
     tensor = header.tensors[name]
     if tensor.type in _WRITTEN:
         return tensor.type
     return _Q8_0 if tensor.shape[0] % 32 == 0 else _F16
 
 
-def write(header: Header, changed: Collection[str], made: Callable[[str], Array], path: Path) -> None:
-    """The file again, with `made(name)` for each name in `changed`; whole or not at all. Raises OSError."""
+def write(header: Header, changed: Collection[str], values_of: Callable[[str], Array], path: Path) -> None:
+    """Write a copy of a model file, complete or not at all, with `values_of(name)` for each name in `changed`.
+
+    Raises OSError.
+    """
     table, types, offset = bytearray(), {}, 0
     for name, tensor in header.tensors.items():
-        kind = kept_type(header, name) if name in changed else tensor.type
+        kind = written_type(header, name) if name in changed else tensor.type
         _, block, block_size = TENSOR_TYPES[kind]
         size = math.prod(tensor.shape) // block * block_size
         types[name] = kind
@@ -61,7 +60,7 @@ def write(header: Header, changed: Collection[str], made: Callable[[str], Array]
         new.write(bytes(-new.tell() % header.alignment))
         for name, tensor in header.tensors.items():
             if name in changed:
-                values = quantize(np.ascontiguousarray(made(name)), GGMLQuantizationType(types[name]))
+                values = quantize(np.ascontiguousarray(values_of(name)), GGMLQuantizationType(types[name]))
                 new.write(np.ascontiguousarray(values).tobytes())
             else:
                 old.seek(header.data_at + tensor.offset)
@@ -69,7 +68,7 @@ def write(header: Header, changed: Collection[str], made: Callable[[str], Array]
                 while left:
                     chunk = old.read(min(left, 1 << 24))
                     if not chunk:
-                        raise OSError(errno.EIO, "it was cut short meanwhile", str(header.path))
+                        raise OSError(errno.EIO, "the file was truncated while it was read", str(header.path))
                     new.write(chunk)
                     left -= len(chunk)
             new.write(bytes(-new.tell() % header.alignment))

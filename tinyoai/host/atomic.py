@@ -26,7 +26,7 @@ def replacing(path: Path, temporary: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    settle(path.parent)
+    sync_folder(path.parent)
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -38,7 +38,7 @@ def replace(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def settle(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Syncs a folder, so that renames in it survive a power cut. Raises OSError."""
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

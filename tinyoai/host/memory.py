@@ -8,7 +8,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def held(pid: int) -> int:
+def unshared(pid: int) -> int:
     """Resident memory without mapped files, which the kernel can drop; 0 if the process is gone."""
     try:
         fields = Path(f"/proc/{pid}/statm").read_text().split()

@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def settle(oom_score: int) -> None:
+def isolate(oom_score: int) -> None:
     """In the child: ignores terminal signals, disables core dumps, sends stdout to stderr and sets oom_score_adj.
 
     When memory runs out, the kernel kills the process with the highest score first.
@@ -38,7 +38,7 @@ def settle(oom_score: int) -> None:
         file.write(str(oom_score))
 
 
-def ended(code: int) -> str:
+def describe_exit(code: int) -> str:
     """How a child ended, in words that follow its name. A negative code is a signal's number."""
     if code >= 0:
         return f"ended with exit code {code}"

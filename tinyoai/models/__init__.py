@@ -1,5 +1,5 @@
-"""Loaded models, as the server sees them.
+"""Models as the server sees them: which there are, which are loaded, and the processes that run them.
 
-`worker` starts one process and speaks with it by the law of the wire; `pool` decides which models
-run and keeps them up. Both run in the server and know neither HTTP nor OpenAI's words.
+`Pool` holds names and the memory budget, `ManagedModel` one model's life, `Lease` a use of it, `Worker` its
+process. Knows neither HTTP nor any API.
 """

@@ -1,8 +1,7 @@
-"""What models there are: registered ones, and those found under --models-dir.
+"""The models that can be served: registered ones, and those found under --models-dir.
 
-Owns finding files, describing them (header and settings file) and telling which are missing or broken; the
-registry only remembers. `refresh` and `current` touch the disk and belong in a thread; `view` is ready at any
-time. It must not know which models run.
+It finds files, describes them by header and settings file, and says which are missing or broken. `refresh` and
+`current` touch the disk and belong in a thread; `view` is ready at any time.
 """
 
 import logging
@@ -15,19 +14,20 @@ import msgspec
 from msgspec import Struct, structs
 
 from tinyoai import errors, gguf
-from tinyoai.models.registry import Defaults, Kind, Model, Registry, RegistryError, Shape
-from tinyoai.text import template
+from tinyoai.engine import facts
+from tinyoai.models.registry import Defaults, Kind, Model, Registry, RegistryError
+from tinyoai.text import chat_format
 
 log = logging.getLogger("tinyoai.catalog")
 
 SUFFIX = ".gguf"
 MAX_NAME = 512
 MAX_SHOWN = 12
-"""So many names are told to who asks for one that is not there."""
+"""Names that the refusal of an unknown model lists."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings file of a model: `llama.json` beside `llama.gguf`. All of it may be left out."""
+    """The settings file of a model: `llama.json` beside `llama.gguf`. Every field is optional."""
 
     kind: Kind | None = None
     aliases: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class View(Struct, frozen=True, kw_only=True):
-    """One moment's knowledge, by name. `missing` are registered, but their file is gone."""
+    """A snapshot of all models by name. The files of `missing` ones are gone."""
 
     models: dict[str, Model]
     missing: dict[str, Model] = {}
@@ -46,63 +46,63 @@ class View(Struct, frozen=True, kw_only=True):
     aliases: dict[str, str] = {}
 
 
-def describe(path: Path, name: str, *, model_type: str = "", created: int | None = None) -> Model:
-    """What a model file is. Raises gguf.BadModelFile or OSError; the message may hold the path."""
+def describe(
+    path: Path, name: str, *, model_type: str = "", created: int | None = None, engine: str = facts.AUTO
+) -> Model:
+    """The facts of a model file. Raises gguf.BadModelFile or OSError; the message may contain the path.
+
+    `engine` is the one that must run it; "auto": any.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise gguf.BadModelFile(f"the path {str(path)!a} is not UTF-8; rename it") from None
-    stamp = _stamp(path)
+    fingerprint = _fingerprint(path)
     status = path.stat()
     settings = _settings(path)
     common = Model(
         name=name,
         path=str(path),
-        stamp=stamp,
+        fingerprint=fingerprint,
         size=status.st_size,
         created=int(status.st_mtime) if created is None else created,
         template=settings.template,
         aliases=settings.aliases,
-        own_context=settings.context,
+        n_ctx_override=settings.context,
         defaults=settings.defaults,
     )
     if gguf.kind(path) == "legacy":
         if not model_type:
-            raise gguf.BadModelFile(
-                f"{path} is a legacy GGML file; say which architecture it has with --model-type"
-            )
+            raise gguf.BadModelFile(f"{path} is a legacy GGML file; name its architecture with --model-type")
         return structs.replace(
-            common, kind=settings.kind or "completion", architecture=model_type, quantization="GGML"
+            common,
+            kind=settings.kind or "completion",
+            engine=facts.choose_legacy(str(path), facts.AUTO if engine == "fake" else engine),
+            architecture=model_type,
+            quantization="GGML",
         )
     header = gguf.read_header(path)
-    gguf.check(header)
-    n_head = int(header.value("attention.head_count"))
+    engine = facts.choose(header, facts.AUTO if engine == "fake" else engine)
     return structs.replace(
         common,
         kind=settings.kind or _kind(header),
+        engine=engine,
         architecture=header.architecture,
         quantization=header.quantization,
-        parameters=header.n_params,
-        context=int(header.value("context_length")),
-        shape=Shape(
-            n_layer=int(header.value("block_count")),
-            n_embd=int(header.value("embedding_length")),
-            n_head=n_head,
-            n_head_kv=int(header.value("attention.head_count_kv", n_head)),
-            n_ff=int(header.value("feed_forward_length")),
-            n_vocab=len(header.metadata["tokenizer.ggml.tokens"]),
-        ),
+        n_params=header.n_params,
+        n_ctx_train=int(header.value("context_length") or 0),
+        hparams=facts.ENGINES[engine].hparams(header),
     )
 
 
 def _kind(header: gguf.Header) -> Kind:
-    """A model that says how it is talked to is for chat."""
+    """A model with a chat template, or with the control tokens of one, is for chat."""
     meta = header.metadata
     types = meta.get("tokenizer.ggml.token_type") or ()
-    tokens = meta["tokenizer.ggml.tokens"]
+    tokens = meta.get("tokenizer.ggml.tokens") or ()
     special = {tokens[i].decode("utf-8", "replace") for i, kind in enumerate(types) if kind == gguf.CONTROL}
-    said = str(meta.get("tokenizer.chat_template", ""))
-    return "chat" if said or template.detect("", special) != "plain" else "completion"
+    chat_template = str(meta.get("tokenizer.chat_template", ""))
+    return "chat" if chat_template or chat_format.detect("", special) != "plain" else "completion"
 
 
 def _settings(path: Path) -> Settings:
@@ -112,17 +112,19 @@ def _settings(path: Path) -> Settings:
     try:
         settings = msgspec.json.decode(file.read_bytes(), type=Settings)
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise gguf.BadModelFile(f"the settings file {file} is not as it should be: {error}") from None
-    known = ["auto", *template.names()]
+        raise gguf.BadModelFile(f"the settings file {file} is not valid: {error}") from None
+    known = ["auto", *chat_format.NAMES]
     if settings.template not in known:
         raise gguf.BadModelFile(
-            f"the settings file {file} asks for the template {settings.template!r}; there is {', '.join(known)}"
+            f"the settings file {file} names the template {settings.template!r}; available: {', '.join(known)}"
         )
     if not 0 <= settings.context <= 1 << 20:
-        raise gguf.BadModelFile(f"the settings file {file} asks for a context that no model has")
+        raise gguf.BadModelFile(f"the settings file {file} has a context outside 0 to 1048576")
     for alias in settings.aliases:
         if not _is_name(alias):
-            raise gguf.BadModelFile(f"the settings file {file} has an alias that is no name: {alias[:40]!r}")
+            raise gguf.BadModelFile(
+                f"the settings file {file} has an alias that is not a valid name: {alias[:40]!r}"
+            )
     return settings
 
 
@@ -130,7 +132,7 @@ def _is_name(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
-def _stamp(path: Path) -> str:
+def _fingerprint(path: Path) -> str:
     status = path.stat()
     try:
         settings = path.with_suffix(".json").stat().st_mtime_ns
@@ -142,19 +144,23 @@ def _stamp(path: Path) -> str:
 class Catalog:
     """All known models. `default` is the name of the one that was given at start."""
 
-    def __init__(self, default: Model, *, folder: str = "", register: bool = True) -> None:
-        # as given
+    def __init__(
+        self, default: Model, *, folder: str = "", register: bool = True, engine: str = facts.AUTO
+    ) -> None:
+        """`folder` is searched for models; `engine` is the one that must run them, "auto": any."""
+        # settings
+        self._engine = engine
         self.default = default.name
         self._given = default
         self._folder = Path(folder).absolute() if folder else None
         self._register = register
-        # what is known
+        # state
         self._registry = Registry.in_memory()
         self._bad: dict[str, tuple[str, str, str]] = {}
-        """By name: path, stamp and reason of what could not be described, so that it is not read again."""
+        """By name: path, fingerprint and reason of files that cannot be served, so that they are not read again."""
         self._lock = threading.Lock()
         self.begun = self.ended = 0
-        """How many refreshes have begun, and which was the last to end."""
+        """How many refreshes have begun, and the number of the last that ended."""
         self.view = View(models={default.name: default}, aliases=_aliases([default]))
 
     @property
@@ -163,7 +169,7 @@ class Catalog:
         return self._registry.problem
 
     def open(self, home: str) -> None:
-        """Opens the registry in the data directory and looks for models. Blocks; never fails."""
+        """Opens the registry in the data directory and looks for models. Blocks. Does not raise."""
         with self._lock:
             self._registry = Registry.open(home)
             if self._registry.problem:
@@ -173,11 +179,11 @@ class Catalog:
         self.refresh()
 
     def close(self) -> None:
-        """The registry's end."""
+        """Closes the registry."""
         self._registry.close()
 
     def lookup(self, name: str) -> Model:
-        """The model of this name or alias. Raises errors.ModelNotFound saying why it is not served."""
+        """The model of a name or alias. Raises errors.ModelNotFound with the reason."""
         view = self.view
         model = view.models.get(view.aliases.get(name, name))
         if model is not None:
@@ -188,16 +194,16 @@ class Catalog:
             what = f"the model {name!r} cannot be served: {view.broken[name]}"
         else:
             known = ", ".join(repr(known) for known in list(view.models)[:MAX_SHOWN])
-            more = " and more: see GET /v1/models" if len(view.models) > MAX_SHOWN else ""
-            what = f"there is no model {name!r} here; there is {known or 'none'}{more}"
+            more = " and more, see GET /v1/models" if len(view.models) > MAX_SHOWN else ""
+            what = f"model {name!r} not found; available: {known or 'none'}{more}"
         raise errors.ModelNotFound(what, param="model")
 
     def current(self, name: str) -> Model:
-        """As lookup, but looks at the file again first. Blocks."""
+        """As lookup, after a look at the file. Blocks."""
         model = self.lookup(name)
         if model.path:
             try:
-                same = _stamp(Path(model.path)) == model.stamp
+                same = _fingerprint(Path(model.path)) == model.fingerprint
             except OSError:
                 same = False
             if not same:
@@ -205,23 +211,23 @@ class Catalog:
         return self.lookup(name)
 
     def add(self, name: str, path: Path) -> int:
-        """Registers a file under a name; its number, 0 where the registry is not on disk. Blocks.
+        """Registers a file under a name. Returns its id; 0 if the registry is not on disk. Blocks.
 
         Raises gguf.BadModelFile, OSError or RegistryError.
         """
-        model = self._registry.put(describe(path, name))
+        model = self._registry.put(describe(path, name, engine=self._engine))
         self.refresh()
         return model.id
 
     def forget(self, name: str) -> None:
-        """Takes a model off the registry. Raises errors.BadRequest where that cannot be, or RegistryError. Blocks."""
+        """Removes a model from the registry. Blocks. Raises errors.BadRequest or RegistryError."""
         if name == self.default:
-            raise errors.BadRequest(f"{name!r} was given at start; start without it", param="id")
+            raise errors.BadRequest(f"{name!r} was given at start; restart without it", param="id")
         if any(name == found for found, _ in self._files()):
             raise errors.BadRequest(
-                f"the file of {name!r} is in the models folder; take it away from there", param="id"
+                f"the file of {name!r} is in the models folder; move it out of there", param="id"
             )
-        self._registry.forget(name)
+        self._registry.delete(name)
         self.refresh()
 
     def refresh(self) -> None:
@@ -265,19 +271,21 @@ class Catalog:
         return View(models=models, missing=missing, broken=broken, aliases=_aliases(list(models.values())))
 
     def _examine(self, name: str, path: Path, row: Model | None) -> Model:
-        stamp = _stamp(path)
-        if row is not None and row.stamp == stamp and row.path == str(path):
+        fingerprint = _fingerprint(path)
+        if row is not None and row.fingerprint == fingerprint and row.path == str(path) and self._runs(row):
             return row
         bad = self._bad.get(name)
-        if bad is not None and bad[:2] == (str(path), stamp):
+        if bad is not None and bad[:2] == (str(path), fingerprint):
             raise gguf.BadModelFile(bad[2])
         if not _is_name(name):
-            raise gguf.BadModelFile("its name is too long or not of printable characters; rename the file")
-        legacy = row.architecture if row is not None and row.shape is None else ""
+            raise gguf.BadModelFile(
+                "its name is too long or has characters that cannot be printed; rename the file"
+            )
+        legacy = row.architecture if row is not None and row.hparams is None else ""
         try:
-            model = describe(path, name, model_type=legacy)
+            model = describe(path, name, model_type=legacy, engine=self._engine)
         except gguf.BadModelFile as error:
-            self._bad[name] = (str(path), stamp, str(error))
+            self._bad[name] = (str(path), fingerprint, str(error))
             log.warning("%s cannot be served: %s", name, error)
             raise
         if name == self.default:
@@ -285,6 +293,10 @@ class Catalog:
             if not self._register:
                 return self._given
         return self._put(model)
+
+    def _runs(self, row: Model) -> bool:
+        """Whether the engine of a stored row may still be used."""
+        return row.engine in facts.ENGINES and self._engine in (facts.AUTO, "fake", row.engine)
 
     def _put(self, model: Model) -> Model:
         try:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from tinyoai import errors, wire
 from tinyoai.engine import facts
@@ -46,10 +46,6 @@ class Restarts:
         self._n_in_a_row = 0
         self._n_unready = 0
 
-    def on_ready(self) -> None:
-        """The model is loaded."""
-        self._n_unready = 0
-
     def on_done(self) -> None:
         """A request was answered, so the process works."""
         self._n_in_a_row = 0
@@ -68,11 +64,10 @@ class Restarts:
 
 def estimate(model: Model, load: wire.Load) -> MemoryEstimate:
     """Memory that a load takes, by the formula of its engine."""
-    engines: dict[str, Any] = getattr(facts, "ENGINES", {})
-    if load.engine not in engines:
+    engine = facts.ENGINES.get(load.engine)
+    if engine is None:  # the worker refuses the load in words
         return MemoryEstimate(facts.WORKER_BYTES + model.size, 0, load.n_ctx)
-    found: MemoryEstimate = engines[load.engine].estimate(model.shape, model.size, load)
-    return found
+    return engine.estimate(model.hparams, model.size, load)
 
 
 class Owner(Protocol):
@@ -321,9 +316,10 @@ class ManagedModel:
             while True:
                 state, delay, reason = await self._run_once()
                 self._retry_at = loop.time() + delay
-                self._set(state, reason)
                 if state is State.FAILED:
+                    self.state, self.reason = state, reason  # announced by _on_unloaded
                     return
+                self._set(state, reason)
                 if delay:
                     await asyncio.sleep(delay)
         except Exception:
@@ -341,8 +337,10 @@ class ManagedModel:
         if self.unload_pending:
             self.unload_pending, self._n_next = False, 0
             self._generation += 1
-        failed = self.state is State.FAILED
-        self._set(self.state if failed else State.UNLOADED, self.reason if failed else "")
+        if self.state is State.FAILED:
+            self._set(State.FAILED, self.reason)
+        else:
+            self._set(State.UNLOADED)
         self._owner.notify_freed()
 
     async def _run_once(self) -> tuple[State, float, str]:
@@ -354,7 +352,6 @@ class ManagedModel:
             self.worker = await Worker.start(self.load, timeout=self._owner.load_timeout_s, spawned=spawned)
             ready = True
             self._loaded_at = asyncio.get_running_loop().time()
-            self._restarts.on_ready()
             self._set(State.READY)
             why = await asyncio.shield(self.worker.ended)
             self.worker = None

@@ -53,6 +53,12 @@ class Stage(enum.IntEnum):
     ACCEPTED = 3
 
 
+_ACCEPTED = Stage.ACCEPTED  # an enumeration's attributes are slow
+_STAGES: dict[type, Stage] = {
+    wire.Started: Stage.STARTED,
+    wire.Queued: Stage.QUEUED,
+    wire.Accepted: Stage.ACCEPTED,
+}
 _RESULTS: dict[type, type] = {
     wire.Embed: wire.Vector,
     wire.Tokenize: wire.Tokens,
@@ -102,32 +108,32 @@ class PendingCall:
         return self.stage is Stage.ACCEPTED
 
     def advance(self, event: wire.Event) -> None:
-        """Notes an event other than Content. Raises wire.WireError if it may not come now."""
+        """Notes an event other than Content. Raises wire.WireError, and changes nothing, if it may not come now."""
         kind, stage = type(event), self.stage
-        if kind is wire.Failed:
-            allowed = True
-        elif kind is wire.Started:
-            allowed, self.stage = stage is Stage.SENT, Stage.STARTED
-        elif kind is wire.Queued:
-            allowed, self.stage = self.needs_slot and stage is Stage.STARTED, Stage.QUEUED
-        elif kind is wire.Accepted:
-            allowed, self.stage = stage is Stage.QUEUED, Stage.ACCEPTED
-        elif kind is wire.Progress:
-            allowed = stage is Stage.ACCEPTED
+        if kind in _STAGES:
+            if _STAGES[kind] != stage + 1 or (kind is wire.Queued and not self.needs_slot):
+                raise self.breach(event)
+            self.stage = _STAGES[kind]
         elif isinstance(event, wire.ChoiceDone):
-            allowed = stage is Stage.ACCEPTED and event.choice in self.open_choices
-            self.open_choices.discard(event.choice)
+            if stage is not Stage.ACCEPTED or event.choice not in self.open_choices:
+                raise self.breach(event)
+            self.open_choices.remove(event.choice)
+        elif kind is wire.Progress:
+            if stage is not Stage.ACCEPTED:
+                raise self.breach(event)
         elif kind is wire.Done:
-            allowed = not self.open_choices and self.result is None
-        else:
-            allowed = kind is self.result and stage is (Stage.ACCEPTED if self.needs_slot else Stage.STARTED)
+            if self.open_choices or self.result is not None:
+                raise self.breach(event)
+        elif kind is not wire.Failed:
+            if kind is not self.result or stage is not (Stage.ACCEPTED if self.needs_slot else Stage.STARTED):
+                raise self.breach(event)
             self.result = None
-        if not allowed:
-            raise self.breach(event, stage)
 
-    def breach(self, event: wire.Event, stage: Stage) -> wire.WireError:
-        """The error for an event that may not come at this stage."""
-        return wire.WireError(f"{type(event).__name__} of request {self.id} while it is {stage.name.lower()}")
+    def breach(self, event: wire.Event) -> wire.WireError:
+        """The error for an event that may not come now."""
+        return wire.WireError(
+            f"{type(event).__name__} of request {self.id} while it is {self.stage.name.lower()}"
+        )
 
 
 class PendingCalls:
@@ -155,11 +161,16 @@ class PendingCalls:
                 raise wire.WireError(f"{type(event).__name__} of request {event.id}, which was never sent")
             return  # the call has ended on this side; the worker did not know that yet
         if type(event) is wire.Content:
-            if call.stage is not Stage.ACCEPTED or event.choice not in call.open_choices:
-                raise call.breach(event, call.stage)
+            if call.stage is not _ACCEPTED or event.choice not in call.open_choices:
+                raise call.breach(event)
             # nothing may overtake what is queued
-            if call.on_content is not None and not call.queue.events and self._taken(call, event):
-                return
+            if call.on_content is not None and not call.queue.events:
+                try:
+                    if call.on_content(call.index, event):
+                        return
+                except Exception:
+                    self._on_fault(call)
+                    return
         else:
             call.advance(event)
             if isinstance(event, wire.Final):
@@ -178,13 +189,8 @@ class PendingCalls:
         for call in list(self.open.values()):
             self.fail(call, kind, message)
 
-    def _taken(self, call: PendingCall, content: wire.Content) -> bool:
-        assert call.on_content is not None
-        try:
-            return call.on_content(call.index, content)
-        except Exception:
-            # one stream's fault must not end the connection that all requests of the model share
-            log.exception("request %d: its answer could not be passed on", call.id)
-            self.fail(call, "InternalError", "the answer could not be passed on; see the server's log")
-            self._cancel(call)
-            return True
+    def _on_fault(self, call: PendingCall) -> None:
+        # one stream's fault must not end the connection that all requests of the model share
+        log.exception("request %d: its answer could not be passed on", call.id)
+        self.fail(call, "InternalError", "the answer could not be passed on; see the server's log")
+        self._cancel(call)

@@ -1,8 +1,7 @@
-"""The registry on disk: one row for every model that was ever registered, in SQLite.
+"""The registry on disk: one row for every registered model, in SQLite.
 
-Owns the database file, its schema and what can be wrong with it: a foreign, damaged or unwritable one is
-told in a sentence and replaced by one in memory, so that a server always has a registry. Rows are facts
-about files; it must not know how files are found or read, nor how models run. Safe in threads.
+A foreign, damaged or unwritable database is named in `problem`, and one in memory takes its place, so a server
+always has a registry. Safe in threads.
 """
 
 import contextlib
@@ -18,12 +17,14 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from tinyoai import errors
+from tinyoai.engine.facts import HParams
 from tinyoai.host import datadir as data
+from tinyoai.sampling import SamplingOverrides
 
 FILE = "registry.db"
 APPLICATION_ID = 0x746F6169
 """In the database's header, so that another program's file is never taken for ours."""
-VERSION = 1
+VERSION = 2
 BUSY_S = 5.0
 """Seconds to wait for another server that is writing."""
 
@@ -34,78 +35,54 @@ class RegistryError(errors.TinyoaiError):
     """The registry cannot be read or written; one sentence says why and what to do."""
 
 
-class Defaults(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a model's requests mean where they leave a field out; the bounds are those of the requests."""
+class Defaults(SamplingOverrides, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Values of the request fields that a request leaves out; the bounds are those of the requests."""
 
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
-class Shape(Struct, frozen=True, kw_only=True):
-    """The numbers that decide how much memory a model takes."""
-
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    n_ff: int
-    n_vocab: int
-
-
-class Model(Struct, frozen=True, kw_only=True):
+class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One registered model. Sizes are in bytes, lengths in tokens, `created` in Unix seconds."""
 
     id: int = 0
-    """0: in no registry, since that could not be written."""
+    """0: in no registry, since it could not be written."""
     name: str
     path: str
-    """Absolute; empty for the scripted engine's."""
-    stamp: str = ""
-    """Changes when the file does: what was read from it is true for this stamp."""
+    """Absolute; empty for the fake engine."""
+    fingerprint: str = ""
+    """Changes when the file or its settings file changes: the other facts hold for this one."""
     kind: Kind = "chat"
+    engine: str = ""
+    """The engine that `--engine auto` uses."""
     architecture: str = ""
     quantization: str = ""
-    parameters: int = 0
-    context: int = 0
-    """What the model was trained for."""
+    n_params: int = 0
+    n_ctx_train: int = 0
+    """0: the file does not say."""
     size: int = 0
     created: int = 0
     template: str = "auto"
     aliases: tuple[str, ...] = ()
-    own_context: int = 0
-    """The context window to load it with where nothing else is said; 0: none of its own."""
+    n_ctx_override: int = 0
+    """The context window of the settings file; 0: none."""
     defaults: Defaults = Defaults()
-    shape: Shape | None = None
+    hparams: HParams | None = None
+    """None for legacy files and the fake engine."""
 
 
-_COLUMNS = tuple(field for field in Model.__struct_fields__ if field != "id")
-_JSON = {"aliases", "defaults", "shape"}
 _SCHEMA = """
 CREATE TABLE models (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
-    path TEXT NOT NULL,
-    stamp TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    architecture TEXT NOT NULL,
-    quantization TEXT NOT NULL,
-    parameters INTEGER NOT NULL,
-    context INTEGER NOT NULL,
-    size INTEGER NOT NULL,
-    created INTEGER NOT NULL,
-    template TEXT NOT NULL,
-    aliases TEXT NOT NULL,
-    own_context INTEGER NOT NULL,
-    defaults TEXT NOT NULL,
-    shape TEXT NOT NULL
+    model TEXT NOT NULL
 )
 """
+"""`model` is the row as JSON, without id and name."""
+_VERSION_1 = (
+    "id, name, path, stamp, kind, architecture, quantization, parameters, context, size, created, template, aliases, "
+    "own_context, defaults, shape"
+)
+"""The columns of version 1. The last two and the aliases are JSON."""
 
 
 def folder(home: str) -> Path:
@@ -128,7 +105,7 @@ class Registry:
 
     @classmethod
     def open(cls, home: str) -> "Registry":
-        """The registry in the data directory; where that cannot be had, one in memory and a `problem`."""
+        """The registry in the data directory; if that cannot be used, one in memory with a `problem`."""
         try:
             return cls(_open(folder(home) / FILE))
         except RegistryError as error:
@@ -136,72 +113,72 @@ class Registry:
 
     @classmethod
     def in_memory(cls, problem: str = "") -> "Registry":
-        """An empty one that is gone with the process."""
+        """An empty registry that lives as long as the process."""
         database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         database.execute(_SCHEMA)
         return cls(database, problem)
 
     def models(self) -> list[Model]:
-        """All rows, in the order in which they came. Raises RegistryError."""
-        with self._lock, _told():
-            rows = self._db.execute(f"SELECT id, {', '.join(_COLUMNS)} FROM models ORDER BY id").fetchall()
+        """All rows, in the order of their ids. Raises RegistryError."""
+        with self._lock, _sqlite_errors():
+            rows = self._db.execute("SELECT id, name, model FROM models ORDER BY id").fetchall()
         found = []
         for row in rows:
-            # a row that was mended by hand into something else is left out, not fatal
+            # a row that was changed by hand into something else is left out
             with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
-                found.append(_model(row))
+                found.append(_from_row(*row))
         return found
 
     def put(self, model: Model) -> Model:
-        """Writes a row by its name, new or in place of the old; the model with its id. Raises RegistryError."""
-        values = [_column(model, field) for field in _COLUMNS]
-        marks = ", ".join("?" * len(_COLUMNS))
-        changes = ", ".join(f"{field} = excluded.{field}" for field in _COLUMNS if field != "name")
-        with self._lock, _told():
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.execute(
-                    f"INSERT INTO models ({', '.join(_COLUMNS)}) VALUES ({marks}) "
-                    f"ON CONFLICT (name) DO UPDATE SET {changes}",
-                    values,
-                )
-                (id_,) = self._db.execute("SELECT id FROM models WHERE name = ?", (model.name,)).fetchone()
-                self._db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
+        """Writes a row by its name, new or in place of the old. Returns the model with its id. Raises RegistryError."""
+        with self._lock, _sqlite_errors(), _transaction(self._db):
+            self._db.execute(
+                "INSERT INTO models (name, model) VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET model = excluded.model",
+                (model.name, _to_json(model)),
+            )
+            (id_,) = self._db.execute("SELECT id FROM models WHERE name = ?", (model.name,)).fetchone()
         return structs.replace(model, id=id_)
 
-    def forget(self, name: str) -> None:
-        """Takes a row out; no file is touched. Raises RegistryError."""
-        with self._lock, _told():
+    def delete(self, name: str) -> None:
+        """Deletes a row; no file is touched. Raises RegistryError."""
+        with self._lock, _sqlite_errors():
             self._db.execute("DELETE FROM models WHERE name = ?", (name,))
 
     def close(self) -> None:
-        """Nothing may be asked of it afterwards."""
+        """Closes the database. No other method may be called afterwards."""
         with self._lock, contextlib.suppress(sqlite3.Error):
             self._db.close()
 
 
-def _column(model: Model, field: str) -> str | int:
-    value = getattr(model, field)
-    return msgspec.json.encode(value).decode() if field in _JSON else value
+def _to_json(model: Model) -> str:
+    return msgspec.json.encode(structs.replace(model, id=0, name="")).decode()
 
 
-def _model(row: tuple[object, ...]) -> Model:
-    values = dict(zip(("id", *_COLUMNS), row, strict=True))
-    for field in _JSON:
-        values[field] = msgspec.json.decode(str(values[field]))
-    return msgspec.convert(values, Model)
+def _from_row(id_: object, name: object, model: object) -> Model:
+    if not isinstance(id_, int) or not isinstance(name, str) or not isinstance(model, str):
+        raise msgspec.ValidationError("a row of other types")
+    return structs.replace(msgspec.json.decode(model, type=Model), id=id_, name=name)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _sqlite_errors() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, UnicodeError) as error:
-        raise RegistryError(f"the registry could not be used: {error}") from None
+        raise RegistryError(f"the registry cannot be used: {error}") from None
+
+
+@contextlib.contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            database.execute("ROLLBACK")
+        raise
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -236,11 +213,11 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
     def number(pragma: str) -> int:
         return int(database.execute(f"PRAGMA {pragma}").fetchone()[0])
 
-    def whose() -> tuple[int, int, int]:
+    def state() -> tuple[int, int, int]:
         tables = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
         return number("application_id"), number("user_version"), tables
 
-    application, version, tables = whose()
+    application, version, tables = state()
     if application != APPLICATION_ID and (application or version or tables):
         raise RegistryError(
             f"{path} is a database of another program; move it away or name another folder with --home"
@@ -250,24 +227,65 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
             f"the registry {path} is of a newer tinyoai; update this one or name another folder with --home"
         )
     if tables:
-        said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if said != "ok":
-            raise sqlite3.DatabaseError(f"it is damaged: {said}")
-        database.execute(f"SELECT id, {', '.join(_COLUMNS)} FROM models LIMIT 1").fetchone()
+        result = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if result != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged: {result}")
+        columns = _VERSION_1 if version == 1 else "id, name, model"
+        database.execute(f"SELECT {columns} FROM models LIMIT 1").fetchone()
     _write_ahead(database)
     # every commit is on the disk when it returns: rows are few, and a power cut may come at any time
     database.execute("PRAGMA synchronous = FULL")
-    if not tables:
-        database.execute("BEGIN IMMEDIATE")
-        if not whose()[2]:  # else another server was faster
+    if tables and version == VERSION:
+        return
+    with _transaction(database):
+        application, version, tables = state()
+        if tables and version == 1:
+            _migrate(database)
+        elif not tables:  # else another server was faster
             database.execute(_SCHEMA)
-            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            database.execute(f"PRAGMA user_version = {VERSION}")
-        database.execute("COMMIT")
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    """Version 1 to 2, inside a transaction. Ids stay; rows that cannot be read are dropped, as before."""
+    rows = database.execute(f"SELECT {_VERSION_1} FROM models ORDER BY id").fetchall()
+    database.execute("ALTER TABLE models RENAME TO models_1")
+    database.execute(_SCHEMA)
+    for row in rows:
+        old = dict(zip(_VERSION_1.split(", "), row, strict=True))
+        # the fingerprint of version 1 is left out: the file is described again, since engines judge it now
+        fields = {
+            "name": "",
+            "path": old["path"],
+            "kind": old["kind"],
+            "architecture": old["architecture"],
+            "quantization": old["quantization"],
+            "n_params": old["parameters"],
+            "n_ctx_train": old["context"],
+            "size": old["size"],
+            "created": old["created"],
+            "template": old["template"],
+            "n_ctx_override": old["own_context"],
+        }
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
+            for field, column in (("aliases", "aliases"), ("defaults", "defaults"), ("hparams", "shape")):
+                fields[field] = msgspec.json.decode(str(old[column]))
+            model = msgspec.convert(fields, Model)
+            database.execute(
+                "INSERT INTO models (id, name, model) VALUES (?, ?, ?)",
+                (old["id"], old["name"], _to_json(model)),
+            )
+    # deleted models keep their numbers
+    last = database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'models_1'").fetchone()
+    database.execute("DROP TABLE models_1")
+    if last is not None:
+        database.execute("DELETE FROM sqlite_sequence WHERE name = 'models'")
+        database.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('models', ?)", last)
 
 
 def _write_ahead(database: sqlite3.Connection) -> None:
-    """WAL mode; SQLite does not wait for another that is just doing the same, so this does."""
+    """Switches to WAL mode. SQLite does not wait for another connection that does the same, so this does."""
     deadline = time.monotonic() + BUSY_S
     while True:
         try:

@@ -5,13 +5,13 @@ only what Ready says.
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterable, Mapping
 
 from tinyoai import wire
 from tinyoai.host import subproc
-from tinyoai.host.process import Process
 from tinyoai.models.pending_calls import ContentSink, EventQueue, PendingCall, PendingCalls
 from tinyoai.models.spawn import SpawnedWorker, spawn_worker
 
@@ -65,17 +65,22 @@ class _WorkerProtocol(asyncio.Protocol):
 class Worker:
     """A running worker process. `start` returns it with its model loaded."""
 
-    def __init__(self, load: wire.Load, process: Process, stall_s: float) -> None:
+    def __init__(self, load: wire.Load, spawned: SpawnedWorker, stall_s: float) -> None:
         loop = asyncio.get_running_loop()
         self.load = load
         self.ready: wire.Ready
         self.ended: asyncio.Future[str] = loop.create_future()
         """Done once the process is gone. The result says how it ended and follows "its process"."""
-        self._process = process
+        self._process = spawned.process
         self._transport: asyncio.Transport
+        self._protocol = _WorkerProtocol(self._receive, self._on_breach, self._on_close)
+        self._sock = spawned.sock.dup()
+        """For what the process sent last: a transport that fails to write does not read the rest."""
         self._calls = PendingCalls(self._send_cancel)
         self._first: asyncio.Future[wire.Ready | wire.LoadFailed | None] = loop.create_future()
         """The first message; None if the process ended without one."""
+        self._broken = False
+        """It broke the protocol, so nothing it sends counts any more."""
         self._why = ""
         """How the process ended, where this side caused it."""
         # the watchdog's
@@ -121,12 +126,13 @@ class Worker:
         Raises LoadError, or OSError if no process can be started; no process is left then.
         """
         spawned = spawned or spawn_worker()
-        self = cls(load, spawned.process, stall_s)
+        self = cls(load, spawned, stall_s)
         try:
             self._transport, _ = await asyncio.get_running_loop().create_unix_connection(
-                lambda: _WorkerProtocol(self._receive, self._on_breach, self._on_close), sock=spawned.sock
+                lambda: self._protocol, sock=spawned.sock
             )
         except BaseException:
+            self._sock.close()
             spawned.close()
             raise
         spawned.process.attach(on_line=self._on_stderr, on_exit=self._on_exit)
@@ -229,6 +235,7 @@ class Worker:
 
     def _on_breach(self, why: str) -> None:
         log.error("%s: its process %s", self.load.name, why)
+        self._broken = True
         self._kill(why)
         self._transport.close()
 
@@ -246,9 +253,13 @@ class Worker:
 
     def _on_exit(self, code: int) -> None:
         if not self._why or (code < 0 and code != -signal.SIGKILL):  # this side did not cause it
-            self._why = subproc.ended(code)
+            self._why = subproc.describe_exit(code)
         if self._watchdog is not None:
             self._watchdog.cancel()
+        # the exit may be seen before the last messages, and a request that was started must be known as such
+        with self._sock, contextlib.suppress(OSError):
+            while not self._broken and (data := self._sock.recv(1 << 16)):
+                self._protocol.data_received(data)
         self._transport.close()
         self._calls.fail_all("WorkerDied", f"the model's process {self._why}")
         if not self._first.done():

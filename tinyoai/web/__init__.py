@@ -1,5 +1,5 @@
-"""HTTP/1.1 for the server process, without OpenAI's words.
+"""HTTP/1.1 for the server process. Nothing here knows the API or its models.
 
-`gate` reads heads strictly, `protocol` owns connections, `exchange` one request and its response,
-`sse` events as bytes, `router` and `guard` decide who is served by what. No model is known here.
+`listen` opens the socket, `server` owns all connections, `connection` one of them, `request_head` and
+`body` read a request, `routing` and `access` decide who may use which handler, `exchange` answers.
 """

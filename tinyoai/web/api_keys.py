@@ -1,7 +1,6 @@
-"""API keys: which there are, and whose a request carries.
+"""API keys: reading them from the command line and a file, and finding the owner of the one in a request.
 
-Owns the key file's form and the comparison, which takes as long for a wrong key as for a right one. It
-keeps digests, never the keys, and must not know what a key allows.
+Only digests are kept, never the keys. A comparison takes as long for a wrong key as for a right one.
 """
 
 import hashlib
@@ -15,21 +14,21 @@ from tinyoai.web.request_head import Head
 
 
 class Keys:
-    """Named keys. Without any, everyone is welcome."""
+    """Named keys. False if there are none: then no request needs one."""
 
     def __init__(self, named: Sequence[tuple[str, str]] = ()) -> None:
-        """Pairs of a key and its owner's name."""
+        """`named`: pairs of a key and its owner's name."""
         self._digests = [(_digest(key.encode()), name) for key, name in named]
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
     def owner(self, head: Head) -> str | None:
-        """The name of the key that a request carries, as a bearer token or as x-api-key; None for no good one."""
+        """Returns the owner of the key in a request, a bearer token or x-api-key. None if no key is valid."""
         found = None
-        for given in _given(head):
+        for given in _sent_keys(head):
             digest = _digest(given)
-            for known, name in self._digests:  # all of them, always
+            for known, name in self._digests:  # always all of them, so that the time tells nothing
                 if hmac.compare_digest(digest, known):
                     found = name
         return found
@@ -39,7 +38,7 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _given(head: Head) -> list[bytes]:
+def _sent_keys(head: Head) -> list[bytes]:
     given = []
     scheme, _, token = (head.get(b"authorization") or b"").partition(b" ")
     if scheme.lower() == b"bearer":
@@ -51,18 +50,18 @@ def _given(head: Head) -> list[bytes]:
 
 
 def read(keys: Sequence[str], file: str) -> Keys:
-    """Keys of the command line and of a file: a key on each line, and after a blank its owner's name.
+    """Returns the keys of the command line and of a file. Each line is a key, a blank and its owner's name.
 
-    Empty lines and lines that begin with # are skipped. Raises UsageError for a file that cannot be read
-    or holds no key, and for a key that no HTTP header can carry.
+    The name is optional. Empty lines and lines that begin with # are skipped. Raises UsageError for a file
+    that cannot be read or contains no key, and for a key that no HTTP header can carry.
     """
     named = [(key, f"key {i + 1}") for i, key in enumerate(keys)]
     if file:
         try:
             lines = Path(file).read_text().splitlines()
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise UsageError(f"--api-key-file: {file} cannot be read: {reason}", exit_code=1) from None
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise UsageError(f"--api-key-file: cannot read {file}: {reason}", exit_code=1) from None
         found = []
         for i, line in enumerate(lines, 1):
             key, _, name = line.strip().partition(" ")
@@ -70,20 +69,20 @@ def read(keys: Sequence[str], file: str) -> Keys:
                 found.append((key, name.strip() or f"line {i}"))
         if not found:
             raise UsageError(
-                f"--api-key-file: {file} holds no key; write one on each line, or leave the flag out",
+                f"--api-key-file: {file} contains no key; write one on each line, or omit the flag",
                 exit_code=1,
             )
         named += found
     for key, name in named:
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise UsageError(
-                f"the API key {name!r} is empty or holds what no HTTP header can: use letters and digits"
+                f"API key {name!r} is empty or not fit for an HTTP header; use letters and digits"
             )
     return Keys(named)
 
 
 def exposed(file: str) -> bool:
-    """Whether everyone on this machine can read a key file."""
+    """Returns whether everyone on this machine can read a key file."""
     try:
         return bool(Path(file).stat().st_mode & stat.S_IROTH)
     except OSError:

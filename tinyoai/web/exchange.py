@@ -1,15 +1,13 @@
-"""One request and its response.
+"""One request and its response: the interface of every handler.
 
-Owns what a handler may do: read the body, respond whole or stream. A response's head goes through
-h11, which keeps the rules of HTTP; a stream's body is written as ready bytes straight to the
-transport, past h11, which is only told when it ends. It must not know routes or what is answered.
+A response's head goes through h11, which keeps the rules of HTTP. A stream's body is written as ready
+bytes straight to the transport; h11 learns only that it ends.
 """
 
-import asyncio
 import re
 import secrets
-from collections.abc import Sequence
-from email.utils import formatdate
+import time
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
@@ -19,63 +17,74 @@ from tinyoai import errors
 from tinyoai.web import sse
 from tinyoai.web.request_head import Head
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
+_DATE = "%a, %d %b %Y %H:%M:%S GMT"
+"""An HTTP date. No code calls setlocale, so the names are English."""
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class ClientGone(Exception):
-    """Nobody reads the answer any more, or too slowly."""
+    """The client has left, or reads too slowly."""
 
 
 class Link(Protocol):
-    """What an exchange needs of its connection."""
+    """The connection, as an exchange uses it."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Returns the event loop's time in seconds."""
 
     @property
     def congested(self) -> bool:
-        """The client reads slower than is written."""
+        """The client reads slower than the server writes."""
 
     @property
     def closing(self) -> bool:
-        """The server is being told to stop: no further request on this connection."""
+        """The server takes no further request on this connection."""
+
+    @property
+    def body_unread(self) -> bool:
+        """Part of the request's body has not arrived."""
 
     def write(self, data: bytes) -> None:
-        """Bytes to the client, at once."""
+        """Sends bytes to the client at once."""
 
-    def speak(self, event: h11.Response | h11.InformationalResponse | h11.Data | h11.EndOfMessage) -> bytes:
-        """An event's bytes, by h11's rules."""
+    def encode(self, event: h11.Response | h11.InformationalResponse | h11.Data | h11.EndOfMessage) -> bytes:
+        """Returns an event's bytes, checked by h11."""
 
-    async def body(self) -> bytes:
-        """The request's body, whole. Raises errors.ApiError."""
+    def default_headers(self, exchange: "Exchange") -> Sequence[tuple[str, str]]:
+        """Returns the headers that every response carries."""
 
-    async def uncongested(self) -> None:
-        """When the client has caught up. Raises ClientGone."""
+    async def read_body(self) -> bytes:
+        """Returns the whole body of the request. Raises errors.ApiError."""
 
-    def finished(self, *, close: bool) -> None:
+    async def drain(self) -> None:
+        """Waits until the client has caught up. Raises ClientGone."""
+
+    def on_request_finished(self, *, close: bool) -> None:
         """The response is complete."""
-
-    def unread(self) -> bool:
-        """The request's body has not been read to its end."""
 
 
 class Exchange:
-    """One request, and the way to answer it."""
+    """One request, and the means to answer it."""
 
     __slots__ = (
+        "_clock",
         "_link",
-        "_loop",
-        "_started",
         "chunked",
         "client",
         "extra_headers",
         "finished",
         "head",
         "last_sent",
+        "local_pages",
         "n_tokens",
         "peer",
         "refusal",
         "request_id",
         "route",
         "route_params",
+        "started",
         "status",
         "streaming",
     )
@@ -84,30 +93,34 @@ class Exchange:
         # the request
         self.head = head
         self.peer = peer
+        """The client's address."""
         self.request_id = _request_id(head)
         self.route = ""
-        """The path as the router knows it, without /v1; empty if nothing answers there."""
+        """The route's path without a prefix. Empty if the request has no route."""
         self.route_params: dict[str, str] = {}
+        self.local_pages = False
+        """The route, or the one that a preflight asks about, is open to web pages from loopback origins."""
         self.client = ""
-        """Who asks, as the guard knows them."""
+        """The client for fairness and rate limits: its key's owner or its address. Set by the access check."""
         # the response
         self.n_tokens = 0
-        """What the answer has cost so far, prompt and all."""
+        """The number of tokens that the client is charged for."""
         self.extra_headers: list[tuple[str, str]] = []
-        """On the response whatever it says: what a guard has to tell."""
+        """Headers of the response, whatever its status."""
         self.status = 0
         """0 until a response has begun."""
         self.refusal = ""
-        """The code, or else the type, in the error body that it got."""
+        """The code, or else the type, of the error that was sent."""
         self.streaming = False
         self.finished = False
         self.chunked = False
-        """The stream's events need chunk framing; known once it has started."""
+        """The stream's events need chunk framing. Valid after start_stream."""
         self.last_sent = 0.0
         """The loop's time of the last write to a stream."""
         self._link = link
-        self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
+        self._clock = link.clock
+        self.started = self._clock()
+        """The loop's time at which the head was complete."""
 
     @property
     def method(self) -> str:
@@ -117,11 +130,11 @@ class Exchange:
     @property
     def elapsed_ms(self) -> float:
         """Milliseconds since the head was complete."""
-        return (self._loop.time() - self._started) * 1000.0
+        return (self._clock() - self.started) * 1000.0
 
     async def read_body(self) -> bytes:
-        """The body, whole and within the limits. Raises errors.ApiError; asks for it if need be."""
-        return await self._link.body()
+        """Returns the whole body. Raises errors.ApiError."""
+        return await self._link.read_body()
 
     # -- responding --------------------------------------------------------------------------------
 
@@ -132,22 +145,22 @@ class Exchange:
         content_type: str = "application/json",
         headers: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """The whole response, not after start_stream. Nothing if one was given already or the client left."""
+        """Sends a whole response. Does nothing if the exchange is finished. Not after start_stream."""
         if self.finished:
             return
         close = self._closes()
         fields = [*headers, ("content-type", content_type), ("content-length", str(len(body)))]
         if status == 204:
             fields = list(headers)
-        data = self._head(status, fields, close)
+        data = self._encode_head(status, fields, close)
         if body and self.method != "HEAD" and status != 204:
-            data += self._link.speak(h11.Data(data=body))
-        data += self._link.speak(h11.EndOfMessage())
+            data += self._link.encode(h11.Data(data=body))
+        data += self._link.encode(h11.EndOfMessage())
         self._link.write(data)
         self._finish(close)
 
     def fail(self, error: errors.ApiError) -> None:
-        """Says what went wrong: as a response if none has begun, else as an event that ends the stream."""
+        """Sends an error: as the response if none has begun, else as an event that ends the stream."""
         if self.finished:
             return
         self.refusal = error.code or error.type
@@ -158,7 +171,7 @@ class Exchange:
             self.end_stream(close_after=True)
 
     def start_stream(self) -> None:
-        """The head of a stream of events. A client of HTTP/1.0 gets no chunks: the close ends it."""
+        """Sends the head of an event stream. An HTTP/1.0 client gets no chunks: the close ends its stream."""
         if self.finished:
             return
         self.chunked = self.head.minor >= 1
@@ -169,49 +182,49 @@ class Exchange:
         ]
         if self.chunked:
             fields.append(("transfer-encoding", "chunked"))
-        self._link.write(self._head(200, fields, self._closes() or not self.chunked))
+        self._link.write(self._encode_head(200, fields, self._closes() or not self.chunked))
         self.streaming = self.method != "HEAD"
-        self.last_sent = self._loop.time()
+        self.last_sent = self._clock()
 
     def send(self, data: bytes) -> None:
-        """Ready-made bytes of a stream, its chunk framing included: one write."""
+        """Sends ready-made bytes of a stream, including their chunk framing, in one write."""
         if self.finished or not self.streaming:
             return
         self._link.write(data)
-        self.last_sent = self._loop.time()
+        self.last_sent = self._clock()
 
     @property
     def congested(self) -> bool:
-        """The client reads slower than is sent: time to drain."""
+        """The client reads slower than the server sends: call drain before sending more."""
         return self._link.congested
 
     async def drain(self) -> None:
         """Waits until the client has caught up. Raises ClientGone if it does not in time."""
-        await self._link.uncongested()
+        await self._link.drain()
 
     def end_stream(self, *, close_after: bool = False) -> None:
-        """The end of a stream."""
+        """Sends the end of a stream."""
         if self.finished:
             return
-        self._link.write(self._link.speak(h11.EndOfMessage()))
+        self._link.write(self._link.encode(h11.EndOfMessage()))
         self._finish(close_after or not self.chunked or self._closes())
 
     # -- inside ----------------------------------------------------------------------------------
 
     def _closes(self) -> bool:
-        return self._link.closing or self._link.unread()
+        return self._link.closing or self._link.body_unread
 
-    def _head(self, status: int, fields: Sequence[tuple[str, str]], close: bool) -> bytes:
+    def _encode_head(self, status: int, fields: Sequence[tuple[str, str]], close: bool) -> bytes:
         headers = [
-            ("date", formatdate(usegmt=True)),
+            ("date", time.strftime(_DATE, time.gmtime())),
             ("x-request-id", self.request_id),
-            ("openai-processing-ms", f"{self.elapsed_ms:.3f}"),
+            *self._link.default_headers(self),
             *self.extra_headers,
             *fields,
         ]
         if close:
             headers.append(("connection", "close"))
-        data = self._link.speak(
+        data = self._link.encode(
             h11.Response(status_code=status, headers=headers, reason=_REASONS.get(status, b""))
         )
         self.status = status
@@ -219,10 +232,10 @@ class Exchange:
 
     def _finish(self, close: bool) -> None:
         self.finished = True
-        self._link.finished(close=close)
+        self._link.on_request_finished(close=close)
 
 
 def _request_id(head: Head) -> str:
-    """The client's own id if it is short and plain, else a new one."""
+    """Returns the client's own id if it is short and plain, else a new one."""
     given = (head.get(b"x-request-id") or b"").decode("latin-1")
-    return given if _SANE_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
+    return given if _PLAIN_ID.fullmatch(given) else "req_" + secrets.token_hex(12)

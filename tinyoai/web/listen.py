@@ -1,4 +1,4 @@
-"""Listening sockets: addresses of a host name, binding, and how many connections the process can have."""
+"""The listening socket: addresses, binding, and the number of connections that the process can hold."""
 
 import errno
 import ipaddress
@@ -7,28 +7,28 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from tinyoai import errors
+from tinyoai.errors import UsageError
 
 MAX_CONNECTIONS = 1024
 BACKLOG = 1024
-"""Connections that may wait to be accepted; clients beyond that retry after a second."""
+"""Clients that may wait to be accepted. Beyond that their kernels try again a second later."""
 SPARE_FILES = 64
-"""File descriptors kept for workers, logs and the listener."""
+"""File descriptors kept for everything but clients: workers, logs, the listening socket."""
 
 Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
-"""A result of getaddrinfo."""
+"""An entry of getaddrinfo's result."""
 
 
 def addresses(host: str, port: int) -> Sequence[Address]:
-    """The addresses to listen on. Raises errors.UsageError if there are none."""
+    """Returns the addresses of a host name. Raises errors.UsageError if there are none."""
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise errors.UsageError(f"--host: {host!r} is not an address of this machine: {error}") from None
+        raise UsageError(f"--host: {host!r} is not an address of this machine: {error}") from None
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises errors.UsageError naming the address and what to do."""
+    """Returns a non-blocking socket that listens on the host's first address. Raises errors.UsageError."""
     family, kind, protocol, _, address = addresses(host, port)[0]
     sock = socket.socket(family, kind, protocol)
     try:
@@ -39,15 +39,15 @@ def listen(host: str, port: int) -> socket.socket:
         sock.close()
         in_use = error.errno == errno.EADDRINUSE
         advice = "; choose another with --port, or 0 for any free one" if in_use else ""
-        raise errors.UsageError(
+        raise UsageError(
             f"cannot listen on {host} port {port}: {error.strerror or error}{advice}", exit_code=1
         ) from None
     sock.setblocking(False)
     return sock
 
 
-def max_connections() -> int:
-    """The number of connections that the file descriptor limit allows, after raising the limit if possible."""
+def connection_limit() -> int:
+    """Returns how many clients can be connected at once. Raises the soft limit of open files if necessary."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -58,7 +58,7 @@ def max_connections() -> int:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Returns whether only programs on this machine can reach a server that listens on this host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,8 +1,7 @@
-"""How much a client may ask for: token buckets of requests and of the model's tokens.
+"""Rate limits of each client: token buckets of requests and of a model's tokens, and their headers.
 
-Owns the buckets and what headers tell of them. A bucket holds a minute's allowance, fills steadily, and
-is never more than full. Tokens are known only once an answer is made, so they are charged afterwards
-and a bucket of tokens may be overdrawn. The clocks are arguments. It must not know keys or routes.
+A bucket holds one minute's allowance and fills steadily. The cost in tokens is known only after the
+response, so it is charged then, and a bucket of tokens may be overdrawn.
 """
 
 import math
@@ -13,24 +12,24 @@ from typing import NamedTuple
 from tinyoai.errors import RateLimited, UsageError
 
 MAX_CLIENTS = 10_000
-"""Clients remembered; beyond that the one unseen for longest is forgotten, and begins with full buckets."""
+"""Clients remembered. Beyond that the least recently seen is forgotten, and restarts with full buckets."""
 
 
 class Rate(NamedTuple):
-    """Allowances a minute; 0 is no limit."""
+    """Allowances per minute; 0 means no limit."""
 
     requests: int = 0
     tokens: int = 0
 
 
 def parse(text: str) -> Rate:
-    """`60`, `60,20000` or `,20000`: requests and tokens a minute. Raises UsageError."""
+    """Reads `60`, `60,20000` or `,20000`: requests and tokens per minute. Raises UsageError."""
     numbers = [part.strip() for part in text.split(",")] if text else []
     if len(numbers) > 2 or any(
         n and not (n.isascii() and n.isdecimal() and 0 < int(n) < 1 << 40) for n in numbers
     ):
         raise UsageError(
-            f"--rate-limit: {text!r} is not requests a minute, or requests and tokens a minute such as 60,20000"
+            f"--rate-limit: {text!r} is not a rate; give requests per minute, or requests and tokens: 60,20000"
         )
     values = [int(n) if n else 0 for n in numbers] + [0, 0]
     return Rate(values[0], values[1])
@@ -47,18 +46,18 @@ class Bucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """What is left; below 0 if it is overdrawn."""
+        """Returns the amount left; below 0 if the bucket is overdrawn."""
         passed = max(0.0, now - self._at)
         self._at = max(self._at, now)
         self._level = min(self._per_minute, self._level + passed * self._per_minute / 60.0)
         return self._level
 
     def take(self, amount: float, now: float) -> None:
-        """Takes, whether it is there or not."""
+        """Takes the amount. Overdraws the bucket if less is left."""
         self._level = self.level(now) - amount
 
     def until(self, amount: float, now: float) -> float:
-        """Seconds until so much is there."""
+        """Returns the seconds until this amount is available."""
         return max(0.0, amount - self.level(now)) * 60.0 / self._per_minute
 
 
@@ -68,10 +67,10 @@ class _Client(NamedTuple):
 
 
 class Rates:
-    """All clients' buckets."""
+    """The buckets of all clients. False if nothing is limited."""
 
     def __init__(self, rate: Rate, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-        """`clock` is steady and in seconds, `wall` is Unix time."""
+        """`clock` returns monotonic seconds, `wall` returns Unix time."""
         self._rate = rate
         self._clock = clock
         self._wall = wall
@@ -81,7 +80,7 @@ class Rates:
         return any(self._rate)
 
     def take(self, client: str) -> None:
-        """One request. Raises RateLimited with a true Retry-After if the client has none left."""
+        """Takes one request. Raises RateLimited with an exact Retry-After if the client has none left."""
         now, buckets = self._clock(), self._find(client)
         waits = [bucket.until(1.0, now) for bucket in buckets if bucket is not None]
         wait = max(waits, default=0.0)
@@ -91,7 +90,7 @@ class Rates:
             )
             limit = getattr(self._rate, what)
             raise RateLimited(
-                f"Rate limit exceeded: {limit} {what} a minute. Please retry in {wait:.1f} seconds.",
+                f"Rate limit exceeded: {limit} {what} per minute. Please retry in {wait:.1f} seconds.",
                 headers={
                     "retry-after": str(math.ceil(wait)),
                     "retry-after-ms": str(math.ceil(wait * 1000.0)),
@@ -101,15 +100,15 @@ class Rates:
             buckets.requests.take(1.0, now)
 
     def charge(self, client: str, n_tokens: int) -> None:
-        """What an answer has cost."""
+        """Takes the tokens of a response."""
         if n_tokens and self._rate.tokens:
             bucket = self._find(client).tokens
             if bucket is not None:
                 bucket.take(float(n_tokens), self._clock())
 
     def headers(self, client: str) -> list[tuple[str, str]]:
-        """How the client stands, in SMG's spelling and in OpenAI's."""
-        now, told = self._clock(), []
+        """Returns the client's limits, remainders and reset times, in both common spellings of these headers."""
+        now, headers = self._clock(), []
         for what, bucket in zip(Rate._fields, self._find(client), strict=True):
             if bucket is None:
                 continue
@@ -117,17 +116,17 @@ class Rates:
             left = str(max(0, math.floor(bucket.level(now))))
             full = bucket.until(float(limit), now)
             if what == "requests" or not self._rate.requests:
-                told += [
+                headers += [
                     ("x-ratelimit-limit", str(limit)),
                     ("x-ratelimit-remaining", left),
                     ("x-ratelimit-reset", str(math.ceil(self._wall() + full))),
                 ]
-            told += [
+            headers += [
                 (f"x-ratelimit-limit-{what}", str(limit)),
                 (f"x-ratelimit-remaining-{what}", left),
                 (f"x-ratelimit-reset-{what}", _duration(full)),
             ]
-        return told
+        return headers
 
     def _find(self, client: str) -> _Client:
         found = self._clients.get(client)
@@ -143,7 +142,7 @@ class Rates:
 
 
 def _duration(seconds: float) -> str:
-    """As OpenAI writes it: 6m0s, 1.5s, 20ms."""
+    """Returns a duration as OpenAI writes it: 6m0s, 1.5s, 20ms."""
     milliseconds = math.ceil(seconds * 1000.0)
     if milliseconds < 1000:
         return f"{milliseconds}ms"

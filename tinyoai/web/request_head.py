@@ -1,8 +1,8 @@
-"""The strict gate: reads a request's head, and a chunked body's framing, before h11 does.
+"""Reads a request's head, and the framing of a chunked body, strictly and before h11 does.
 
 h11 is lenient where requests can be smuggled: a length beside a transfer coding, folded headers, bare
-line feeds, odd versions, heads of any size that arrive at once. All of that is refused here. Pure:
-bytes in, a Head or an ApiError out. It must not know sockets, routes or handlers.
+line feeds, odd versions, heads of any size that arrive at once. This module refuses all of that. It is
+pure: it turns bytes into a Head or an ApiError.
 """
 
 import re
@@ -22,7 +22,7 @@ MAX_CHUNK_LINE = 300
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds on what one connection may take: bytes, counts and seconds."""
+    """Limits of one connection: bytes, counts and seconds."""
 
     head_bytes: int = 16 << 10
     target_bytes: int = 8 << 10
@@ -31,108 +31,122 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     chunks: int = 10_000
     trailer_bytes: int = 4 << 10
     head_s: float = 10.0
-    """From the accept, or a request's first byte, to the end of its head."""
+    """From the accept, or from a request's first byte, to the end of its head."""
     body_s: float = 30.0
-    idle_s: float = 30.0
-    """Between two requests."""
+    idle_s: float = 100.0
+    """Between two requests. Clients and proxies keep idle connections for up to 90 s and must close first."""
     stall_s: float = 30.0
-    """Without progress in reading an answer."""
+    """For a client that takes no byte of a response."""
     linger_s: float = 1.0
-    """Reading on after a refusal, so that the client sees it."""
+    """For reading on after the last response of a connection, so that the client receives it."""
     connections: int = 256
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """A request's head, as the gate read it."""
+    """A request's head."""
 
     method: str
     target: bytes
     minor: int
-    """HTTP/1.0 or HTTP/1.1."""
+    """0 for HTTP/1.0, 1 for HTTP/1.1."""
     fields: list[tuple[bytes, bytes]]
     """Names in lower case."""
     size: int
-    """Bytes of the head, its empty line included."""
+    """Bytes of the head, including its empty line."""
     content_length: int
     chunked: bool
     expects_continue: bool
 
     def get(self, name: bytes) -> bytes | None:
-        """A field's value; several of the same name are joined by commas."""
+        """Returns a field's value. Several fields of this name are joined by commas."""
         values = [value for key, value in self.fields if key == name]
         return b", ".join(values) if values else None
 
 
+NO_HEAD = Head(
+    method="",
+    target=b"",
+    minor=1,
+    fields=[],
+    size=0,
+    content_length=0,
+    chunked=False,
+    expects_continue=False,
+)
+"""Stands for the head of input that is not a request."""
+
+
 def read_head(buffer: bytes | bytearray, limits: Limits) -> Head | None:
-    """The head at the start of the buffer, or None while it is incomplete. Raises errors.ApiError."""
-    line_end = buffer.find(b"\n")
-    if line_end < 0:
-        _early(bytes(buffer), limits)
+    """Returns the head at the start of the buffer, or None while it is incomplete. Raises errors.ApiError."""
+    if buffer.find(b"\n") < 0:
+        _check_incomplete_line(bytes(buffer), limits)
         return None
     end = buffer.find(b"\r\n\r\n")
     size = end + 4 if end >= 0 else len(buffer)
     head = bytes(buffer[:size])
     lines = head.split(b"\r\n")
-    _request_line_size(lines[0], limits)
+    _check_request_line_size(lines[0], limits)
     if size > limits.head_bytes:
         raise errors.HeadersTooLarge(f"the headers are over {limits.head_bytes} bytes")
     if head.count(b"\n") > limits.fields + 2:
-        raise errors.HeadersTooLarge(f"there are more than {limits.fields} headers")
+        raise errors.HeadersTooLarge(f"the request has more than {limits.fields} headers")
     if any(b"\n" in line or (b"\r" in line[:-1] if end < 0 else b"\r" in line) for line in lines):
         raise errors.BadRequest("a line of the head does not end in CR LF", code="bad_http")
-    method, target, minor = _request_line(lines[0])
+    method, target, minor = _parse_request_line(lines[0])
     if end < 0:
         return None
-    fields = [_field(line) for line in lines[1:-2]]
-    return _head(method, target, minor, fields, size)
+    fields = [_parse_field(line) for line in lines[1:-2]]
+    return _build_head(method, target, minor, fields, size)
 
 
-def _early(buffer: bytes, limits: Limits) -> None:
-    """Refuses what can be seen to be no request line before its end has come."""
-    _request_line_size(buffer, limits)
+def _check_incomplete_line(buffer: bytes, limits: Limits) -> None:
+    """Refuses bytes that cannot begin a request line."""
+    _check_request_line_size(buffer, limits)
     if buffer and not re.match(rb"[!-~]", buffer[:1]):
         raise errors.BadRequest(
-            "this is no HTTP request; if it was meant to be HTTPS, use http://", code="bad_http"
+            "not an HTTP request; this server does not speak HTTPS, use http://", code="bad_http"
         )
 
 
-def _request_line_size(line: bytes, limits: Limits) -> None:
+def _check_request_line_size(line: bytes, limits: Limits) -> None:
     if len(line) > limits.target_bytes + 64:
-        raise errors.UriTooLong(f"the request's target is over {limits.target_bytes} bytes")
+        raise errors.UriTooLong(f"the request target is over {limits.target_bytes} bytes")
 
 
-def _request_line(line: bytes) -> tuple[str, bytes, int]:
+def _parse_request_line(line: bytes) -> tuple[str, bytes, int]:
     found = _REQUEST_LINE.fullmatch(line)
     if not found:
-        raise errors.BadRequest("the first line is no HTTP/1.1 request line", code="bad_http")
+        raise errors.BadRequest("the first line is not an HTTP/1.1 request line", code="bad_http")
     method, target, major, minor = found.groups()
     if (major, minor) not in ((b"1", b"0"), (b"1", b"1")):
-        raise errors.VersionNotSupported("only HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise errors.VersionNotSupported("only HTTP/1.0 and HTTP/1.1 are supported")
     return method.decode(), target, int(minor)
 
 
-def _field(line: bytes) -> tuple[bytes, bytes]:
+def _parse_field(line: bytes) -> tuple[bytes, bytes]:
     found = _FIELD.fullmatch(line)
     if not found:
-        raise errors.BadRequest("a header is malformed, folded, or holds control characters", code="bad_http")
+        raise errors.BadRequest(
+            "a header is malformed, folded, or contains control characters", code="bad_http"
+        )
     return found[1].lower(), found[2]
 
 
-def _head(method: str, target: bytes, minor: int, fields: list[tuple[bytes, bytes]], size: int) -> Head:
+def _build_head(method: str, target: bytes, minor: int, fields: list[tuple[bytes, bytes]], size: int) -> Head:
     def only(name: bytes) -> bytes | None:
         values = [value for key, value in fields if key == name]
         if len(values) > 1:
-            raise errors.BadRequest(f"the header {name.decode()} comes more than once", code="bad_http")
+            raise errors.BadRequest(f"the header {name.decode()} appears more than once", code="bad_http")
         return values[0] if values else None
 
     host = only(b"host")
     if host is None and minor == 1:
-        raise errors.BadRequest("HTTP/1.1 needs a Host header", code="bad_http")
+        raise errors.BadRequest("HTTP/1.1 requires a Host header", code="bad_http")
     if host is not None and not _HOST.fullmatch(host):
-        raise errors.BadRequest("the Host header is no host name", code="bad_http")
+        raise errors.BadRequest("the Host header is not a host name", code="bad_http")
     if method in ("CONNECT", "TRACE"):
         raise errors.MethodNotAllowed(
-            f"{method} is not allowed here", headers={"allow": "GET, HEAD, POST, OPTIONS"}
+            f"method {method} is not allowed", headers={"allow": "GET, HEAD, POST, OPTIONS"}
         )
     target = _origin_form(method, target, host)
     length, coding = only(b"content-length"), only(b"transfer-encoding")
@@ -142,12 +156,12 @@ def _head(method: str, target: bytes, minor: int, fields: list[tuple[bytes, byte
                 "Transfer-Encoding with a Content-Length or in HTTP/1.0 is ambiguous", code="bad_http"
             )
         if coding.lower() != b"chunked":
-            raise errors.NotImplementedCoding("the only transfer coding spoken here is chunked")
+            raise errors.NotImplementedCoding("the only supported transfer coding is chunked")
     if length is not None and not _LENGTH.fullmatch(length):
-        raise errors.BadRequest("the Content-Length is no plain number", code="bad_http")
+        raise errors.BadRequest("the Content-Length is not a plain number", code="bad_http")
     expect = only(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
-        raise errors.ExpectationFailed("the only expectation met here is 100-continue")
+        raise errors.ExpectationFailed("the only supported expectation is 100-continue")
     return Head(
         method=method,
         target=target,
@@ -161,21 +175,21 @@ def _head(method: str, target: bytes, minor: int, fields: list[tuple[bytes, byte
 
 
 def _origin_form(method: str, target: bytes, host: bytes | None) -> bytes:
-    """The target as a path, as it stands or from an absolute form that names this very host."""
+    """Returns the target as a path. An absolute form must name the same host as the Host header."""
     if target.startswith(b"/") or (target == b"*" and method == "OPTIONS"):
         return target
     absolute = re.fullmatch(rb"(?i:http)://([^/?#]+)(/[^#]*)?", target)
     if not absolute:
-        raise errors.BadRequest("the request's target is no path", code="bad_http")
+        raise errors.BadRequest("the request target is not a path", code="bad_http")
     if absolute[1].lower() != (host or b"").lower():
         raise errors.BadRequest(
-            "the request's target and its Host header name different hosts", code="bad_http"
+            "the request target and the Host header name different hosts", code="bad_http"
         )
     return absolute[2] or b"/"
 
 
-class ChunkGate:
-    """Walks over a chunked body's wire bytes: what belongs to it, and that its framing is strict."""
+class ChunkedFraming:
+    """Finds the end of a chunked body in its wire bytes, and checks that its framing is strict."""
 
     __slots__ = ("_left", "_limits", "_line", "_n_chunks", "_n_wire", "_state", "done")
 
@@ -190,7 +204,7 @@ class ChunkGate:
         self.done = False
 
     def feed(self, data: bytes | bytearray) -> int:
-        """How many of these bytes belong to the body. Raises errors.ApiError."""
+        """Returns how many of these bytes belong to the body. Raises errors.ApiError."""
         at = 0
         while at < len(data) and not self.done:
             if self._state == "data":
@@ -222,7 +236,7 @@ class ChunkGate:
         if self._state == "size":
             found = _CHUNK_SIZE.fullmatch(line)
             if not found:
-                raise errors.BadRequest("a chunk's size is malformed", code="bad_http")
+                raise errors.BadRequest("a chunk size is malformed", code="bad_http")
             self._left = int(found[1], 16)
             self._n_chunks += 1
             if self._n_chunks > self._limits.chunks:
@@ -233,6 +247,6 @@ class ChunkGate:
                 raise errors.BadRequest("a chunk is longer than its size", code="bad_http")
             self._state = "size"
         elif line:
-            _field(line)
+            _parse_field(line)
         else:
             self.done = True

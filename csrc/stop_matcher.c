@@ -1,11 +1,11 @@
-/* The stop matcher: see api.h for what it does.
+/* The stop matcher: finds stop sequences in a stream of bytes. api.h says exactly what it does.
  *
- * An Aho-Corasick automaton (Aho and Corasick, 1975) over a trie of at most 1 + the sum of the pattern lengths
+ * It is an Aho-Corasick automaton (Aho and Corasick, 1975) over a trie of at most 1 + the sum of the pattern lengths
  * nodes. Nodes are numbered breadth first with the patterns sorted, so the children of a node are neighbours in
  * rising order of their byte, and a node needs no table, only where its children begin and how many there are.
  * A step to a child is a binary search among at most TOAI_MAX_PATTERNS; every step along a fail link makes the
  * state shallower and every byte makes it at most one deeper, so n bytes take at most 2 n steps. The depth of
- * the state is the length of the longest end of the stream that begins a pattern: exactly what must be held. */
+ * the state is the length of the longest end of the stream that begins a pattern: the bytes to hold. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -18,7 +18,7 @@ struct node {
     int32_t fail;     /* the state of the longest proper suffix that begins a pattern; -1 at the root */
     uint16_t depth;
     uint16_t match;   /* length of the longest pattern that ends here; 0: none */
-    uint8_t byte;     /* of the step that leads here */
+    uint8_t byte;     /* the byte that leads here */
     uint8_t n_children;
     uint8_t low, high; /* while building: the sorted patterns [low, high) pass through here */
 };
@@ -37,7 +37,7 @@ size_t toai_stop_size(int32_t n_patterns, size_t n_bytes)
     return sizeof(struct toai_stop) + (n_bytes + 1) * sizeof(struct node);
 }
 
-/* The child of a node by this byte, or -1. */
+/* The child that this byte leads to, or -1. */
 static int32_t child_of(const struct toai_stop *stop, int32_t node, uint8_t byte)
 {
     int32_t low = stop->nodes[node].children, high = low + stop->nodes[node].n_children;

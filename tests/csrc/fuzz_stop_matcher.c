@@ -1,6 +1,6 @@
-/* Invariant: however the stream is cut into pieces, the matcher lets out what a plain search of the whole stream
- * says: everything before the match that ends first (the longest of those), and without a match everything but the
- * longest end that begins a pattern; and it touches nothing outside its memory. */
+/* Invariant: for any pieces of a stream, the matcher passes on the same bytes as a plain search of the whole stream:
+ * all before the match that ends first (the longest of those), or without a match all but the longest end that
+ * begins a pattern. It touches nothing outside its memory. */
 
 #define _DEFAULT_SOURCE
 #include <stddef.h>
@@ -9,7 +9,7 @@
 #include "../../csrc/api.h"
 #include "check.h"
 
-/* How many bytes may leave in all, and whether a match was found. */
+/* Returns how many bytes pass in all; sets *found if there is a match. */
 static size_t search_plainly(const uint8_t *text, size_t n, const uint8_t *bytes, const int32_t *lengths,
                              int32_t n_patterns, int *found)
 {
@@ -47,7 +47,7 @@ static void check_stream(const uint8_t *bytes, const int32_t *lengths, int32_t n
     toai_stop *stop = calloc(1, size);
     struct guarded patterns = guard(bytes, n_bytes, 1);
     CHECK(toai_stop_init(stop, size, patterns.data, lengths, n_patterns) == TOAI_OK, "init");
-    unguard(patterns); /* the matcher must not look at them again */
+    unguard(patterns); /* the matcher must not read them again */
 
     struct guarded window = guard(NULL, n, 0); /* each piece ends at its end */
     int matched = 0, found;

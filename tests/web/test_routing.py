@@ -1,11 +1,10 @@
-"""Router and event bytes: tables."""
+"""Routes: which handler serves which method and path."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyoai import errors
-from tinyoai.web import sse
 from tinyoai.web.exchange import Exchange
 from tinyoai.web.routing import Router
 
@@ -25,9 +24,9 @@ async def three(exchange: Exchange) -> None:
 @pytest.fixture
 def router() -> Router:
     """As the server's."""
-    made = Router()
-    made.add("GET", "/v1/models", one)
-    made.add("GET", "/v1/models/{id:path}", two)
+    made = Router(prefixes=("/v1",), help_path="/docs")
+    made.add("GET", "/v1/models", one, local_pages=True)
+    made.add("GET", "/v1/models/{id:path}", two, local_pages=True)
     made.add("GET", "/v1/models/status", three)
     made.add("POST", "/v1/models/{id:path}", three)
     made.add("POST", "/v1/chat/completions", three)
@@ -54,7 +53,8 @@ def router() -> Router:
     ],
 )
 def test_routes(router: Router, method: str, target: bytes, handler: object, params: dict[str, str]) -> None:
-    assert router.resolve(method, target)[:2] == (handler, params)
+    match = router.resolve(method, target)
+    assert (match.handler, match.params) == (handler, params)
 
 
 @pytest.mark.parametrize(
@@ -82,19 +82,49 @@ def test_no_route(router: Router, method: str, target: bytes, status: int) -> No
         assert "OPTIONS" in caught.value.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "allowed"),
+    [
+        ("GET", b"/v1/models", True),
+        ("HEAD", b"/models/", True),
+        ("GET", b"/v1/models/a", True),
+        ("POST", b"/v1/models/a", False),
+        ("GET", b"/v1/models/status", False),
+        ("POST", b"/chat/completions", False),
+    ],
+)
+def test_the_flag_for_local_pages_belongs_to_method_and_path(
+    router: Router, method: str, target: bytes, allowed: bool
+) -> None:
+    assert router.resolve(method, target).local_pages is allowed
+
+
+def test_a_match_names_the_route() -> None:
+    router = Router(prefixes=("/v1", "/api/v2"))
+    router.add("GET", "/v1/models/{id:path}", one)
+    for path in (b"/models/a/b", b"/v1/models/a/b", b"/api/v2/models/a/b"):
+        assert router.resolve("GET", path).route == "/models/{id}"
+    assert router.routes == [("GET", "/models/{id:path}")]
+
+
+def test_without_prefixes_a_path_is_only_itself() -> None:
+    router = Router()
+    router.add("GET", "/v1/models", one)
+    assert router.resolve("GET", b"/v1/models").route == "/v1/models"
+    with pytest.raises(errors.NotFound, match=r"^path /models not found$"):
+        router.resolve("GET", b"/models")
+
+
+def test_a_404_points_to_the_help(router: Router) -> None:
+    with pytest.raises(errors.NotFound, match="path /nowhere not found; /docs lists all endpoints"):
+        router.resolve("GET", b"/nowhere")
+
+
 @given(st.binary(max_size=40))
 def test_any_path_is_a_route_or_a_refusal(path: bytes) -> None:
-    router = Router()
+    router = Router(prefixes=("/v1",))
     router.add("GET", "/v1/models/{id:path}", one)
     try:
         router.resolve("GET", b"/models/" + path)
     except errors.ApiError as error:
         assert error.status in (400, 404)
-
-
-def test_event_bytes() -> None:
-    assert sse.event(b'{"a":1}', False) == b'data: {"a":1}\n\n'
-    assert sse.event(b'{"a":1}', True) == b'f\r\ndata: {"a":1}\n\n\r\n'
-    assert sse.comment("ping", False) == b": ping\n\n"
-    assert sse.comment("ping", True) == b"8\r\n: ping\n\n\r\n"
-    assert sse.done(True) == b"e\r\ndata: [DONE]\n\n\r\n"

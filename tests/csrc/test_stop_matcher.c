@@ -1,7 +1,7 @@
-/* The stop matcher: matches by hand, the bounds, and the time that hostile patterns take, counted in steps. */
+/* Tests the stop matcher: matches, bounds, and the number of steps that hostile patterns take. */
 
 #define _DEFAULT_SOURCE
-#include "../../csrc/stop.c"
+#include "../../csrc/stop_matcher.c"
 
 #include "check.h"
 
@@ -92,7 +92,7 @@ static void test_bounds(void)
     free(stop);
 }
 
-/* The greatest automaton, of patterns that make fail links longest, against streams that follow and break them. */
+/* The largest automaton, whose patterns have the longest fail links, on a stream that follows and breaks them. */
 static void test_hostile_patterns(void)
 {
     static uint8_t bytes[64 * 1024], text[200000];

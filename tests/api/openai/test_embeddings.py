@@ -1,6 +1,5 @@
-"""POST /v1/embeddings over real sockets: every form of the input, exact vectors, real clients, every refusal."""
+"""POST /v1/embeddings over real sockets: every form of the input, exact vectors, every refusal."""
 
-import asyncio
 import base64
 import json
 import math
@@ -10,10 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import httpx
-import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
 
 from tests.engines import make
 from tests.serving import Reply, Server, serve
@@ -181,7 +177,7 @@ def test_a_model_that_cannot_embed_says_which_can(tmp_path: Path) -> None:
     with serve("--model", str(path), "--model-type", "gpt2") as server:
         reply = embed(server, "hello")
         assert (reply.status, reply.error["param"]) == (400, "model")
-        assert "llama and falcon" in reply.error["message"]
+        assert "gpt2" in reply.error["message"]
         card = server.get(f"/v1/models/{server.model}").json
         assert (card["dimensions"], card["pooling"]) == (0, None)
         assert server.chat("hi", max_tokens=2).status == 200
@@ -271,56 +267,8 @@ def test_the_card_says_how_it_embeds(builtin: Server) -> None:
 # -- real clients --------------------------------------------------------------------------------------------
 
 
-def test_the_sdk_in_both_formats(builtin: Server) -> None:
-    with OpenAI(base_url=builtin.url, api_key="not-needed", max_retries=0) as client:
-        default = client.embeddings.create(model="tinyoai-chat", input="Hello world")
-        floats = client.embeddings.create(model="tinyoai-chat", input="Hello world", encoding_format="float")
-        many = client.embeddings.create(
-            model="tinyoai-chat", input=[f"text {number}" for number in range(100)], dimensions=16
-        )
-        with pytest.raises(openai.BadRequestError) as empty:
-            client.embeddings.create(model="tinyoai-chat", input="")
-    assert len(default.data[0].embedding) == 256
-    assert default.data[0].embedding == pytest.approx(floats.data[0].embedding, abs=1e-9)
-    assert default.usage.prompt_tokens > 1
-    assert [entry.index for entry in many.data] == list(range(100))
-    assert {len(entry.embedding) for entry in many.data} == {16}
-    assert empty.value.param == "input"
-
-
-def test_the_asynchronous_sdk_many_at_once(builtin: Server) -> None:
-    texts = [f"number {number}" for number in range(24)]
-
-    async def main() -> list[list[float]]:
-        async with AsyncOpenAI(base_url=builtin.url, api_key="x", max_retries=0) as client:
-            answers = await asyncio.gather(
-                *(client.embeddings.create(model="tinyoai-chat", input=text) for text in texts)
-            )
-        return [answer.data[0].embedding for answer in answers]
-
-    assert asyncio.run(main()) == vectors(embed(builtin, texts))
-
-
 def test_curl(builtin: Server) -> None:
     command = ["curl", "-sS", f"{builtin.url}/embeddings", "-H", "Content-Type: application/json"]
     body = '{"model": "tinyoai-chat", "input": ["Hello world", "Goodbye"], "dimensions": 4}'
     ran = subprocess.run([*command, "-d", body], capture_output=True, text=True, check=True, timeout=60)
     assert [len(entry["embedding"]) for entry in json.loads(ran.stdout)["data"]] == [4, 4]
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_langchain(builtin: Server) -> None:
-    from langchain_openai import OpenAIEmbeddings
-
-    documents = ["The cat sat on the mat.", "What is 12 minus 7?"]
-    with httpx.Client() as http_client:
-        embeddings = OpenAIEmbeddings(
-            base_url=builtin.url,
-            api_key="not-needed",  # type: ignore[arg-type]
-            model="tinyoai-chat",
-            check_embedding_ctx_length=False,
-            http_client=http_client,
-        )
-        found = embeddings.embed_documents(documents)
-        query = embeddings.embed_query("The cat sat on a mat.")
-    assert cosine(query, found[0]) > cosine(query, found[1])

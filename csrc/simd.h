@@ -1,0 +1,43 @@
+/* The dense loops of the sampler, over blocks of 64 logits. `struct simd` holds one compiled copy of them: simd_any
+ * for any machine, simd_avx2 for x86 with AVX2. All copies return the same bits. */
+
+#ifndef TOAI_SIMD_H
+#define TOAI_SIMD_H
+
+#include <stdint.h>
+
+#if (defined(__x86_64__) || defined(__i386__)) && !defined(TOAI_PORTABLE)
+#define HAVE_AVX2_COPY 1
+#endif
+
+enum {
+    BLOCK = 64,
+    N_BUCKETS = 1024,
+};
+
+/* The loops; simd_loops.h says what each one computes. */
+struct simd {
+    int (*scan)(const float *x, int32_t n_blocks, float *block_max);
+    uint64_t (*at_least)(const float *x, float low);
+    float (*softmax_block)(const float *x, float top, float rate, float rate_rest, float low, float *e);
+    void (*buckets)(const float *x, float top, float per_unit, int32_t *index);
+    void (*mask)(float *x, uint64_t allowed);
+};
+
+extern const struct simd simd_any;
+#ifdef HAVE_AVX2_COPY
+extern const struct simd simd_avx2;
+#endif
+
+/* The fastest copy that this machine can run. */
+struct simd simd_best(void);
+
+/* The bucket of a logit by its distance from the greatest. Never falls as x falls: a rounded difference, a rounded
+ * product and a truncation all keep the order. */
+static inline int32_t bucket_of(float x, float top, float per_unit)
+{
+    float at = (top - x) * per_unit;
+    return (int32_t)(at < (float)(N_BUCKETS - 1) ? at : (float)(N_BUCKETS - 1));
+}
+
+#endif

@@ -1,0 +1,111 @@
+"""Batching: the tasks and rows of a step, and the time that prefill and decode have taken from each other."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tinyoai.engine.contract import Capabilities, Row
+from tinyoai.engine.requests import QueuedRequest
+from tinyoai.engine.slots import Slot
+from tinyoai.engine.step_cost import StepCost
+from tinyoai.engine.tasks import Task
+
+MAX_STREAK = 64
+"""Decode-only steps between two prefill steps at most, whatever the clock says."""
+
+
+class Running:
+    """A task in a slot. `started` is in seconds of the scheduler's clock."""
+
+    __slots__ = ("request", "slot", "started", "task")
+
+    def __init__(self, request: QueuedRequest, task: Task, slot: Slot, started: float) -> None:
+        self.request = request
+        self.task = task
+        self.slot = slot
+        self.started = started
+
+
+class Batch(NamedTuple):
+    """The tasks of a step, each with its row; `n_prefill` prompt tokens are in them."""
+
+    tasks: list[Running]
+    rows: list[Row]
+    n_prefill: int
+
+
+class Batching:
+    """Chooses the tasks of each step.
+
+    If some decode and some prefill, a step takes all that decode and one that prefills; or those that decode alone,
+    as long as they are owed time. Decodes are owed as much time as prefill steps took from them, so a long prompt
+    at most halves their speed, and they at most halve its.
+    """
+
+    def __init__(self, caps: Capabilities) -> None:
+        self.cost = StepCost(caps.step_cost.get(1, 0.0) / 1000.0, caps.n_batch, caps.align)
+        self._caps = caps
+        self._decode_debt_s = 0.0
+        self._decode_streak = 0
+        self._turn = 0
+
+    def select(self, running: Sequence[Running]) -> Batch:
+        """The next step's batch; empty if no task can do anything."""
+        if running and running[0].task.adapters:
+            running = [r for r in running if r.task.adapters == running[0].task.adapters]
+        prefilling = [r for r in running if r.task.prefilling]
+        decoding = [r for r in running if not r.task.prefilling] if prefilling else list(running)
+        decode_only = bool(decoding) and (
+            not prefilling or (self._decode_debt_s > 0.0 and self._decode_streak < MAX_STREAK)
+        )
+        if not (prefilling and decoding):
+            self._decode_debt_s = 0.0
+        if decode_only:
+            tasks = self._cheapest(decoding)
+            return Batch(tasks, _decode_rows(tasks), 0)
+        return self._with_prefill(prefilling, decoding)
+
+    def account(self, n_prefill: int, seconds: float) -> None:
+        """Records a step with `n_prefill` prompt tokens."""
+        if n_prefill:
+            self.cost.add(n_prefill, seconds)
+            self._decode_debt_s, self._decode_streak = seconds, 0
+        else:
+            self._decode_debt_s -= seconds
+            self._decode_streak += 1
+
+    def _with_prefill(self, prefilling: list[Running], decoding: list[Running]) -> Batch:
+        """All that decode, and prompt tokens within the budget: of one task beside decodes, else of all in turns."""
+        self._turn += 1
+        n_batch = self._caps.n_batch
+        decoding = decoding[: max(0, n_batch - 1)]
+        budget = max(1, min(self.cost.budget, n_batch - len(decoding)))
+        if decoding:
+            prefilling = [prefilling[self._turn % len(prefilling)]]
+        elif len(prefilling) > budget:
+            at = self._turn % len(prefilling)
+            prefilling = (prefilling[at:] + prefilling[:at])[:budget]
+        tasks, rows, n_prefill = list(decoding), _decode_rows(decoding), 0
+        for i, each in enumerate(prefilling):
+            row = each.task.next_row(max(1, budget // (len(prefilling) - i)))
+            if row is not None:
+                tasks.append(each)
+                rows.append(row)
+                n_prefill += len(row.tokens)
+                budget -= len(row.tokens)
+        return Batch(tasks, rows, n_prefill)
+
+    def _cheapest(self, decoding: list[Running]) -> list[Running]:
+        """The tasks of one decode step: all, or as few as cost the least time for each token, in turns."""
+        costs = {n: ms for n, ms in self._caps.step_cost.items() if n <= len(decoding)}
+        if len(costs) < 2:
+            return decoding
+        size = min(costs, key=lambda n: costs[n] / n)
+        if size == max(costs):
+            return decoding
+        self._turn += 1
+        at = self._turn * size % len(decoding)
+        return (decoding[at:] + decoding[:at])[:size]
+
+
+def _decode_rows(decoding: Sequence[Running]) -> list[Row]:
+    return [row for running in decoding if (row := running.task.next_row(1)) is not None]
