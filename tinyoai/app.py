@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import uvloop
 
 from tinyoai import __version__, errors, gguf, units, wire
-from tinyoai.config import options
 from tinyoai.config.options import Config
 from tinyoai.engine import facts
 from tinyoai.host import datadir, instances, log
