@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import uvloop
 
 from tinyoai import __version__, errors, gguf, units, wire
-from tinyoai.config import options
 from tinyoai.config.options import Config
 from tinyoai.engine import facts
 from tinyoai.host import datadir, instances, log
@@ -115,7 +114,7 @@ def _number(read: Callable[[str], Number], text: str, flag: str) -> Number:
 
 def _wire_load(config: Config, model: Model) -> wire.Load:
     """The Load message for a model."""
-    n_ctx = config.ctx_size or model.n_ctx_override or min(model.n_ctx_train, options.DEFAULT_CONTEXT)
+    n_ctx = config.ctx_size or model.n_ctx_override or min(model.n_ctx_train, facts.DEFAULT_CONTEXT)
     return wire.Load(
         path=model.path,
         name=model.name,

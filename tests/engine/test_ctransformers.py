@@ -40,7 +40,7 @@ def engine(folder: Path) -> Iterator[CTransformersEngine]:
 
 
 def run(engine: CTransformersEngine, *rows: Row) -> None:
-    """One step over rows that begin their sequences again, unless they continue them."""
+    """One step; each row continues its sequence at its position."""
     for row in rows:
         engine.truncate(row.seq, row.pos)
     engine.eval(rows)

@@ -1,6 +1,7 @@
 """Embeddings in the scheduler: over the scripted engine exactly, over the library bit for bit."""
 
 import math
+import random
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -208,6 +209,27 @@ def test_bit_for_bit_the_same_whatever_runs_beside_and_whatever_the_caches_hold(
         reused += n_cached
     # a mean needs the states of all tokens, which no cache has
     assert (reused > 0) == (engine.info.pooling == "last")
+
+
+@pytest.mark.parametrize(("n", "n_cached"), [(31, 0), (32, 0), (33, 32), (63, 32), (64, 32), (65, 64)])
+def test_a_generation_s_prefix_gives_the_same_vector(
+    engine: CTransformersEngine, n: int, n_cached: int
+) -> None:
+    expected = n_cached if engine.info.pooling == "last" else 0  # a mean needs every token's state
+    draw = random.Random(n)
+    end = [300] * (-n % 32 + 1)  # it completes the last block of the prefix
+    for _ in range(20):
+        ids = [draw.randrange(3, 450) for _ in range(n)]
+        body = wire.Embed(prompt=[wire.Ids(ids)])
+        asked = [wire.Request(id=next(IDS), body=body) for _ in range(2)]
+        s = fresh(engine)
+        alone = finish(s, submit(s, engine, asked[0]))
+        s = fresh(engine)
+        generate = ask("", prompt=[wire.Ids([*ids, *end])], max_tokens=1, ignore_eos=True)
+        finish(s, submit(s, engine, generate))
+        beside = finish(s, submit(s, engine, asked[1]))
+        assert last(beside).n_cached == expected
+        assert vectors(beside)[asked[1].id] == vectors(alone)[asked[0].id]
 
 
 def test_states_are_those_of_a_fresh_run(engine: CTransformersEngine) -> None:

@@ -1,7 +1,7 @@
 """Makes small model files with random weights, of every kind that the engine claims to run.
 
 `python -m tests.engines.make 110m FILE` writes the larger llama that the decode benchmark uses. Weights come from
-a fixed seed. It is independent of the engine.
+a fixed seed.
 """
 
 import struct

@@ -192,8 +192,10 @@ def test_a_type_of_a_newer_ggml_is_no_damage(tmp_path: Path) -> None:
     assert header.tensors["a"] == gguf.Tensor("a", (256,), 1000, 0, 0)
     assert header.tensors["a"].type_name == "type 1000"
     assert (header.quantization, header.n_params) == ("F32", 4 * 256)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-3000])  # the last tensor's start is missing
+    whole = written(path, "new", {}, {"a": 8, "b": 1000}).read_bytes()
+    path.write_bytes(whole[:-2048])
+    assert gguf.read_header(path).tensors["b"].offset == 2048
+    path.write_bytes(whole[:-2049])  # the last tensor's start is missing
     assert "cut short" in refused(path)
 
 

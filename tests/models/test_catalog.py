@@ -203,7 +203,7 @@ def test_the_registry_remembers_without_the_folder(folder: Path, tmp_path: Path,
     assert "a" in first.view.models  # its file is in the folder: found again
 
 
-def test_a_changed_file_is_described_anew(folder: Path, tmp_path: Path, llama: bytes) -> None:
+def test_a_changed_file_is_described_again(folder: Path, tmp_path: Path, llama: bytes) -> None:
     put(folder / "a.gguf", llama)
     catalog = opened(folder, tmp_path / "home")
     before = catalog.lookup("a")

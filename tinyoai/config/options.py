@@ -14,8 +14,6 @@ MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", 
 TEMPLATES = ("auto", *chat_format.NAMES)
 POOLINGS = ("auto", "mean", "weighted-mean", "last")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-DEFAULT_CONTEXT = 4096
-"""Tokens: the largest context window that a model gets unless --ctx-size asks for more."""
 
 Value = str | int | float | tuple[str, ...]
 

@@ -23,9 +23,17 @@ class EmbedTask:
         self._caps = engine.caps
         self._last_only = info.pooling == LAST
         self._pooling = Pooling(LAST if engine.caps.pools else info.pooling, info.n_embd_out, body.dimensions)
-        self.n_reusable = len(ids) if self._last_only and not engine.caps.pools else 0
+        self.n_reusable = self._n_reusable() if self._last_only and not engine.caps.pools else 0
         self._seq = -1
         self._n_past = 0
+
+    def _n_reusable(self) -> int:
+        """All of the prompt, or all before its last block if it ends with that block.
+
+        The last token is evaluated alone, so the block is never complete in one row here, but may be in a cache.
+        """
+        n, align = len(self.ids), self._caps.align
+        return n if n % align else n - align
 
     def start(self, seq: int, n_cached: int, now: float) -> list[wire.ToServer]:
         """See Task."""

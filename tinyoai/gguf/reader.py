@@ -175,17 +175,15 @@ def _tensors(reader: _Reader, n: int, alignment: int) -> dict[str, Tensor]:
 
 
 def _check_data(path: Path, tensors: dict[str, Tensor], n_data: int) -> None:
-    """Checks that tensors lie inside the data and do not overlap; of an unknown type only the start is known."""
+    """Checks that tensors lie inside the data and do not overlap. Of an unknown type only the start is known."""
     end = 0
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
-        if tensor.type in TENSOR_TYPES:
-            if tensor.size and tensor.offset < end:
-                raise _damaged(path, f"the tensor {tensor.name} overlaps another")
-            end = max(end, tensor.offset + tensor.size)
-    last = max((tensor.offset for tensor in tensors.values()), default=0)
-    if max(end, last) > n_data:
+        if tensor.size and tensor.offset < end:
+            raise _damaged(path, f"the tensor {tensor.name} overlaps another")
+        end = max(end, tensor.offset + tensor.size)
+    if end > n_data:
         raise BadModelFile(
-            f"{path} is cut short: its header describes {max(end, last)} bytes of weights and the file has "
+            f"{path} is cut short: its header describes {end} bytes of weights and the file has "
             f"{n_data}; copy or download it again"
         )
 

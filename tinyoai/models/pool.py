@@ -341,21 +341,5 @@ class Pool:
 
 def _too_large(model: ManagedModel, budget: int, *, permanent: bool) -> errors.InsufficientMemory:
     """The refusal of a load that does not fit. Without a set budget, memory that is short now may be free soon."""
-    estimate, load = model.estimate, model.load
-    n_ctx = estimate.largest_context(budget)
-    if n_ctx:
-        advice = (
-            f"use a context of {n_ctx} tokens (--ctx-size {n_ctx}), or fewer parallel requests (--parallel)"
-        )
-    else:
-        advice = "use a smaller or more quantized model"
-    slots = (
-        f" with {estimate.n_ctx} tokens of context for each of {load.n_slots} requests"
-        if estimate.n_ctx
-        else ""
-    )
-    message = (
-        f"the model {model.name!r} needs about {estimate.total / 1e6:.0f} MB{slots}, and "
-        f"{budget / 1e6:.0f} MB are available; {advice}"
-    )
+    message = f"the model {model.name!r} {model.estimate.shortage(budget, model.load.n_slots)}"
     return errors.InsufficientMemory(message) if permanent else errors.MemoryShortage(message)

@@ -23,7 +23,7 @@ from tinyoai.sampling import SamplingOverrides
 
 FILE = "registry.db"
 APPLICATION_ID = 0x746F6169
-"""In the database's header, so that another program's file is never taken for ours."""
+"""In the database's header, so that another program's file is recognised."""
 VERSION = 2
 BUSY_S = 5.0
 """Seconds to wait for another server that is writing."""
@@ -86,7 +86,7 @@ _VERSION_1 = (
 
 
 def folder(home: str) -> Path:
-    """The data directory, see `tinyoai.home`. Raises RegistryError."""
+    """The data directory, see `host.datadir`. Raises RegistryError."""
     try:
         return data.folder(home)
     except errors.UsageError as error:
