@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyoai import native
+from tinyoai.api.decode import sampling as resolve
 from tinyoai.native import NativeError, NoCandidates, NonFiniteLogits, Sampler, StopMatcher
-from tinyoai.sampling import Sampling, SamplingOverrides, resolve
+from tinyoai.sampling import Sampling, SamplingOverrides
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 

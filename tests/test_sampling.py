@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tinyoai.sampling import Sampling, SamplingOverrides, for_choice, resolve
+from tinyoai.api.decode import sampling as resolve
+from tinyoai.sampling import Sampling, SamplingOverrides, for_choice
 
 INT32_MAX = 2**31 - 1
 

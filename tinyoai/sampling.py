@@ -4,7 +4,7 @@ This is the one definition. Requests and model settings inherit from `SamplingOv
 `Sampling`, and `native` copies its fields into the C struct. `csrc/api.h` says exactly what each number does.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct, structs
 
@@ -54,18 +54,6 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     seed: int = 0
-
-
-def resolve(*overrides: SamplingOverrides, **more: Any) -> Sampling:
-    """Returns the parameters of a request: the first of `overrides` that sets a field wins, then the defaults.
-
-    `more` sets fields that overrides do not have, such as `seed` and `logit_bias`.
-    """
-    for field in SamplingOverrides.__struct_fields__:
-        value = next((v for o in overrides if (v := getattr(o, field)) is not None), None)
-        if value is not None:
-            more[field] = max(0, value) if field == "top_k" else value
-    return Sampling(**more)
 
 
 def for_choice(base: Sampling, choice: int) -> Sampling:

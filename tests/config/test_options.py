@@ -4,6 +4,7 @@ import pytest
 
 from tinyoai.config import options
 from tinyoai.config.options import OPTIONS, Config
+from tinyoai.engine import facts
 from tinyoai.errors import UsageError
 from tinyoai.text import chat_format
 
@@ -36,3 +37,7 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
         options.find("http.prot")
     with pytest.raises(UsageError, match="tinyoai get lists all keys"):
         options.find("zzzzzzzzzz")
+
+
+def test_the_engine_option_offers_every_engine() -> None:
+    assert (facts.AUTO, *facts.ENGINES) == options.ENGINES

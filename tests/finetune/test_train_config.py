@@ -34,5 +34,5 @@ def test_training_takes_no_more_memory_than_is_estimated(tmp_path: Path, use_lor
     process.returncode = code
     assert code == 0
     model = describe(BUILTIN, "m")
-    assert model.shape is not None
-    assert used.ru_maxrss * 1024 < memory_needed(model.parameters, model.shape, config)
+    assert model.hparams is not None
+    assert used.ru_maxrss * 1024 < memory_needed(model.n_params, model.hparams, config)

@@ -63,13 +63,23 @@ def test_a_model_is_described_from_its_header(folder: Path, tmp_path: Path) -> N
     make.falcon(folder / "text.gguf")
     models = opened(folder, tmp_path / "home").view.models
     chat, text = models["chat"], models["text"]
-    assert (chat.kind, chat.architecture, chat.quantization, chat.n_ctx_train) == ("chat", "llama", "Q8_0", 256)
+    assert (chat.kind, chat.architecture, chat.quantization, chat.n_ctx_train) == (
+        "chat",
+        "llama",
+        "Q8_0",
+        256,
+    )
     assert (text.kind, text.architecture, text.template) == ("completion", "falcon", "auto")
     assert chat.size == (folder / "chat.gguf").stat().st_size
     assert chat.id != text.id > 0
     assert chat.n_params == gguf.read_header(folder / "chat.gguf").n_params
     assert chat.hparams is not None
-    assert (chat.hparams.n_layer, chat.hparams.n_embd, chat.hparams.n_head, chat.hparams.n_ff) == (3, 64, 4, 96)
+    assert (chat.hparams.n_layer, chat.hparams.n_embd, chat.hparams.n_head, chat.hparams.n_ff) == (
+        3,
+        64,
+        4,
+        96,
+    )
 
 
 def test_a_legacy_file_needs_its_architecture(tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ import pytest
 
 from tests.models.workers import ask, drive, generate, pool_of, run, script, scripted, text_of, worker_of
 from tinyoai import errors, wire
-from tinyoai.models import lease as lease_module
 from tinyoai.models import managed_model
-from tinyoai.models.lease import Lease
+from tinyoai.models import pool as pool_module
 from tinyoai.models.pending_calls import EventQueue, PendingCall, PendingCalls
-from tinyoai.models.pool import Pool
+from tinyoai.models.pool import Lease, Pool
 
 LOAD = wire.Load(path="", name="m", engine="", n_slots=2)
 EMBEDDED = ["Started", "Queued", "Accepted", "Vector", "Done"]
@@ -199,7 +198,7 @@ def test_a_prompt_that_kills_the_real_worker_is_not_sent_again() -> None:
 
 
 def test_waiting_for_workers_ends_with_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "WAIT_S", 0.1)
+    monkeypatch.setattr(pool_module, "WAIT_S", 0.1)
     monkeypatch.setattr(managed_model, "FIRST_DELAY_S", 60.0)
     monkeypatch.setattr(managed_model, "LAST_DELAY_S", 60.0)
 

@@ -13,9 +13,8 @@ import pytest
 from tinyoai import errors, wire
 from tinyoai.models import spawn
 from tinyoai.models.catalog import Catalog
-from tinyoai.models.lease import Lease
 from tinyoai.models.model_status import State
-from tinyoai.models.pool import ManagedModel, Pool
+from tinyoai.models.pool import Lease, ManagedModel, Pool
 from tinyoai.models.registry import Model
 from tinyoai.models.worker import Worker
 from tinyoai.sampling import Sampling

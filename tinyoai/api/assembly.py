@@ -22,12 +22,12 @@ from tinyoai.models.pool import Pool
 from tinyoai.web import rate_limits
 from tinyoai.web.access import Access
 from tinyoai.web.api_keys import Keys
-from tinyoai.web.exchange import Exchange
 from tinyoai.web.listen import connection_limit, is_loopback
 from tinyoai.web.request_head import Limits
-from tinyoai.web.server import Server
+from tinyoai.web.server import Server, elapsed_header
 
-EXPOSED_HEADERS = ("openai-processing-ms", "x-queue-ms", "x-should-retry")
+PROCESSING_HEADER = "openai-processing-ms"
+EXPOSED_HEADERS = (PROCESSING_HEADER, "x-queue-ms", "x-should-retry")
 """Response headers that pages of other origins may read."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
 """An origin as browsers send it: scheme, host and perhaps a port. Anything else would never match."""
@@ -60,7 +60,7 @@ def build(pool: Pool, config: Config, keys: Keys) -> Api:
         )
     )
     limits = Limits(body_bytes=config.max_body, connections=connection_limit())
-    server = Server(router, access, limits, metrics.ended, _processing_ms)
+    server = Server(router, access, limits, metrics.ended, elapsed_header(PROCESSING_HEADER))
     metrics.n_in_flight = lambda: server.n_busy
     return Api(server, finetunes, health)
 
@@ -82,7 +82,3 @@ def build_access(config: Config, keys: Keys) -> Access:
         open_routes=sorted(routes.PUBLIC),
         expose_headers=EXPOSED_HEADERS,
     )
-
-
-def _processing_ms(exchange: Exchange) -> list[tuple[str, str]]:
-    return [("openai-processing-ms", f"{exchange.elapsed_ms:.3f}")]

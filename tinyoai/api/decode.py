@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from tinyoai import errors, units
+from tinyoai.sampling import Sampling, SamplingOverrides
 
 MAX_STOPS = 60
 MAX_STOP_BYTES = 1024
@@ -153,6 +154,18 @@ def logit_bias(given: dict[str, float] | None) -> dict[int, float]:
             raise errors.BadRequest(f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
         found[int(key)] = bias
     return found
+
+
+def sampling(*overrides: SamplingOverrides, **more: Any) -> Sampling:
+    """Returns the parameters of a request: the first of `overrides` that sets a field wins, then the defaults.
+
+    `more` sets fields that overrides do not have, such as `seed` and `logit_bias`.
+    """
+    for field in SamplingOverrides.__struct_fields__:
+        value = next((v for o in overrides if (v := getattr(o, field)) is not None), None)
+        if value is not None:
+            more[field] = max(0, value) if field == "top_k" else value
+    return Sampling(**more)
 
 
 def keep_alive(given: float | str | None) -> float | None:

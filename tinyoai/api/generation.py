@@ -19,7 +19,7 @@ from tinyoai.web import sse
 from tinyoai.web.exchange import Exchange
 
 if TYPE_CHECKING:
-    from tinyoai.models.lease import Lease
+    from tinyoai.models.pool import Lease
 
 PATIENCE_S = 10.0
 """Seconds from a request's head after which the stream of a waiting request begins without a result."""

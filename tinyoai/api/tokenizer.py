@@ -17,7 +17,7 @@ from tinyoai.models.pool import Pool
 from tinyoai.web.exchange import Exchange
 
 if TYPE_CHECKING:
-    from tinyoai.models.lease import Lease
+    from tinyoai.models.pool import Lease
 
 OptionalModel = Annotated[
     ModelName | None, Meta(description="An id from `GET /v1/models`; without it, the server's default model.")

@@ -55,15 +55,12 @@ def _fake_hparams(header: gguf.Header) -> HParams:
     raise gguf.Unsupported(f"{header.path} {_no_file(header)}")
 
 
-def _fake_estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> MemoryEstimate:
-    return MemoryEstimate(WORKER_BYTES + file_size, 0, load.n_ctx)
-
-
 ENGINES: dict[str, EngineFacts] = {
     "ctransformers": EngineFacts(
         ctransformers.supports, ctransformers.hparams, ctransformers.estimate, legacy=True
     ),
-    "fake": EngineFacts(_no_file, _fake_hparams, _fake_estimate),
+    # it reserves as much as ctransformers, so that memory budgets can be tried without loading models
+    "fake": EngineFacts(_no_file, _fake_hparams, ctransformers.estimate),
 }
 """In the order in which `choose` tries them."""
 

@@ -64,7 +64,10 @@ class Restarts:
 
 def estimate(model: Model, load: wire.Load) -> MemoryEstimate:
     """Memory that a load takes, by the formula of its engine."""
-    return facts.ENGINES[load.engine].estimate(model.hparams, model.size, load)
+    engine = facts.ENGINES.get(load.engine)
+    if engine is None:  # the worker refuses the load in words
+        return MemoryEstimate(facts.WORKER_BYTES + model.size, 0, load.n_ctx)
+    return engine.estimate(model.hparams, model.size, load)
 
 
 class Owner(Protocol):

@@ -14,6 +14,15 @@ from tinyoai.web.routing import Handler, Router
 log = logging.getLogger("tinyoai.web")
 
 
+def elapsed_header(name: str) -> Callable[[Exchange], Sequence[tuple[str, str]]]:
+    """Returns a function for `default_headers`: a header with the milliseconds since the request's head."""
+
+    def headers(exchange: Exchange) -> Sequence[tuple[str, str]]:
+        return [(name, f"{exchange.elapsed_ms:.3f}")]
+
+    return headers
+
+
 def _no_headers(_exchange: Exchange) -> Sequence[tuple[str, str]]:
     return ()
 

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct, structs
 
-from tinyoai import errors, sampling, wire
+from tinyoai import errors, wire
 from tinyoai.api import decode, generation
 from tinyoai.api.generation import Answer, Choice
 from tinyoai.api.openai.chat_types import (
@@ -27,6 +27,7 @@ from tinyoai.api.openai.chat_types import (
     Usage,
 )
 from tinyoai.models.pool import Pool
+from tinyoai.sampling import SamplingOverrides
 from tinyoai.web.exchange import Exchange
 
 Chunk = TypeVar("Chunk", bound=Struct)
@@ -156,7 +157,7 @@ def _logprobs(entries: Sequence[wire.TokenLogprob]) -> ChatLogprobs:
 def generate(
     request: Generation,
     prompt: wire.Prompt,
-    defaults: sampling.SamplingOverrides,
+    defaults: SamplingOverrides,
     *,
     n: int | None = None,
     **fields: Any,
@@ -167,21 +168,21 @@ def generate(
         raise errors.BadRequest(
             "repetition_penalty and repeat_penalty differ; send one of them", param="repetition_penalty"
         )
-    resolved = sampling.resolve(
+    sampling = decode.sampling(
         request,
-        sampling.SamplingOverrides(repeat_penalty=other),
+        SamplingOverrides(repeat_penalty=other),
         defaults,
         seed=secrets.randbits(63) if request.seed is None else request.seed & (2**64 - 1),
         logit_bias=decode.logit_bias(request.logit_bias),
     )
     return wire.Generate(
         prompt=prompt,
-        sampling=resolved,
+        sampling=sampling,
         n=n or request.n or 1,
         min_tokens=request.min_tokens or 0,
         stop=decode.stop_sequences(request.stop),
         ignore_eos=bool(request.ignore_eos),
-        exact=request.seed is not None or resolved.temperature == 0,
+        exact=request.seed is not None or sampling.temperature == 0,
         **fields,
     )
 

@@ -16,7 +16,7 @@ from tinyoai.models.pool import Pool
 from tinyoai.web.exchange import Exchange
 
 if TYPE_CHECKING:
-    from tinyoai.models.lease import Lease
+    from tinyoai.models.pool import Lease
 
 MAX_INPUTS = 2048
 BATCH = 16
