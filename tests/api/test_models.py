@@ -98,6 +98,31 @@ def test_the_list_is_openai_s_with_what_the_files_say(served: Server) -> None:
     assert (tuned["type"], tuned["architecture"], tuned["quantization"]) == ("chat", "llama", "Q8_0")
     assert (tuned["context_length"], tuned["max_context_length"]) == (128, 256)
     assert len({card["model_id"] for card in listed["data"]}) == 3
+    for card in listed["data"]:
+        # every client looks for the served window under another name
+        window = card["context_length"]
+        assert card["max_model_len"] == card["context_window"] == card["meta"]["n_ctx"] == window
+        assert card["meta"]["n_ctx_train"] == card["max_context_length"]
+        assert card["meta"]["n_params"] == card["parameters"] > 0
+        assert card["meta"]["size"] == card["size_bytes"] > 0
+
+
+def test_capabilities(served: Server) -> None:
+    assert served.chat("Hello!", model="tuned").status == 200
+    cards = {card["id"]: card for card in served.get("/v1/models").json["data"]}
+    assert cards["tuned"]["state"] == "ready"
+    assert cards["tuned"]["capabilities"] == ["completion", "chat", "embedding"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("chat", ["completion", "chat"]), ("completion", ["completion"]), ("embedding", ["embedding"])],
+)
+def test_capabilities_of_a_model_that_is_not_loaded(tmp_path: Path, kind: str, expected: list[str]) -> None:
+    make.llama(tmp_path / "x.gguf", n_embd=64, n_ctx=256)
+    (tmp_path / "x.json").write_text(json.dumps({"kind": kind}))
+    with serve("--models-dir", str(tmp_path)) as server:
+        assert server.get("/v1/models/x").json["capabilities"] == expected
 
 
 @pytest.mark.parametrize("path", ["org/small", "org%2Fsmall", "org/small/"])
@@ -380,7 +405,7 @@ def test_status_of_a_model_at_work(own: Path) -> None:
 
 def test_what_cannot_fit_is_refused_before_loading(tmp_path: Path) -> None:
     make.llama(tmp_path / "big.gguf", n_embd=256, n_head=4, n_layer=8, n_ctx=4096)
-    flags = ("--engine", "fake", "--models-dir", str(tmp_path), "--memory-budget")
+    flags = ("--models-dir", str(tmp_path), "--memory-budget")
     with serve(*flags, "120M") as server:
         workers = server.workers
         for reply in (server.chat("x", model="big"), server.post("/v1/models/load", name="big", model=None)):
@@ -390,11 +415,11 @@ def test_what_cannot_fit_is_refused_before_loading(tmp_path: Path) -> None:
             assert reply.headers["x-should-retry"] == "false"
             fits = int(reply.error["message"].partition("--ctx-size ")[2].partition(")")[0])
         assert server.workers == workers
-        assert status(server, "fake")["state"] == "ready"
+        assert status(server, "tinyoai-chat")["state"] == "ready"
         assert server.get("/v1/models/status").json["memory"]["budget_bytes"] == 120 << 20
     with serve(*flags, "120M", "--ctx-size", str(fits)) as server:
-        assert server.say("fits", model="big") == "fits"
-        assert status(server, "fake")["state"] == "unloaded"  # it made room
+        assert server.chat("fits", model="big", max_tokens=1).status == 200
+        assert status(server, "tinyoai-chat")["state"] == "unloaded"  # it made room
     with serve(*flags, "120M", "--ctx-size", str(fits + 32)) as server:
         assert server.chat("x", model="big").status == 503
 

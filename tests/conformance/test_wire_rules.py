@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving import Server, wait_until
+from tests.serving import Server, serve, wait_until
 
 LONG = '!{"text": "x", "repeat": 3000, "step_ms": 20}'
 
@@ -124,7 +124,7 @@ def test_text_that_could_become_a_stop_sequence_is_held_back(fake: Server) -> No
 @pytest.mark.rule(6)
 def test_a_silent_stream_gets_comments(fake: Server) -> None:
     # the prefill takes longer than the server stays silent
-    reply = fake.chat('!{"text": "abc", "prefill_ms": 16000}', stream=True)
+    reply = fake.chat('!{"text": "abc", "prefill_ms": 11000}', stream=True)
     assert b": ping\n\n" in reply.body
     assert texts(reply.events[:-1]) == "abc"
 
@@ -333,6 +333,7 @@ def test_max_completion_tokens_is_max_tokens(fake: Server) -> None:
 @pytest.mark.rule(18)
 def test_fields_beyond_openai(fake: Server) -> None:
     fields = {"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1, "min_tokens": 1, "ignore_eos": True}
+    fields["repetition_penalty"] = 1.1
     assert fake.chat("hello", max_tokens=9, **fields).json["usage"]["completion_tokens"] == 9
 
 
@@ -460,6 +461,28 @@ def test_headers_that_sdks_send_are_welcome(fake: Server, headers: dict[str, str
     assert reply.json["choices"][0]["message"]["content"] == "hi"
 
 
+@pytest.mark.rule(22)
+def test_a_request_leaves_the_queue_before_its_client_stops_listening() -> None:
+    with serve("--engine", "fake", "--parallel", "1") as server:
+        body = json.dumps(
+            {"model": "fake", "stream": True, "messages": [{"role": "user", "content": LONG}]}
+        ).encode()
+        with server.connect() as running:
+            running.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
+                % (len(body), body)
+            )
+            assert running.recv(12) == b"HTTP/1.1 200"
+            ask = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+            waits = {"x-stainless-read-timeout": "1"}
+            reply = server.request("POST", "/v1/chat/completions", ask, waits)
+            assert (reply.status, reply.error["code"]) == (408, "queue_timeout")
+            assert int(reply.headers["retry-after"]) >= 1
+            embed = {"model": "fake", "input": "hi"}
+            reply = server.request("POST", "/v1/embeddings", embed, waits)
+            assert (reply.status, reply.error["code"]) == (408, "queue_timeout")
+
+
 @pytest.mark.rule(24)
 def test_a_foreign_host_is_refused(fake: Server) -> None:
     got = raw(fake, b"GET /health HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
@@ -484,8 +507,6 @@ def test_head_works_on_every_get(fake: Server) -> None:
 
 @pytest.mark.rule(25)
 def test_model_ids_with_slashes() -> None:
-    from tests.serving import serve
-
     with serve("--engine", "fake", "--model-name", "meta-llama/Llama-3.1-8B-Instruct") as server:
         for path in ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama%2FLlama-3.1-8B-Instruct"):
             body = server.get(f"/v1/models/{path}").json

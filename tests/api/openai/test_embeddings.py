@@ -177,7 +177,7 @@ def test_a_model_that_cannot_embed_says_which_can(tmp_path: Path) -> None:
     with serve("--model", str(path), "--model-type", "gpt2") as server:
         reply = embed(server, "hello")
         assert (reply.status, reply.error["param"]) == (400, "model")
-        assert "gpt2" in reply.error["message"]
+        assert "no hidden states of the architecture gpt2" in reply.error["message"]
         card = server.get(f"/v1/models/{server.model}").json
         assert (card["dimensions"], card["pooling"]) == (0, None)
         assert server.chat("hi", max_tokens=2).status == 200
