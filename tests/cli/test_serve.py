@@ -294,8 +294,8 @@ def test_a_server_that_cannot_start_ends_its_worker(flags: list[str]) -> None:
 def test_a_model_that_is_ready_before_the_api_waits_for_it() -> None:
     program = (
         "import sys, time; from tinyoai import app\n"
-        "real = app._import_api\n"
-        "app._import_api = lambda: (time.sleep(0.5), real())\n"
+        "real = app._App._build_api\n"
+        "app._App._build_api = lambda self: (time.sleep(0.5), real(self))[1]\n"
         "from tinyoai.cli.main import main; sys.exit(main(['--engine', 'fake', '--port', '0']))"
     )
     process = subprocess.Popen(
