@@ -1,5 +1,4 @@
-"""OpenAI's words: what requests and answers look like, and what each field means.
+"""The HTTP API: `generation` is the neutral core, `openai` its dialect, `routes` the table of all endpoints.
 
-Handlers take an Exchange, decode its body once into a typed struct, turn it into wire messages and
-their events into chunks. No token, logit or socket is known here.
+A handler decodes the body of an Exchange into a typed struct, runs wire bodies on a Lease, and encodes the events.
 """

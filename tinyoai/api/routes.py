@@ -404,9 +404,6 @@ ROUTES: tuple[Route, ...] = (
 PUBLIC = frozenset(route.name for route in ROUTES if route.public)
 """Routes that need no API key."""
 
-LOCAL_PAGES = frozenset((route.method, route.name) for route in ROUTES if route.local_pages)
-"""Methods and routes that pages from other loopback origins may use. HEAD is like GET."""
-
 
 def router(endpoints: Endpoints) -> Router:
     """Returns the router of all routes."""
