@@ -50,6 +50,9 @@ class Batching:
 
     def select(self, running: Sequence[Running]) -> Batch:
         """The next step's batch; empty if no task can do anything."""
+        if len(running) == 1 and not running[0].task.prefilling:  # one stream alone is the usual case
+            self._decode_debt_s = 0.0
+            return Batch(list(running), _decode_rows(running), 0)
         if running and running[0].task.adapters:
             running = [r for r in running if r.task.adapters == running[0].task.adapters]
         prefilling = [r for r in running if r.task.prefilling]

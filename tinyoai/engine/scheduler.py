@@ -143,8 +143,9 @@ class Scheduler:
     def step(self) -> list[wire.ToServer]:
         """Gives out free slots, evaluates one batch and returns its messages."""
         out: list[wire.ToServer] = []
-        self._expire(out)
-        self._admit(out)
+        if len(self._queue):
+            self._expire(out)
+            self._admit(out)
         batch, rows, n_prefill = self._batching.select(self._running)
         if not batch:
             return out
@@ -169,8 +170,6 @@ class Scheduler:
     # -- slots -------------------------------------------------------------------------------------
 
     def _expire(self, out: list[wire.ToServer]) -> None:
-        if not len(self._queue):
-            return
         now = self._clock()
         for late in self._queue.expired(now):
             message = f"timed out after {now - late.queued_at:.1f} s in the queue"
