@@ -381,12 +381,14 @@ class _Unframer:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
+    def is_whole(self, data: bytes) -> bool:
+        """The data is one whole frame, and nothing came before it."""
+        if self._buffer or len(data) < _LENGTH.size:
+            return False
+        (length,) = _LENGTH.unpack_from(data)
+        return bool(length == len(data) - _LENGTH.size <= MAX_FRAME)
+
     def bodies(self, data: bytes) -> Iterable[bytes]:
-        if not self._buffer and len(data) > _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(data)
-            if length == len(data) - _LENGTH.size <= MAX_FRAME:  # almost always: one whole frame
-                yield data[_LENGTH.size :]
-                return
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
@@ -409,6 +411,8 @@ class _Reader:
 
     def _feed(self, data: bytes) -> list[Any]:
         try:
+            if self._frames.is_whole(data):  # almost always
+                return self._decoder.decode(memoryview(data)[_LENGTH.size :])
             return [m for body in self._frames.bodies(data) for m in self._decoder.decode(body)]
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise WireError(f"not a message of this protocol: {error}") from error

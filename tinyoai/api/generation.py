@@ -307,9 +307,14 @@ class _Stream(_Run):
 
     def content(self, prompt: int, event: wire.Content) -> None:
         index = prompt * self.n + event.choice
+        exchange = self.exchange
         self.answer.choices[index].n_pieces += 1
-        self.exchange.n_tokens += 1
-        self._send(index, self._format.content(index, event))
+        exchange.n_tokens += 1
+        data = self._format.content(index, event)
+        if index < self._next:  # almost always: the choice has appeared
+            exchange.send(sse.event(data, self._chunked))
+        else:
+            self._send(index, data)
 
     def ended(self, index: int) -> None:
         self._send(index, self._format.last(index))
