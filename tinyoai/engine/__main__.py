@@ -114,8 +114,7 @@ class Worker:
                 out += self._wait()
             while not inbox.empty():
                 out += self._take(inbox.get())
-            start = self._start()
-            if start:
+            if (self._text_requests or scheduler.arrivals) and (start := self._start()):
                 # Started must be on its way before any native call for the request
                 out += [wire.Started(request.id) for request in start]
                 sock.sendall(wire.frame(out))

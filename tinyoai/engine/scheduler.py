@@ -46,7 +46,7 @@ class Scheduler:
         self._queue: FairQueue[QueuedRequest] = FairQueue(n_queue)
         self._requests: dict[int, QueuedRequest] = {}
         """All that have not ended, by id."""
-        self._arrivals: deque[QueuedRequest] = deque()
+        self.arrivals: deque[QueuedRequest] = deque()
         """In the order of arrival, until they are started."""
         self._started: set[int] = set()
         """Started requests that wait for a slot."""
@@ -87,7 +87,7 @@ class Scheduler:
             )
             return [wire.Failed(id=request.id, kind="Overloaded", message=message, retry_after=seconds)]
         self._requests[request.id] = queued
-        self._arrivals.append(queued)
+        self.arrivals.append(queued)
         return []
 
     def next_to_prepare(self) -> QueuedRequest | None:
@@ -95,7 +95,7 @@ class Scheduler:
 
         A started request is lost if the worker dies, so only as many are started as will soon have a slot.
         """
-        arrivals = self._arrivals
+        arrivals = self.arrivals
         while arrivals and (arrivals[0].started or arrivals[0].id not in self._requests):
             arrivals.popleft()
         if not arrivals:
