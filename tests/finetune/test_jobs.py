@@ -133,6 +133,7 @@ def test_a_second_server_lists_the_jobs_and_says_who_runs_them(home: Path) -> No
         assert job.status == "running"
         (home / "finetune" / "1" / "go").touch()
         await until(lambda: job.status == "completed")
+        await until(lambda: first.store.read_all()[0].status == "completed")  # saved a moment later
         await second.refresh()
         (other,) = second.all()
         assert (other.status, other.result_id) == ("completed", 7)
