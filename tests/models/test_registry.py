@@ -15,6 +15,7 @@ from msgspec import structs
 
 from tinyoai.config import config_file
 from tinyoai.engine.facts import HParams
+from tinyoai.host import datadir
 from tinyoai.models import registry
 from tinyoai.models.registry import Defaults, Model, Registry, RegistryError
 
@@ -71,7 +72,7 @@ def test_a_name_is_unique_and_keeps_its_id(tmp_path: Path) -> None:
 def test_where_it_is(given: str, xdg: str, expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", xdg)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert str(registry.folder(given)) == (expected or "/home/someone/.local/share/tinyoai")
+    assert str(datadir.folder(given)) == (expected or "/home/someone/.local/share/tinyoai")
 
 
 # -- what can be wrong -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, structs
 
 from tinyoai import errors
 from tinyoai.engine.facts import HParams
-from tinyoai.host import datadir as data
+from tinyoai.host import datadir
 from tinyoai.sampling import SamplingOverrides
 
 FILE = "registry.db"
@@ -85,14 +85,6 @@ _VERSION_1 = (
 """The columns of version 1. The last two and the aliases are JSON."""
 
 
-def folder(home: str) -> Path:
-    """The data directory, see `host.datadir`. Raises RegistryError."""
-    try:
-        return data.folder(home)
-    except errors.UsageError as error:
-        raise RegistryError(str(error)) from None
-
-
 class Registry:
     """An open registry. `problem` says why it is not the one on disk; empty when it is."""
 
@@ -107,8 +99,8 @@ class Registry:
     def open(cls, home: str) -> "Registry":
         """The registry in the data directory; if that cannot be used, one in memory with a `problem`."""
         try:
-            return cls(_open(folder(home) / FILE))
-        except RegistryError as error:
+            return cls(_open(datadir.folder(home) / FILE))
+        except (RegistryError, errors.UsageError) as error:
             return cls.in_memory(str(error))
 
     @classmethod
