@@ -600,3 +600,17 @@ def test_a_step_never_holds_more_tokens_than_the_batch() -> None:
         out += submit(s, engine, request)
     events = finish(s, out)  # the scripted engine refuses larger batches
     assert [text_of(events, r.id) for r in asked] == [letter * 60 for letter in "abcd"]
+
+
+def test_choices_that_time_out_in_the_queue_hold_up_no_other_request() -> None:
+    s, engine = scheduler(n_slots=1)
+    clock: Clock = s._clock  # type: ignore[assignment]
+    long = ask('!{"text": "x", "repeat": 300}', n=2)
+    out = [*submit(s, engine, long), *s.step()]
+    clock.now += 1001.0  # the second choice has waited too long
+    out += s.step()
+    assert [(e.choice, e.finish_reason) for e in ends(out)] == [(1, "length")]
+    s.submit(ask("next"))
+    assert any(isinstance(e, wire.Queued) for e in start(s, engine))
+    events = finish(s, out)
+    assert text_of(events, long.id) == "x" * 300

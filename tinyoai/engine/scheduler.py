@@ -184,6 +184,7 @@ class Scheduler:
                 for task in late.tasks:
                     out.extend(self._cut_unstarted(late, task, now))
                 late.tasks.clear()
+                self._started.discard(late.id)
                 self._finish(late, out)
             else:
                 self._end(late)
