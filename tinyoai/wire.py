@@ -69,6 +69,8 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     messages: list[Message]
     template: str = "auto"
     """A name from `text.chat_format`; "auto" is the model's own."""
+    template_args: dict[str, Any] = {}
+    """Further variables for the model's own Jinja template."""
 
 
 Prompt = list[Segment] | Conversation
@@ -100,6 +102,20 @@ class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
     """The way token states become an embedding; empty: the file's own, else the engine's choice."""
     template: str = "auto"
     """The chat template of conversations that name none."""
+    template_source: str = ""
+    """A Jinja template that takes the place of the model's own; empty: none."""
+    cache_type_k: str = "f16"
+    """The tensor type of keys in the KV cache."""
+    cache_type_v: str = "f16"
+    """The tensor type of values in the KV cache."""
+    flash_attn: str = "auto"
+    """auto, on or off."""
+    mmap: bool = True
+    """Map the file, so that its pages are shared and can be dropped; else read it into memory."""
+    mlock: bool = False
+    """Keep the weights in RAM."""
+    home: str = ""
+    """The data directory, where measured facts are kept; empty: the default one."""
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True, omit_defaults=True):
@@ -235,6 +251,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     """The chat template that "auto" stands for."""
     max_step_s: float = 0.0
     """The longest step to expect, in seconds: the stall limit follows it."""
+    resident_bytes: int = 0
+    """The worker's resident memory after the load; 0: not measured."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed", kw_only=True):
