@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyoai.engine.contract import EngineError
+from tinyoai.engine.llamacpp.facts import INSTALL, LIBRARY_VARIABLE
 from tinyoai.engine.llamacpp.hooks import Log
 
-VARIABLE = "TINYOAI_LLAMA_LIBRARY"
-"""The environment variable with the path of a library to use."""
-INSTALL = 'pip install "tinyoai[llamacpp]"'
 CPU_FLAGS = ("avx", "avx2", "bmi2", "f16c", "fma")
 """The instructions that the x86-64 build of xllamacpp uses without asking."""
 
@@ -92,7 +90,7 @@ def find() -> Found | None:
 
     llama_cpp comes first since it is compiled for the processor that it runs on.
     """
-    named = os.environ.get(VARIABLE)
+    named = os.environ.get(LIBRARY_VARIABLE)
     if named:
         return Found(Path(named), "")
     for package, pattern in (("llama_cpp", "lib/libllama.so"), ("xllamacpp", "xllamacpp*.so")):

@@ -12,6 +12,7 @@ from tinyoai import gguf, wire
 from tinyoai.engine import threads
 from tinyoai.engine.contract import Capabilities, Copies, EngineError, ModelRefused, Row, Truncates, Want
 from tinyoai.engine.llamacpp import facts
+from tinyoai.engine.llamacpp.architectures import ENCODERS
 from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
 from tinyoai.engine.llamacpp.library import Library
@@ -94,7 +95,7 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
     encoder = bool(lib.llama_model_has_encoder(model))
     if encoder and lib.llama_model_has_decoder(model):
         raise ModelRefused(f"{header.path} has an encoder and a decoder, which tinyoai does not run")
-    encoder = encoder or facts.is_encoder(header)
+    encoder = encoder or header.architecture in ENCODERS
     info = _info(library, model, header, load, vocabulary)
     caps = _capabilities(library, model, header, load, encoder=encoder, longest_piece=vocabulary.longest_piece)
     context = Context(
