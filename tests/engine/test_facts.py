@@ -1,4 +1,4 @@
-"""Which engine runs which file, and how much memory a load is estimated to take. No native code is loaded."""
+"""Which engine runs a file, and how much memory a load is estimated to take. No native code is loaded."""
 
 import importlib.util
 import random
@@ -21,7 +21,7 @@ LOAD = wire.Load(path="", name="m", engine="ctransformers", n_ctx=100, n_slots=2
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small llama file."""
+    """The bytes of a small llama file."""
     return make.llama(tmp_path_factory.mktemp("facts") / "sound.gguf", n_embd=32, n_ff=64, n_layer=1)
 
 
@@ -46,7 +46,7 @@ def retype(header: gguf.Header, name: str, type_: int) -> None:
 
 
 def byte_pair(header: gguf.Header) -> None:
-    """A byte-pair vocabulary as SmolLM2 and Llama 3 have: token types, no scores."""
+    """Gives the header a byte-pair vocabulary like that of SmolLM2 and Llama 3: token types, no scores."""
     put(header, "tokenizer.ggml.model", "gpt2")
     put(header, "tokenizer.ggml.merges", [b"a b"])
     drop(header, "tokenizer.ggml.scores")
@@ -116,7 +116,7 @@ def test_tensor_types_that_ctransformers_does_not_know(sound: Path, type_: int, 
     assert "Q8_0" in reason
 
 
-def test_a_falcon_as_newer_converters_write_it_is_refused(tmp_path: Path) -> None:
+def test_a_falcon_of_newer_converters_is_refused(tmp_path: Path) -> None:
     header = gguf.read_header(make.falcon(tmp_path / "falcon.gguf"))
     assert ctransformers.supports(header) is None
     put_token(header, 31, "\u0120".encode())

@@ -1,4 +1,4 @@
-"""OpenAI's SDK for Python against the built-in model and the scripted engine."""
+"""OpenAI's Python SDK against the built-in model and the scripted engine."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ ALICE = [
 
 @pytest.fixture
 def client(builtin: Server) -> Iterator[OpenAI]:
-    """The SDK as its quick start has it."""
+    """Returns the SDK's client as its quick start creates it."""
     with OpenAI(base_url=builtin.url, api_key="not-needed", max_retries=0) as client:
         yield client
 
@@ -116,7 +116,7 @@ def test_asynchronous_and_many_at_once(builtin: Server) -> None:
     asyncio.run(main())
 
 
-def test_a_worker_killed_in_mid_stream_costs_that_stream_alone() -> None:
+def test_a_worker_killed_in_mid_stream_fails_only_that_stream() -> None:
     with serve() as server, OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
         stream = client.chat.completions.create(
             model="tinyoai-chat",
