@@ -15,7 +15,7 @@ from tinyoai import wire
 
 
 class LoadScript(msgspec.Struct):
-    """What happens at load. `deaths` processes end before Ready; `count` is the file that counts them."""
+    """The behaviour at load. `deaths` processes exit before Ready; `count` is the file that counts them."""
 
     deaths: int = 0
     count: str = ""
@@ -25,7 +25,7 @@ class LoadScript(msgspec.Struct):
 
 
 class Script(msgspec.Struct):
-    """What happens to a request."""
+    """The behaviour at a request."""
 
     text: str = ""
     die: str = ""
@@ -33,11 +33,11 @@ class Script(msgspec.Struct):
     first: str = ""
     """A file: without it the process creates it and dies without a word; with it the text is echoed."""
     hold: bool = False
-    """After the Accepted and the text, if any, wait for a release."""
+    """After the Accepted and the text, if any, hold the request until a release."""
     release: bool = False
-    """End all that are held."""
+    """End all held requests."""
     say: str = ""
-    """Send this as Content to all that are held."""
+    """Send this as Content to all held requests."""
     breach: bool = False
     """Send a Done too early."""
     silent: bool = False
@@ -45,14 +45,14 @@ class Script(msgspec.Struct):
 
 
 class Worker:
-    """The connection, with what is held."""
+    """The connection and the held requests."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.held: dict[int, wire.Request] = {}
 
     def send(self, *messages: wire.ToServer) -> None:
-        """One frame."""
+        """Sends one frame."""
         self.sock.sendall(wire.frame(messages))
 
     def load(self, load: wire.Load) -> None:
@@ -118,7 +118,7 @@ class Worker:
             die()
 
     def finish(self, number: int) -> None:
-        """Ends a request well."""
+        """Ends a request successfully."""
         done = wire.ChoiceDone(
             id=number, choice=0, finish_reason="stop", n_cached=0, n_generated=1, prompt_ms=1, predicted_ms=1
         )
@@ -144,7 +144,7 @@ class Worker:
 
 
 def die() -> None:
-    """As memory shortage kills."""
+    """Kills this process, as a memory shortage does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
