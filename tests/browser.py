@@ -40,7 +40,7 @@ class Page:
         self.requests: list[str] = []
         """Every URL that the page requested."""
         self.messages: list[str] = []
-        """Lines of its console, with errors of scripts and of the content policy."""
+        """Lines of the console, with errors of scripts and of the content policy."""
 
     def attach(self) -> None:
         """Attaches to the browser's one tab."""

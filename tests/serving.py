@@ -1,7 +1,7 @@
 """Starts real servers for tests and sends them requests over real sockets.
 
-A server is the program as users start it, on a free port of the loopback address. It ends with its test.
-It needs the standard library alone, since clients' environments import it too.
+Each test starts the program as users do, on a free port of the loopback address, and ends it. This module imports
+only the standard library, because the environments of the clients import it too.
 """
 
 import atexit
@@ -140,7 +140,7 @@ def wait_until(condition: Callable[[], Any], failure: str = "the condition never
 
 
 PYTHON = os.environ.get("SERVER_PYTHON", sys.executable)
-"""The Python that has tinyoai; tests that run in a client's environment get it by the variable."""
+"""The Python that has tinyoai. Tests in a client's environment get it from this variable."""
 
 
 def command(*flags: str) -> list[str]:

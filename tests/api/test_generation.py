@@ -96,7 +96,7 @@ class FakeExchange:
 
 
 Step = float | tuple[int, wire.Event] | Exception | Callable[[], None]
-"""Seconds to wait, an event of a body, an exception in the lease, or a call."""
+"""A pause in seconds, an event of a body, an exception that the lease raises, or a function to call."""
 
 
 class FakeLease:
@@ -114,7 +114,7 @@ class FakeLease:
         self.bodies: Sequence[wire.Body] = ()
         self.closed = False
         self.queued: list[tuple[int, wire.Content]] = []
-        """Content that was not taken at once."""
+        """Content that `on_content` did not take."""
 
     async def ready(self, deadline: float | None = None, patient: bool = False) -> wire.Ready:
         self.deadlines.append(deadline)

@@ -10,7 +10,7 @@ from tests.serving import READY, Server, environment
 
 MOST = 8
 BESIDE = ("tinyoai.web", "tinyoai.wire", "tinyoai.errors")
-"""HTTP, the protocol and the errors do not count."""
+"""Modules that do not count: HTTP, the protocol and the errors."""
 
 _TRACED = """
 import json, sys

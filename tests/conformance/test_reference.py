@@ -1,7 +1,7 @@
 """The calls that four other systems document, sent with curl and their own model names.
 
-The answers must be right, not only well-formed. The same systems' examples for Python, LangChain and Node are in
-`clients/` and `test_node.py`.
+The answers must be correct, not only well-formed. Examples of the same systems for Python, LangChain and Node are
+in `clients/` and `test_node.py`.
 """
 
 import json

@@ -22,7 +22,7 @@ from tinyoai.finetune.train_config import TrainConfig
 from tinyoai.host import atomic, subproc
 
 OLD = Path(__file__).parent.parent / "fixtures" / "datadir-0.1" / "finetune"
-"""Jobs that version 0.1 wrote: one completed, one that ran when its server was killed, one that waited, one stopped."""
+"""Jobs written by version 0.1: one completed, one running when its server was killed, one waiting, one stopped."""
 
 TRAINER = """
 import json, os, pathlib, sys, threading, time

@@ -1,6 +1,7 @@
-"""A worker process without an engine, for tests of the server's side: it does what its Load and requests say.
+"""A worker process without an engine, for tests of the server's side. It follows scripts in its Load and requests.
 
-The Load's `template` and a prompt's text may be a JSON script; any other prompt is echoed, a character a Content.
+The Load's `template` and a prompt's text may be a JSON script. Any other prompt is echoed, one Content for each
+character.
 """
 
 import os
@@ -31,7 +32,7 @@ class Script(msgspec.Struct):
     die: str = ""
     """Die once this is sent: started, queued, accepted or content."""
     first: str = ""
-    """A file: without it the process creates it and dies without a word; with it the text is echoed."""
+    """A file. If it is missing, the process creates it and dies silently; otherwise the text is echoed."""
     hold: bool = False
     """After the Accepted and the text, if any, hold the request until a release."""
     release: bool = False

@@ -24,7 +24,7 @@ NEARLY_EQUAL = (
     ("I like red apples.", "I like green apples.", "How much is two and two?"),
     ("My name is Alice.", "My name is Bob.", "It will rain tomorrow."),
 )
-"""Two that are nearly equal, and one that has nothing to do with any of them."""
+"""Triples: two similar sentences and an unrelated one."""
 
 
 def histogram(text: str | bytes, n: int = N_FAKE) -> list[float]:
