@@ -77,7 +77,7 @@ class Prompt:
 
 
 class Answer:
-    """Everything that comes of a request: its prompts, and their choices in the order of their indices."""
+    """The answer to a request: its prompts, and their choices in the order of their indices."""
 
     def __init__(self, n_prompts: int, n: int) -> None:
         """For prompts with n choices each."""
@@ -132,12 +132,12 @@ class _Run:
         self.answer = Answer(len(bodies), self.n)
 
     def on_content(self, prompt: int, event: wire.Content) -> bool:
-        """Takes a piece straight out of the worker's frame. False: not now, it has to queue."""
+        """Takes a piece directly from the worker's frame. Returns false if the piece must queue instead."""
         self.content(prompt, event)
         return True
 
     def content(self, prompt: int, event: wire.Content) -> None:
-        """Takes a piece, whichever way it came."""
+        """Adds a piece of text to its choice."""
         choice = self.answer.choices[prompt * self.n + event.choice]
         choice.n_pieces += 1
         self.exchange.n_tokens += 1
@@ -367,7 +367,7 @@ class _Stream(_Run):
         self._timer = self._loop.call_later(SILENCE_S - silent, self._on_timer)
 
 
-# -- what dialects share -------------------------------------------------------------------------------
+# -- shared by all dialects -----------------------------------------------------------------------------
 
 
 def failure(event: wire.Failed) -> errors.ApiError:
@@ -386,7 +386,7 @@ def deadline(exchange: Exchange) -> float | None:
     """Returns the loop time at which a whole answer is due; None if the client names no time limit.
 
     The SDKs send the seconds that they wait for an answer. It is due a margin earlier, counted from the request's
-    head: else they leave, ask again and stand at the end of the queue.
+    head. Otherwise they disconnect, retry and join the end of the queue.
     """
     for name in (b"x-stainless-read-timeout", b"x-stainless-timeout"):
         try:

@@ -65,7 +65,7 @@ def current(data_dir: Path) -> Process | None:
 
 
 def _alive(process: Process) -> bool:
-    """Whether the process runs and is an agent. The record alone could name any process."""
+    """Returns whether the process runs and is an agent. The record alone could name any process."""
     try:
         words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -190,7 +190,7 @@ def _log_lines(path: Path, begin: int) -> list[str]:
 
 
 def _exit_reason(path: Path, log_start: int, code: int) -> str:
-    """Why the agent ended: its own error message if it logged one."""
+    """Returns the reason why the agent ended: its own error message if it logged one."""
     for line in reversed(_log_lines(path, log_start)):
         if line.startswith("tinyoai: "):
             return line.removeprefix("tinyoai: ")
