@@ -45,9 +45,9 @@ def test_draining_is_live_and_not_ready() -> None:
         ):
             with probe:
                 probe.sendall(rest + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                told = b"".join(iter(partial(probe.recv, 65536), b""))
-            assert told.startswith(b"HTTP/1.1 %d " % code)
-            assert b'"status":"%b"' % word in told
+                answer = b"".join(iter(partial(probe.recv, 65536), b""))
+            assert answer.startswith(b"HTTP/1.1 %d " % code)
+            assert b'"status":"%b"' % word in answer
         stream.close()
 
 

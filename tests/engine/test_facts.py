@@ -1,4 +1,4 @@
-"""Which engine runs a file, and how much memory a load is estimated to take. No native code is loaded."""
+"""The choice of an engine for a file, and memory estimates. No native code is loaded."""
 
 import importlib.util
 import random

@@ -248,20 +248,20 @@ def test_threads_share_one(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_loses_no_committed_row(tmp_path: Path) -> None:
-    told = 0
+    n_written = 0
     for round_ in range(8):
         process = writer(tmp_path, f"r{round_}", 100_000)
         assert process.stdout is not None
         for _ in range(1 + 7 * round_):
             assert process.stdout.readline()
-            told += 1
+            n_written += 1
         process.send_signal(signal.SIGKILL)
         rest, _ = process.communicate()
-        told += len(rest.splitlines())
+        n_written += len(rest.splitlines())
         books = Registry.open(str(tmp_path))
         assert books.problem == ""
-        assert len(books.models()) >= told
-        told = len(books.models())
+        assert len(books.models()) >= n_written
+        n_written = len(books.models())
         books.close()
 
 

@@ -41,7 +41,7 @@ class AgentRecord(msgspec.Struct, kw_only=True):
     process: Process
     flags: dict[str, str | Sequence[str]]
     had_api_keys: bool = msgspec.field(name="keyed")
-    """Whether the agent was started with API keys, which are not stored."""
+    """True if the agent was started with API keys, which are not stored."""
 
 
 def read_record(data_dir: Path) -> AgentRecord | None:
