@@ -80,7 +80,7 @@ def drawn_from(sampler: Sampler, x: Logits) -> set[int]:
 
 
 @pytest.mark.parametrize("n_vocab", [1, 2, 5, 63, 64, 65, 1000, 4000, 32000, 262144])
-def test_greedy_takes_the_greatest(n_vocab: int) -> None:
+def test_greedy_takes_the_largest(n_vocab: int) -> None:
     for seed in range(5):
         x = normal_logits(n_vocab, seed=seed)
         assert Sampler(n_vocab, Sampling(temperature=0), 8).sample(x) == int(np.argmax(x))

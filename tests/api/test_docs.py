@@ -32,7 +32,7 @@ def pick(page: Page, title: str) -> None:
 
 
 @needs_chromium
-def test_try_it_out_gives_an_answer_and_nothing_leaves_the_machine(builtin: Server, tmp_path: Path) -> None:
+def test_try_it_out_shows_an_answer_without_foreign_requests(builtin: Server, tmp_path: Path) -> None:
     with browser(tmp_path / "profile") as page:
         opened(page, builtin)
         page.press(f"{CHAT} .execute")

@@ -252,7 +252,7 @@ def test_clients_take_turns(narrow: Server) -> None:
     with Held(narrow, "c") as held:
         asked = []
         for n, (key, name) in enumerate((("a", "a1"), ("a", "a2"), ("b", "b1")), 1):
-            # each answer takes long enough that the answers come in the order of the slot
+            # each answer takes long enough that the answers arrive in the order of service
             script = json.dumps({"text": name, "step_ms": 20})
             asked.append(Asked(narrow, key, "!" + script, served))
             wait_for_queue(narrow, n)

@@ -111,7 +111,7 @@ def test_curl_as_pasted() -> None:
         )
 
 
-def test_curl_shows_tokens_as_they_come(builtin: Server) -> None:
+def test_curl_shows_tokens_as_they_arrive(builtin: Server) -> None:
     body = {
         "model": "tinyoai-chat",
         "stream": True,

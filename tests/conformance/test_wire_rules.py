@@ -57,7 +57,7 @@ def test_first_chunk_has_the_role_and_last_the_reason(fake: Server) -> None:
 
 
 @pytest.mark.rule(3)
-def test_usage_comes_in_a_chunk_of_its_own_if_asked_for(fake: Server) -> None:
+def test_usage_has_a_chunk_of_its_own_if_requested(fake: Server) -> None:
     *chunks, last, _ = stream(fake, "hello", stream_options={"include_usage": True})
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
@@ -106,7 +106,7 @@ def test_a_code_point_is_never_split(fake: Server) -> None:
 
 @pytest.mark.rule(5)
 @pytest.mark.parametrize("stop", ["STOP", ["zzz", "STOP"], ["ST", "STOP"]])
-def test_a_stop_sequence_never_shows(fake: Server, stop: Any) -> None:
+def test_a_stop_sequence_is_never_sent(fake: Server, stop: Any) -> None:
     events = stream(fake, "before STOP after", stop=stop)
     assert texts(events[:-1]) == "before "
     reply = fake.chat("before STOP after", stop=stop)
@@ -387,7 +387,7 @@ def test_every_refusal_has_the_error_body(fake: Server) -> None:
 
 
 @pytest.mark.rule(19)
-def test_an_unknown_model_is_never_another(fake: Server) -> None:
+def test_an_unknown_model_is_an_error_and_never_replaced(fake: Server) -> None:
     for path, fields in (
         ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
         ("completions", {"prompt": "x"}),
@@ -398,7 +398,7 @@ def test_an_unknown_model_is_never_another(fake: Server) -> None:
 
 
 @pytest.mark.rule(19)
-def test_too_long_a_prompt_names_both_counts(fake: Server) -> None:
+def test_the_error_for_a_long_prompt_has_both_counts(fake: Server) -> None:
     reply = fake.chat("x" * 5000)
     assert (reply.status, reply.error["code"], reply.error["param"]) == (
         400,
@@ -419,7 +419,7 @@ def test_405_says_what_is_allowed(fake: Server) -> None:
 
 
 @pytest.mark.rule(20)
-def test_client_mistakes_are_no_5xx_and_permanent_failures_say_so(fake: Server) -> None:
+def test_client_mistakes_are_never_a_5xx_and_permanent_failures_are_marked(fake: Server) -> None:
     reply = fake.chat('!{"text": "abc", "nan_at": 0}')
     assert reply.status == 500
     assert reply.headers["x-should-retry"] == "false"
@@ -529,7 +529,7 @@ def test_pipelined_requests_are_answered_in_order(fake: Server) -> None:
     "content_type",
     [None, "application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8"],
 )
-def test_json_is_read_whatever_its_content_type(fake: Server, content_type: str | None) -> None:
+def test_json_is_read_with_any_content_type(fake: Server, content_type: str | None) -> None:
     body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]}).encode()
     headers = {"Content-Type": content_type} if content_type else {}
     reply = fake.request("POST", "/v1/chat/completions", body, headers)
@@ -604,7 +604,7 @@ def test_models_and_health_answer_while_all_slots_are_busy(fake: Server) -> None
             sock.close()
 
 
-# -- what a request may hold -----------------------------------------------------------------------------
+# -- contents of a request -------------------------------------------------------------------------------
 
 
 @pytest.mark.rule(16)

@@ -96,7 +96,7 @@ def test_the_library_alone_makes_a_control_token(engine: CTransformersEngine) ->
     assert 1 in engine.handle(0).tokenize("\n<s>")
 
 
-def test_control_tokens_have_texts_only_when_asked_for(engine: CTransformersEngine) -> None:
+def test_control_tokens_have_texts_only_on_request(engine: CTransformersEngine) -> None:
     im_start = engine.info.special["<|im_start|>"]
     assert (engine.piece(im_start), engine.piece(im_start, special=True)) == (b"", b"<|im_start|>")
     letter = engine.tokenize("x")[-1]
@@ -165,7 +165,7 @@ def test_positions_beyond_the_context_are_refused(folder: Path) -> None:
     small.close()
 
 
-def test_outputs_are_of_the_last_eval_and_of_what_was_wanted(engine: CTransformersEngine) -> None:
+def test_only_requested_outputs_of_the_last_eval_can_be_read(engine: CTransformersEngine) -> None:
     run(engine, Row(0, [1, 2], 0), Row(1, [1, 2], 0, Want.NOTHING), Row(2, [1], 0, Want.EMBEDDING))
     for row, at in ((0, 0), (0, 2), (1, -1), (2, -1), (3, -1), (-1, -1)):
         with pytest.raises(EngineError):
@@ -265,7 +265,7 @@ def test_logits_of_every_token_are_those_of_single_steps(engine: CTransformersEn
 # -- sequences ---------------------------------------------------------------------------------------
 
 
-def test_a_truncated_sequence_goes_on_as_if_never_longer(engine: CTransformersEngine) -> None:
+def test_a_truncated_sequence_continues_as_if_it_was_never_longer(engine: CTransformersEngine) -> None:
     prompt = [1, *range(270, 290)]
     run(engine, Row(0, prompt, 0))
     expected = logits(engine)

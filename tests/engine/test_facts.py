@@ -91,7 +91,7 @@ def put_token(header: gguf.Header, at: int, token: bytes) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
-def test_ctransformers_refuses_what_it_would_crash_on(
+def test_ctransformers_refuses_files_that_would_crash_it(
     sound: Path, change: Callable[[gguf.Header], None], words: str
 ) -> None:
     header = gguf.read_header(sound)
@@ -225,7 +225,7 @@ def test_a_shortage_names_sizes_and_a_remedy() -> None:
     assert "context" not in facts.MemoryEstimate(10**6, 0, 0).shortage(1000, 3)
 
 
-# -- accepted files harm nobody --------------------------------------------------------------------------
+# -- accepted files are harmless -------------------------------------------------------------------------
 
 
 TRY = """
@@ -245,7 +245,7 @@ print("alive")
 """
 
 
-def test_bit_flips_in_the_header_crash_nobody(sound: Path, tmp_path: Path) -> None:
+def test_bit_flips_in_the_header_crash_no_process(sound: Path, tmp_path: Path) -> None:
     whole, draw = sound.read_bytes(), random.Random(3)
     data_at = gguf.read_header(sound).data_at
     accepted: list[str] = []

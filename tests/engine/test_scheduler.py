@@ -219,7 +219,7 @@ def test_refused_before_it_is_accepted(request_: wire.Request, kind: str, param:
     assert (last(events).kind, last(events).param) == (kind, param)
 
 
-def test_every_token_forbidden_is_the_clients_mistake() -> None:
+def test_a_ban_on_every_token_is_the_clients_mistake() -> None:
     banned = wire.Sampling(logit_bias=dict.fromkeys(range(260), -100.0))
     assert last(run(ask("a", sampling=banned))).kind == "BadRequest"
 

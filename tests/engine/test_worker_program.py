@@ -144,7 +144,7 @@ def test_the_tokenizer_s_stack_takes_deep_recursion() -> None:
     assert done.stdout.strip() == "20000", done.stderr[-300:]
 
 
-def test_a_slow_engine_s_steps_stay_short_whatever_the_batch_size() -> None:
+def test_a_slow_engine_s_steps_stay_short_for_any_batch_size() -> None:
     """The engine evaluates two tokens a second, and a batch may hold 512 prompt tokens."""
     load = wire.Load(path="", name="slow", engine="fake", n_slots=1, n_batch=512)
     slow = Program(load, **{TOKEN_MS: "500"})

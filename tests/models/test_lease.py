@@ -47,7 +47,7 @@ async def outcomes(lease: Lease, texts: list[str]) -> dict[int, str]:
 # -- one worker --------------------------------------------------------------------------------------
 
 
-def test_events_of_many_bodies_come_merged_and_each_in_order() -> None:
+def test_events_of_many_bodies_are_merged_and_keep_their_order() -> None:
     async def body(pool: Pool) -> None:
         async with pool.lease("fake") as lease:
             found = await events_of(lease, [embed("x" * (50 - n)) for n in range(50)])

@@ -216,7 +216,7 @@ def test_a_temporary_shortage_of_memory_can_be_retried(folder: Path, monkeypatch
                 await lease.ready()
             assert caught.value.code == "insufficient_memory"
             assert caught.value.headers == {"retry-after": "10"}
-            # the error as an event, as it comes from a run
+            # the same error as an event of a run
             failed = [event async for _, event in lease.run([wire.Tokenize(prompt=[])])]
             assert isinstance(failed[0], wire.Failed)
             again = errors.by_name(

@@ -152,7 +152,7 @@ def test_the_owner_of_a_key(line: bytes, client: str | None) -> None:
         assert "sk-" not in error.message
 
 
-def test_a_good_key_beside_a_placeholder() -> None:
+def test_a_valid_key_beside_a_placeholder() -> None:
     assert refusal(KEYED, request(b"Authorization: Bearer not-needed", b"x-api-key: sk-one")) is None
 
 

@@ -42,7 +42,7 @@ def test_a_conversation_is_remembered(client: OpenAI) -> None:
     assert response.choices[0].message.content == "Your name is Alice."
 
 
-def test_a_stream_joined_is_the_whole(client: OpenAI) -> None:
+def test_a_joined_stream_equals_the_whole_answer(client: OpenAI) -> None:
     ask = {"model": "tinyoai-chat", "messages": [{"role": "user", "content": "Tell me a story."}], "seed": 3}
     whole = client.chat.completions.create(**ask).choices[0].message.content  # type: ignore[call-overload]
     pieces = [
