@@ -1,4 +1,4 @@
-"""Build options that pyproject.toml cannot hold: the C module, and one wheel for every Python since 3.11."""
+"""Build options that pyproject.toml cannot hold: the C module, and one wheel for every Python from 3.11 on."""
 
 from setuptools import setup
 

@@ -31,7 +31,7 @@ DOORS = {
     "llama_cpp": {"engine/llamacpp/library.py"},
     "jinja2": {"text/jinja.py"},
     "sqlite3": {"models/registry.py"},
-    # no event loop waits for the agent, which outlives the command
+    # the agent is started and left alone, so no event loop waits for it
     "subprocess": {"host/process.py", "cli/agent.py"},
     "multiprocessing": set(),
     "torch": {"finetune/llama.py", "finetune/train.py"},

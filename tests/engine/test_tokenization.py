@@ -14,13 +14,13 @@ ENGINE = FakeEngine(name="fake")
 
 
 def tokenize(*prompt: wire.Segment, **fields: Any) -> Any:
-    """Returns the result of a Tokenize."""
+    """The result."""
     body = wire.Tokenize(prompt=list(prompt), **fields)
     return tokenization.answer(wire.Request(id=7, body=body), ENGINE, "chatml")
 
 
 def detokenize(ids: list[int]) -> Any:
-    """Returns the result of a Detokenize."""
+    """The result."""
     return tokenization.answer(wire.Request(id=7, body=wire.Detokenize(ids=ids)), ENGINE, "chatml")
 
 

@@ -45,8 +45,8 @@ def test_cgroups_of_both_versions_and_all_levels_limit(
         {"memory.limit_in_bytes": "100", "memory.usage_in_bytes": "150", "memory.stat": old},
     )
     proc.write_text("9:name=systemd:/\n4:cpu,memory:/c\n0::/\n")
-    assert memory.available() == 0  # usage above the limit: 0, not negative
+    assert memory.available() == 0  # over its limit: 0, not negative
 
     proc.write_text("0::/not/there\nnonsense\n")
     assert not any(memory._cgroup())
-    assert memory.available() == 10**9  # the machine's memory
+    assert memory.available() == 10**9  # the machine's

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 AUTO = "auto"
-"""The name that means the first engine that runs a file."""
+"""The name that stands for the first engine that runs a file."""
 
 
 class EngineFacts(NamedTuple):
