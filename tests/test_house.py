@@ -26,7 +26,7 @@ DOORS = {
     "h11": {"web/body.py", "web/connection.py", "web/exchange.py"},
     "_cffi_backend": {"engine/ctransformers/library.py"},
     "ctypes": {"engine/ctransformers/library.py", "engine/__main__.py", "finetune/__main__.py"},
-    # importing it loads libraries that are not used; library.py opens the one that is needed
+    # its import loads libraries that are not used: library.py opens the one it needs
     "ctransformers": set(),
     "llama_cpp": {"engine/llamacpp/library.py"},
     "jinja2": {"text/jinja.py"},

@@ -96,11 +96,11 @@ class FakeExchange:
 
 
 Step = float | tuple[int, wire.Event] | Exception | Callable[[], None]
-"""A pause in seconds, an event of a body, an exception that the lease raises, or a function to call."""
+"""Seconds to wait, an event of a body, an exception in the lease, or a call."""
 
 
 class FakeLease:
-    """Plays a script. Content goes to `on_content` first, as on a worker's socket."""
+    """Plays a script. Content goes to `on_content` first, as from a worker's socket."""
 
     name = "m"
 
@@ -114,7 +114,7 @@ class FakeLease:
         self.bodies: Sequence[wire.Body] = ()
         self.closed = False
         self.queued: list[tuple[int, wire.Content]] = []
-        """Content that `on_content` did not take."""
+        """Content that was not taken at once."""
 
     async def ready(self, deadline: float | None = None, patient: bool = False) -> wire.Ready:
         self.deadlines.append(deadline)

@@ -132,12 +132,12 @@ class _Run:
         self.answer = Answer(len(bodies), self.n)
 
     def on_content(self, prompt: int, event: wire.Content) -> bool:
-        """Takes a piece directly from the worker's frame. Returns false if the piece must queue instead."""
+        """Takes a piece straight out of the worker's frame. False: not now, it has to queue."""
         self.content(prompt, event)
         return True
 
     def content(self, prompt: int, event: wire.Content) -> None:
-        """Adds a piece of text to its choice."""
+        """Takes a piece, whichever way it came."""
         choice = self.answer.choices[prompt * self.n + event.choice]
         choice.n_pieces += 1
         self.exchange.n_tokens += 1
