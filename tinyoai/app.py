@@ -148,7 +148,7 @@ def _wire_load(config: Config, capacity: int, model: Model) -> wire.Load:
 
 
 def _ignore_result(task: "asyncio.Future[wire.Ready | None]") -> None:
-    """Marks a task's exception as seen."""
+    """Retrieves a task's exception, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 

@@ -1,4 +1,4 @@
-"""Tokenize and Detokenize over the scripted engine: control tokens by structure alone, and every refusal."""
+"""Tokenize and Detokenize over the scripted engine: control tokens come only from structure; every error."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def test_text_survives_tokenize_and_detokenize(text: str) -> None:
     assert detokenize(tokenize(wire.Text(text)).ids).text == text
 
 
-def test_control_tokens_are_made_by_structure_alone_and_written_out() -> None:
+def test_control_tokens_come_only_from_structure_and_have_texts() -> None:
     prompt = [
         wire.Special("bos"),
         wire.Special("<|im_start|>"),
@@ -42,12 +42,12 @@ def test_control_tokens_are_made_by_structure_alone_and_written_out() -> None:
     assert detokenize(tokens.ids).text == tokens.text
 
 
-def test_only_what_is_asked_for_is_sent() -> None:
+def test_only_requested_fields_are_sent() -> None:
     tokens = tokenize(wire.Text("abc"))
     assert (tokens.ids, tokens.pieces, tokens.text) == ([97, 98, 99], [], "")
 
 
-def test_ids_in_a_prompt_are_written_out_as_their_text() -> None:
+def test_ids_in_a_prompt_are_rendered_as_their_text() -> None:
     assert tokenize(wire.Ids([104, 105]), text=True).text == "hi"
 
 

@@ -64,7 +64,7 @@ class Model(Struct, kw_only=True):
     type: Kind
     state: str
     capabilities: list[Capability]
-    """Whether it can embed is only known while it is loaded, unless its type is embedding."""
+    """For embeddings this is known only while the model is loaded, unless its type is embedding."""
     architecture: str
     quantization: str
     parameters: int
@@ -119,7 +119,7 @@ class ModelStatus(Struct, kw_only=True):
     state: str
     """loading, ready, waiting (for a restart), failed, unloaded, missing (its file is gone) or broken."""
     reason: str
-    """Why it is in this state; may be empty."""
+    """The reason for this state; may be empty."""
     uptime: float | None = None
     pid: int | None = None
     """Of the worker process."""

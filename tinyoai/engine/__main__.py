@@ -42,11 +42,11 @@ Prepared = tuple[int, list[Task] | wire.Failed]
 
 
 def _make_expendable() -> None:
-    """This process ends with the server, and is the first to go when memory is short."""
+    """Makes this process end with the server, and the first one to be killed when memory is short."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     subproc.isolate(OOM_SCORE)
     faulthandler.enable()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would have nothing to do
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy needs no threads of its own
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, and what /v1/completions shares with it: requests to bodies, events to chunks."""
+"""POST /v1/chat/completions, and the parts that /v1/completions shares: requests to bodies, events to chunks."""
 
 import secrets
 from collections.abc import Sequence
@@ -151,7 +151,7 @@ def _logprobs(entries: Sequence[wire.TokenLogprob]) -> ChatLogprobs:
     )
 
 
-# -- what both completion endpoints share --------------------------------------------------------------
+# -- shared by both completion endpoints ---------------------------------------------------------------
 
 
 def generate(
