@@ -22,6 +22,7 @@ from tinyoai import __version__, errors, gguf, units, wire
 from tinyoai.config.options import Config
 from tinyoai.engine import facts
 from tinyoai.host import datadir, instances, log
+from tinyoai.models import template_file
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
@@ -112,8 +113,22 @@ def _number(read: Callable[[str], Number], text: str, flag: str) -> Number:
         raise errors.UsageError(f"{flag}: {text!r}: {error}") from None
 
 
-def _wire_load(config: Config, model: Model) -> wire.Load:
-    """The Load message for a model."""
+def _read_template(config: Config) -> str:
+    """The source of --chat-template, if it is a file. Raises errors.UsageError."""
+    if not template_file.is_file(config.chat_template):
+        return ""
+    try:
+        return template_file.read(Path(config.chat_template))
+    except template_file.BadTemplateFile as error:
+        raise errors.UsageError(f"--chat-template: {error}") from None
+
+
+def _wire_load(config: Config, template_source: str, model: Model) -> wire.Load:
+    """The Load message for a model. Its own template counts where `config` names none."""
+    template = model.template if config.chat_template == "auto" else config.chat_template
+    if template_file.is_file(template) and not template_source:
+        with contextlib.suppress(template_file.BadTemplateFile):  # the worker refuses the load in words
+            template_source = template_file.read(Path(template))
     n_ctx = config.ctx_size or model.n_ctx_override or min(model.n_ctx_train, facts.DEFAULT_CONTEXT)
     return wire.Load(
         path=model.path,
@@ -128,7 +143,8 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
         queue_timeout_s=config.queue_timeout,
         n_gpu_layers=config.gpu_layers,
         pooling="" if config.pooling == "auto" else config.pooling,
-        template=model.template if config.chat_template == "auto" else config.chat_template,
+        template=template,
+        template_source=template_source,
     )
 
 
@@ -154,7 +170,7 @@ class _App:
         # parts
         self._pool = Pool(
             _catalog(config),
-            partial(_wire_load, config),
+            partial(_wire_load, config, _read_template(config)),
             budget=_number(units.size, config.memory_budget, "--memory-budget")
             if config.memory_budget
             else 0,

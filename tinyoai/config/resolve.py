@@ -93,7 +93,7 @@ def parse(option: Option, raw: RawValue) -> Value:
 
 def _parse_scalar(option: Option, text: str, source: str) -> str | int | float:
     if isinstance(option.default, str):
-        if option.choices and text not in option.choices:
+        if option.choices and text not in option.choices and not option.path:
             choices = ", ".join(choice for choice in option.choices if choice)
             raise UsageError(f"{source}: {text!r} is not one of {choices}")
         return text

@@ -65,7 +65,7 @@ def _choose(load: wire.Load, info: wire.ModelInfo) -> tuple[str, str]:
         return load.template_source, JINJA
     if load.template != "auto":
         if load.template not in chat_format.FORMATS:
-            raise ModelRefused(f"there is no chat template {load.template!r}; {OTHER}")
+            raise ModelRefused(f"the chat template {load.template!r} cannot be read; {OTHER}")
         return "", load.template
     if not info.chat_template:
         return "", chat_format.detect("", info.special)
