@@ -27,9 +27,6 @@ MIN_OUTPUT = 1 << 20
 """Characters that a prompt may have, whatever the context window is; it may be counted without being used."""
 OTHER = "choose another one with --chat-template"
 
-_NEEDLE = "Qwzx"
-"""Text of the trial messages that no template has of its own."""
-
 
 class RenderRefused(ValueError):
     """The conversation cannot be rendered; the message is one sentence for the client."""
@@ -111,16 +108,25 @@ class _JinjaChat:
 
     def _try(self) -> None:
         """Finds out what the template takes. Raises ModelRefused or RenderError."""
-        user = wire.Message(role="user", content=_NEEDLE)
-        system = wire.Message(role="system", content=_NEEDLE[::-1])
-        if _NEEDLE not in self._once([user], {}, self._guard.weak):
-            self._takes_parts = True
-            if _NEEDLE not in self._once([user], {}, self._guard.weak):
-                raise ModelRefused(f"the chat template does not write a user's message; {OTHER}")
+        problem: Exception | None = None
+        for self._takes_parts in (False, True):
+            try:
+                if self._writes("user"):
+                    break
+            except self._errors as error:
+                problem = problem or error
+        else:
+            raise problem or ModelRefused(f"the chat template does not write a user's message; {OTHER}")
         try:
-            self._merges_system = _NEEDLE[::-1] not in self._once([system, user], {}, self._guard.weak)
+            self._merges_system = not self._writes("system", wire.Message(role="user", content="a"))
         except self._errors:
             self._merges_system = True
+
+    def _writes(self, role: str, *after: wire.Message) -> bool:
+        """Whether the output depends on the content of a message of this role. Raises RenderError."""
+        trials = [[wire.Message(role=role, content=content), *after] for content in ("Apple", "Stone")]
+        one, other = (self._once(messages, {}, self._guard.weak) for messages in trials)
+        return one != other
 
     def render(self, messages: Sequence[wire.Message], template_args: dict[str, Any]) -> list[wire.Segment]:
         """The prompt. Raises RenderRefused."""

@@ -22,7 +22,7 @@ from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import SandboxedEnvironment
-from jinja2.utils import Cycler, Joiner
+from jinja2.utils import Cycler, Joiner, Namespace
 
 from tinyoai.text.jinja_bounds import MAX_WIDTH, Budget, TooMuch
 from tinyoai.text.marker_guard import SENTINEL
@@ -69,7 +69,20 @@ class _Generation(Extension):
 
 
 class _Compiler(CodeGenerator):
-    """Lets the environment check what `~` joins."""
+    """Lets the environment check what `~` joins and what is cut out of a value."""
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        """Writes the call."""
+        if not isinstance(node.arg, nodes.Slice):
+            super().visit_Getitem(node, frame)
+            return
+        self.write("environment.cut(")
+        self.visit(node.node, frame)
+        self.write(", slice(")
+        for bound in (node.arg.start, node.arg.stop, node.arg.step):
+            self.visit(bound or nodes.Const(None), frame)
+            self.write(", ")
+        self.write("))")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         """Writes the call."""
@@ -138,6 +151,18 @@ class _Environment(SandboxedEnvironment):
         self.budget.spend(text)
         return text
 
+    def cut(self, value: Any, part: slice) -> Any:
+        """The result of `value[a:b]`."""
+        found = value[part]
+        self.budget.spend(found)
+        return found
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """See SandboxedEnvironment."""
+        if isinstance(argument, list | dict | tuple | Namespace):
+            raise TooMuch(f"takes an item by a {type(argument).__name__}")
+        return super().getitem(obj, argument)
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """See SandboxedEnvironment."""
         self.budget.binary(operator, left, right)
@@ -164,11 +189,13 @@ class _Environment(SandboxedEnvironment):
         **kwargs: Any,
     ) -> Any:
         """See SandboxedEnvironment."""
+        if not __self.is_safe_callable(__obj):
+            raise TooMuch(f"calls a value of type {type(__obj).__name__}, which it may not")
         owner, given = getattr(__obj, "__self__", None), list(args)
         if isinstance(owner, str | list | dict | tuple):
             __self.budget.method(owner, __obj.__name__, given, kwargs)
         value = super().call(__context, __obj, *given, **kwargs)
-        __self.budget.spend(value)
+        __self.budget.spend(value, new_items=True)
         return value
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -193,7 +220,7 @@ class _Environment(SandboxedEnvironment):
         @functools.wraps(function)
         def charged(*args: Any, **kwargs: Any) -> Any:
             value = function(*args, **kwargs)
-            self.budget.spend(value)
+            self.budget.spend(value, new_items=True)
             return value
 
         return charged
@@ -302,7 +329,7 @@ class JinjaTemplate:
         if size > MAX_SOURCE:
             raise BadTemplate(f"the chat template has {size} bytes; the limit is {MAX_SOURCE}")
         self._max_output = max_output
-        self._budget = Budget(16 * max_output)
+        self._budget = Budget(16 * max_output, (jinja2.Undefined,))
         environment = _Environment(self._budget)
         self.names = frozenset(environment.globals)
         """The functions that templates call."""

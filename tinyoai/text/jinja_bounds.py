@@ -44,9 +44,11 @@ class TooMuch(Exception):
 class Budget:
     """What one rendering may still take."""
 
-    def __init__(self, max_chars: int) -> None:
+    def __init__(self, max_chars: int, plain: tuple[type, ...] = ()) -> None:
+        """Values of the `plain` types have short texts."""
         self.max_chars = max_chars
         """The longest text."""
+        self._plain: tuple[type, ...] = (int, float, range, type(None), *plain)
         self._spent = 0
 
     def reset(self) -> None:
@@ -58,9 +60,12 @@ class Budget:
         if n_chars > self.max_chars:
             raise TooMuch(f"makes a text of more than {self.max_chars} characters")
 
-    def spend(self, value: object) -> None:
-        """This value was made. Raises TooMuch."""
-        self._spend(sys.getsizeof(value) if isinstance(value, str | list | dict | tuple | set) else 64)
+    def spend(self, value: object, *, new_items: bool = False) -> None:
+        """This value was made, and with `new_items` perhaps its items too. Raises TooMuch."""
+        n_bytes = sys.getsizeof(value) if isinstance(value, str | list | dict | tuple) else 64
+        if new_items and isinstance(value, list):
+            n_bytes += 32 * len(value)
+        self._spend(n_bytes)
 
     def _spend(self, n_bytes: int) -> None:
         self._spent += n_bytes
@@ -75,6 +80,8 @@ class Budget:
             return value
         if isinstance(value, list | tuple | dict):
             self.measure(value)
+        elif not isinstance(value, self._plain):
+            raise TooMuch(f"writes a value of type {type(value).__name__} as text")
         text = str(value)
         self.expect(len(text))
         return text
@@ -92,6 +99,8 @@ class Budget:
                 pending += [(part, depth + 1) for pair in item.items() for part in pair]
             elif isinstance(item, list | tuple):
                 pending += [(part, depth + 1) for part in item]
+            elif not isinstance(item, self._plain):
+                raise TooMuch(f"writes a value of type {type(item).__name__} as text")
             if n_items + len(pending) > MAX_ITEMS or depth > MAX_DEPTH:
                 raise TooMuch(f"writes a value of over {MAX_ITEMS} items or {MAX_DEPTH} levels as text")
         self.expect(n_chars)
@@ -184,9 +193,10 @@ class Budget:
         elif name == "extend" or (name == "update" and args):
             if not isinstance(args[0], list | tuple | dict):
                 args[0] = list(args[0])
-            self._spend(16 * len(args[0]))
-        else:
-            self._spend(16)
+            self._spend(128 * len(args[0]))
+        elif args:
+            self._spend(128)
+            self.spend(args[-1])
 
     def _str_method(self, text: str, name: str, args: list[Any]) -> None:
         if name == "replace" and len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
