@@ -25,7 +25,12 @@ DOORS = {
     "tinyoai._native": {"native.py"},
     "h11": {"web/body.py", "web/connection.py", "web/exchange.py"},
     "_cffi_backend": {"engine/ctransformers/library.py"},
-    "ctypes": {"engine/ctransformers/library.py", "engine/__main__.py", "finetune/__main__.py"},
+    "ctypes": {
+        "engine/ctransformers/library.py",
+        "engine/__main__.py",
+        "engine/time_limit.py",
+        "finetune/__main__.py",
+    },
     # its import loads libraries that are not used: library.py opens the one it needs
     "ctransformers": set(),
     "llama_cpp": {"engine/llamacpp/library.py"},
@@ -46,6 +51,7 @@ DOORS = {
         "cli/agent.py",
         "engine/__main__.py",
         "engine/fake.py",
+        "engine/time_limit.py",
         "finetune/runner.py",
         "host/process.py",
         "host/subproc.py",

@@ -17,6 +17,7 @@ from tinyoai.engine.contract import Engine, Row, Want
 from tinyoai.engine.ctransformers.engine import CTransformersEngine
 from tinyoai.engine.ctransformers.opening import open_model
 from tinyoai.engine.fake import N_EMBD
+from tinyoai.engine.rendering import ChatRenderer
 from tinyoai.engine.requests import prepare
 from tinyoai.engine.scheduler import Scheduler
 
@@ -268,7 +269,7 @@ def test_falcon_embeds_and_a_legacy_gpt2_does_not(folder: Path) -> None:
     falcon.close()
     gpt2 = opened(make.gpt2_ggml(folder / "gpt2.bin"), "mean", "gpt2")
     assert (gpt2.info.n_embd_out, gpt2.info.pooling) == (0, "")
-    refused = prepare(embed("hello"), gpt2, "plain")
+    refused = prepare(embed("hello"), gpt2, ChatRenderer(wire.Load(path="", name="m", engine=""), gpt2))
     assert isinstance(refused, wire.Failed)
     assert "gpt2" in refused.message
     gpt2.close()

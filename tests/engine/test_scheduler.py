@@ -12,6 +12,7 @@ from tinyoai import wire
 from tinyoai.engine.contract import Copies, Engine, EngineError, Partial, Row
 from tinyoai.engine.fake import FakeEngine
 from tinyoai.engine.generate import GenerateTask
+from tinyoai.engine.rendering import ChatRenderer
 from tinyoai.engine.requests import prepare
 from tinyoai.engine.scheduler import STARTED_BY_S, Scheduler
 
@@ -41,6 +42,9 @@ class Clock:
         return self.now
 
 
+RENDERER = ChatRenderer(wire.Load(path="", name="fake", engine="fake"), FakeEngine(name="fake"))
+
+
 def scheduler(
     n_slots: int = 2, n_queue: int = 8, n_ctx: int = 512, n_batch: int = 8, **caps: Any
 ) -> tuple[Scheduler, FakeEngine]:
@@ -53,7 +57,7 @@ def start(s: Scheduler, engine: Engine) -> list[wire.ToServer]:
     """Prepares all requests that the scheduler wants to start, as the tokenizer thread does."""
     out: list[wire.ToServer] = []
     while (queued := s.next_to_prepare()) is not None:
-        out += s.prepared(queued.id, prepare(queued.request, engine, "chatml"))
+        out += s.prepared(queued.id, prepare(queued.request, engine, RENDERER))
     return out
 
 

@@ -9,19 +9,21 @@ from hypothesis import strategies as st
 from tinyoai import wire
 from tinyoai.engine import tokenization
 from tinyoai.engine.fake import BOS, IM_END, IM_START, FakeEngine
+from tinyoai.engine.rendering import ChatRenderer
 
 ENGINE = FakeEngine(name="fake")
+RENDERER = ChatRenderer(wire.Load(path="", name="fake", engine="fake"), ENGINE)
 
 
 def tokenize(*prompt: wire.Segment, **fields: Any) -> Any:
     """The result."""
     body = wire.Tokenize(prompt=list(prompt), **fields)
-    return tokenization.answer(wire.Request(id=7, body=body), ENGINE, "chatml")
+    return tokenization.answer(wire.Request(id=7, body=body), ENGINE, RENDERER)
 
 
 def detokenize(ids: list[int]) -> Any:
     """The result."""
-    return tokenization.answer(wire.Request(id=7, body=wire.Detokenize(ids=ids)), ENGINE, "chatml")
+    return tokenization.answer(wire.Request(id=7, body=wire.Detokenize(ids=ids)), ENGINE, RENDERER)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
@@ -80,7 +82,7 @@ def test_a_conversation_is_rendered() -> None:
     body = wire.Tokenize(
         prompt=wire.Conversation(messages=[wire.Message(role="user", content="<s>")]), text=True
     )
-    tokens = tokenization.answer(wire.Request(id=7, body=body), ENGINE, "chatml")
+    tokens = tokenization.answer(wire.Request(id=7, body=body), ENGINE, RENDERER)
     assert isinstance(tokens, wire.Tokens)
     assert tokens.text == "<s><|im_start|>user\n<s><|im_end|>\n<|im_start|>assistant\n"
     assert tokens.ids.count(BOS) == 1

@@ -137,10 +137,10 @@ def test_a_system_message_without_a_user_is_not_lost(name: str, more: list[tuple
         ("{% if x %}<|user|>\n<|assistant|>{% endif %}", (), "zephyr"),
         ("USER: {{ x }} ASSISTANT:", (), "vicuna"),
         ("### Instruction:\n", (), "alpaca"),
-        ("something of its own", tuple(CHATML), "plain"),
+        ("something of its own", tuple(CHATML), ""),
         ("", tuple(CHATML), "chatml"),
         ("", (), "plain"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", (), "plain"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", (), ""),
     ],
 )
 def test_detect(template: str, special: tuple[str, ...], name: str) -> None:

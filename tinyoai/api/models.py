@@ -4,6 +4,7 @@ Clients name models and never files: only models in the registry or in --models-
 """
 
 import asyncio
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -83,6 +84,7 @@ class Model(Struct, kw_only=True):
     size_bytes: int
     meta: ModelMeta
     template: str
+    """A chat format, or the name of a Jinja file; auto: the model's own."""
     aliases: list[str]
     defaults: Defaults
     """Values of request fields that a request leaves out."""
@@ -283,7 +285,7 @@ class Models:
             pooling=(info.pooling or None) if info is not None else None,
             size_bytes=model.size,
             meta=ModelMeta(n_ctx=n_ctx, n_ctx_train=model.n_ctx_train, n_params=n_params, size=model.size),
-            template=model.template,
+            template=PurePath(model.template).name,
             aliases=[*model.aliases],
             defaults=model.defaults,
         )

@@ -19,7 +19,9 @@ def chat(**fields: Any) -> wire.Generate:
     request = decode.decode(ChatRequest, json.dumps({"model": "m", "messages": USER, **fields}).encode())
     chat_endpoint.check(request)
     decode.keep_alive(request.keep_alive)
-    return chat_endpoint.generate(request, chat_endpoint.conversation(request.messages), Defaults())
+    return chat_endpoint.generate(
+        request, chat_endpoint.conversation(request.messages, request.chat_template_kwargs), Defaults()
+    )
 
 
 def completion(**fields: Any) -> list[str | list[int]]:
