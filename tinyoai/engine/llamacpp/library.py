@@ -138,7 +138,7 @@ class Library:
                 getattr(self.lib, name)
         except (AttributeError, ffi.error):
             raise EngineError(
-                f"{found.path} lacks functions of the llama.cpp that tinyoai knows; install the known version: {INSTALL}"
+                f"{found.path} lacks functions of llama.cpp that tinyoai calls; install the known version: {INSTALL}"
             ) from None
         self.llama_version = ffi.string(self.lib.llama_version()).decode("ascii", "replace")
         self.version = _package_version(found) or self.llama_version
