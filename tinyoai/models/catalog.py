@@ -123,7 +123,8 @@ def _settings(path: Path) -> Settings:
         try:
             template_file.read(template)
         except template_file.BadTemplateFile as error:
-            raise gguf.BadModelFile(f"the settings file {file} names a template: {error}") from None
+            reason = str(error).replace(str(template), settings.template)
+            raise gguf.BadModelFile(f"the settings file {file} names a template: {reason}") from None
         settings = structs.replace(settings, template=str(template))
     if settings.engine not in (facts.AUTO, *facts.MODEL_ENGINES):
         raise gguf.BadModelFile(
