@@ -304,6 +304,8 @@ class _App:
                 n_slots=ready.n_slots,
                 file_size=ready.info.file_size,
                 engine=ready.info.engine,
+                engine_version=ready.info.engine_version,
+                flash_attention=ready.info.engine == "llamacpp" and self._config.flash_attn != "off",
                 n_gpu_layers=self._config.gpu_layers,
             )
             return instances.announce(record, datadir.folder(self._config.home))

@@ -125,6 +125,9 @@ class ModelStatus(Struct, kw_only=True):
     uptime: float | None = None
     pid: int | None = None
     """Of the worker process."""
+    engine: str | None = None
+    """The engine that runs it; null while it is not loaded."""
+    engine_version: str | None = None
     memory: ModelMemory | None = None
     slots: Slots | None = None
     queue: int = 0
@@ -330,6 +333,8 @@ def _fill(row: ModelStatus, snapshot: Snapshot, resident: dict[int, int]) -> Non
     if snapshot.pid is not None and snapshot.ready is not None:
         total, busy = snapshot.ready.n_slots, snapshot.n_running
         row.pid = snapshot.pid
+        row.engine = snapshot.ready.info.engine
+        row.engine_version = snapshot.ready.info.engine_version
         row.uptime = round(snapshot.uptime_s, 3)
         row.memory.resident_bytes = resident.get(snapshot.pid, 0)
         row.slots = Slots(total=total, busy=busy, free=max(0, total - busy))
