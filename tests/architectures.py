@@ -35,6 +35,8 @@ class Weight(NamedTuple):
     shape: tuple[int, ...]
     spread: float
     mean: float = 0.0
+    plain: bool = False
+    """Never quantized: the graph adds it to other vectors."""
 
 
 def matrix(name: str, n_in: int, n_out: int, gain: float = 1.5) -> Weight:
@@ -157,8 +159,8 @@ def falcon_h1(n_vocab: int) -> Iterator[Weight]:
 def bert(n_vocab: int) -> Iterator[Weight]:
     """An encoder: attention in both directions, and learned positions."""
     yield Weight("token_embd.weight", (N_EMBD, n_vocab), 1.0)
-    yield Weight("token_types.weight", (N_EMBD, 2), 0.3)
-    yield Weight("position_embd.weight", (N_EMBD, 512), 0.5)
+    yield Weight("token_types.weight", (N_EMBD, 2), 0.3, plain=True)
+    yield Weight("position_embd.weight", (N_EMBD, 512), 0.5, plain=True)
     yield from (norm("token_embd_norm"), bias("token_embd_norm"))
     for at in layers(2):
         for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
@@ -272,7 +274,7 @@ def tensor(weight: Weight, draw: np.random.Generator) -> tuple[bytes, int]:
     """Random values and their type: Q8_0 where rows are blocks of 32, and F32 for vectors and short rows."""
     values: NDArray[np.float32] = draw.standard_normal(weight.shape[::-1], dtype=np.float32)
     values = values * np.float32(weight.spread) + np.float32(weight.mean)
-    if len(weight.shape) == 1 or weight.shape[0] % 32 or 1 in weight.shape:
+    if weight.plain or len(weight.shape) == 1 or weight.shape[0] % 32 or 1 in weight.shape:
         return values.tobytes(), F32
     return gguf.quants.quantize(values, Q8_0).tobytes(), Q8_0
 
