@@ -1,8 +1,8 @@
-"""Build options that pyproject.toml cannot hold: the C module, and one wheel for every Python from 3.11 on."""
+"""Build options that pyproject.toml cannot hold: the C module, cffi's description of libllama, and one wheel for every Python from 3.11 on."""
 
 from setuptools import setup
 
 setup(
-    cffi_modules=["csrc/build.py:ffi"],
+    cffi_modules=["csrc/build.py:ffi", "csrc/build_llama.py:ffi"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -129,3 +129,49 @@ int32_t toai_stop_init(toai_stop *memory, size_t size, const uint8_t *bytes, con
  *   r >= 0: no match yet; the first r pass, the rest is now held;
  *   r < 0:  a match begins after the first -1 - r bytes, which pass; the rest is dropped. Later calls return -1. */
 int64_t toai_stop_feed(toai_stop *stop, const uint8_t *bytes, size_t n);
+
+/* ---- hooks ------------------------------------------------------------------------------------------------
+ *
+ * Functions whose addresses go to libllama, so that its threads never wait for the interpreter lock, and one that
+ * walks its vocabulary. */
+
+/* Ends an evaluation that runs in another thread. Write the fields at any time; a double is written in one piece. */
+typedef struct toai_abort {
+    double deadline; /* seconds of CLOCK_MONOTONIC; 0: none */
+    int32_t asked;   /* not 0: end now */
+    int32_t reserved;
+} toai_abort;
+
+/* Returns true if the evaluation is to end. `abort` is a toai_abort. */
+_Bool toai_abort_asked(void *abort);
+
+enum { TOAI_LOG_BYTES = 4096 };
+
+/* The warnings and errors of a load, cut off where the text is full. Zero it before use. */
+typedef struct toai_log {
+    uint32_t used; /* bytes in text, or more if some did not fit */
+    char text[4096];
+} toai_log;
+
+/* Appends a message of level 3 (warning) or 4 (error); drops others. `log` is a toai_log. Safe in threads. */
+void toai_log_append(int level, const char *text, void *log);
+
+enum {
+    TOAI_KIND_EOG = 1,     /* ends generation */
+    TOAI_KIND_CONTROL = 2, /* a control token */
+    TOAI_KIND_USER = 4,    /* a user-defined token */
+    TOAI_KIND_BYTE = 8,    /* stands for one byte */
+    TOAI_KIND_LSTRIP = 16, /* takes the white space before it, when parsed from text */
+    TOAI_KIND_RSTRIP = 32, /* takes the white space after it */
+};
+
+/* libllama's functions llama_vocab_is_eog, llama_vocab_get_attr and llama_token_to_piece. */
+typedef struct toai_vocab_calls {
+    _Bool (*is_eog)(const void *vocab, int32_t token);
+    int (*attr)(const void *vocab, int32_t token);
+    int32_t (*piece)(const void *vocab, int32_t token, char *out, int32_t n_out, int32_t lstrip, _Bool special);
+} toai_vocab_calls;
+
+/* Writes the TOAI_KIND_ bits of each token to kinds[0 .. n_vocab-1]. Returns the bytes of the longest piece, or
+ * TOAI_E_ARG. */
+int32_t toai_scan_vocab(const toai_vocab_calls *calls, const void *vocab, int32_t n_vocab, uint8_t *kinds);

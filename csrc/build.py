@@ -36,7 +36,7 @@ ffi.cdef((HERE / "api.h").read_text(encoding="utf-8"))
 ffi.set_source(
     "tinyoai._native",
     PREAMBLE,
-    sources=[f"csrc/{name}.c" for name in ("sampler", "history", "choose", "simd", "stop_matcher")],
+    sources=[f"csrc/{name}.c" for name in ("sampler", "history", "choose", "simd", "stop_matcher", "hooks")],
     depends=[
         f"csrc/{name}" for name in ("api.h", "sampler.h", "order.h", "simd.h", "simd_loops.h", "build.py")
     ],

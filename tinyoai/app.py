@@ -21,7 +21,7 @@ import uvloop
 from tinyoai import __version__, errors, gguf, units, wire
 from tinyoai.config.options import Config
 from tinyoai.engine import facts
-from tinyoai.host import datadir, instances, log
+from tinyoai.host import datadir, instances, log, memory
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
@@ -112,15 +112,23 @@ def _number(read: Callable[[str], Number], text: str, flag: str) -> Number:
         raise errors.UsageError(f"{flag}: {text!r}: {error}") from None
 
 
-def _wire_load(config: Config, model: Model) -> wire.Load:
-    """The Load message for a model."""
-    n_ctx = config.ctx_size or model.n_ctx_override or min(model.n_ctx_train, facts.DEFAULT_CONTEXT)
-    return wire.Load(
+def _check_cache(config: Config) -> None:
+    """Raises errors.UsageError for a KV cache that needs what is turned off."""
+    if config.flash_attn == "off" and config.cache_type_v not in facts.PLAIN_CACHE_TYPES:
+        raise errors.UsageError(
+            f"--cache-type-v: {config.cache_type_v} needs flash attention; turn it on with --flash-attn auto, or "
+            "choose f16"
+        )
+
+
+def _wire_load(config: Config, capacity: int, model: Model) -> wire.Load:
+    """The Load message for a model. `capacity` is the memory in bytes that a default context window is cut to."""
+    load = wire.Load(
         path=model.path,
         name=model.name,
         engine=model.engine if config.engine == facts.AUTO else config.engine,
         model_type=model.architecture if model.hparams is None else None,
-        n_ctx=n_ctx,
+        n_ctx=config.ctx_size or model.n_ctx_override,
         n_slots=config.parallel,
         n_batch=config.batch_size,
         n_threads=config.threads,
@@ -129,7 +137,14 @@ def _wire_load(config: Config, model: Model) -> wire.Load:
         n_gpu_layers=config.gpu_layers,
         pooling="" if config.pooling == "auto" else config.pooling,
         template=model.template if config.chat_template == "auto" else config.chat_template,
+        cache_type_k=config.cache_type_k,
+        cache_type_v=config.cache_type_v,
+        flash_attn=config.flash_attn,
+        mmap=not config.no_mmap,
+        mlock=config.mlock,
+        home=config.home,
     )
+    return facts.complete(load, model.hparams, model.n_ctx_train, capacity)
 
 
 def _ignore_result(task: "asyncio.Future[wire.Ready | None]") -> None:
@@ -151,13 +166,13 @@ class _App:
         self._config = config
         self._on_ready = on_ready
         self._keys = _read_keys(config)
+        _check_cache(config)
         # parts
+        budget = _number(units.size, config.memory_budget or "0", "--memory-budget")
         self._pool = Pool(
             _catalog(config),
-            partial(_wire_load, config),
-            budget=_number(units.size, config.memory_budget, "--memory-budget")
-            if config.memory_budget
-            else 0,
+            partial(_wire_load, config, budget or memory.capacity() or sys.maxsize),
+            budget=budget,
             keep_alive=_number(units.seconds, config.keep_alive, "--keep-alive"),
             timeout=config.load_timeout,
             spawned=spawned,

@@ -227,6 +227,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Control tokens by their text."""
     chat_template: str
     add_bos: bool
+    """A prompt begins with the token bos_id."""
+    add_eos: bool = False
+    """A text to embed ends with the token eos_id."""
     add_space_prefix: bool
     """The tokenizer puts a space before every text, and an answer's first piece may begin with it."""
     n_embd_out: int = 0

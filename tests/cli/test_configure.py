@@ -107,7 +107,7 @@ def test_set_writes_for_the_owner_alone_and_unset_removes(tmp_path: Path) -> Non
         ("http.prot=1", "did you mean http.port"),
         ("http.port=x", "http.port: 'x' is not a whole number"),
         ("http.port=70000", "http.port: 70000 is not between"),
-        ("model.engine=vllm", "auto, ctransformers, fake"),
+        ("model.engine=vllm", "auto, ctransformers, llamacpp, fake"),
         ("http.port", "key=value"),
         ("model-name=again", "model.name is given twice"),
         ("home=/tmp", "--home"),

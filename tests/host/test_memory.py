@@ -36,7 +36,7 @@ def test_cgroups_of_both_versions_and_all_levels_limit(
     group(tmp_path / "fs/a/b", {"memory.max": "max\n", "memory.current": "5", "memory.stat": stat})
     group(tmp_path / "fs/a", {"memory.max": "1000\n", "memory.current": "400", "memory.stat": stat})
     proc.write_text("0::/a/b\n")
-    assert [free for free in memory._cgroup() if free is not None] == [1000 - 400 + 50]
+    assert [free for free in memory._each_cgroup(memory._free) if free is not None] == [1000 - 400 + 50]
     assert memory.available() == 650
 
     old = "total_inactive_file 1\ntotal_active_file 2\ninactive_file 99\n"
@@ -48,5 +48,5 @@ def test_cgroups_of_both_versions_and_all_levels_limit(
     assert memory.available() == 0  # over its limit: 0, not negative
 
     proc.write_text("0::/not/there\nnonsense\n")
-    assert not any(memory._cgroup())
+    assert not any(memory._each_cgroup(memory._free))
     assert memory.available() == 10**9  # the machine's

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from tinyoai.config.options import OPTIONS
 from tinyoai.errors import UsageError
 from tinyoai.host import datadir, file_lock, instances, subproc
 from tinyoai.host.instances import InstanceRecord, Process
@@ -30,6 +31,9 @@ POLL_S = 0.05
 
 _PROGRAM = [os.fsencode(word) for word in (*subproc.PYTHON[1:], "-m", "tinyoai", "serve")]
 """The agent's command line after the interpreter."""
+
+_BOOLEAN = {option.name for option in OPTIONS if isinstance(option.default, bool)}
+"""Options whose flag has no value."""
 
 Flags = Mapping[str, str | Sequence[str]]
 """Flags of serve, by the option's name."""
@@ -161,8 +165,12 @@ def _command_line(flags: Flags) -> list[str]:
     """The flags as words of a command line."""
     words = []
     for name, value in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in _BOOLEAN:
+            words.append(flag)
+            continue
         for text in [value] if isinstance(value, str) else value:
-            words.append(f"--{name.replace('_', '-')}={text}")
+            words.append(f"{flag}={text}")
     return words
 
 

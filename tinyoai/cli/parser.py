@@ -39,7 +39,17 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(*names, **settings)
 
     def add_option(self, option: Option) -> None:
-        """Adds an option's flag."""
+        """Adds an option's flag. That of a boolean has no value."""
+        if isinstance(option.default, bool):
+            self.add_flag(
+                option.flag,
+                dest=option.name,
+                action="store_const",
+                const="true",
+                default=argparse.SUPPRESS,
+                help=option.help,
+            )
+            return
         has_default = option.default not in ("", 0, ()) or option.name == "port"
         choices = "{" + ",".join(choice for choice in option.choices if choice) + "}"
         self.add_flag(

@@ -72,12 +72,16 @@ def from_json(settings: Mapping[str, Any], path: str) -> FileValues:
 def _raw_text(option: Option, value: object, source: str) -> RawText:
     if isinstance(option.default, tuple) and isinstance(value, list) and all(type(v) is str for v in value):
         return tuple(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, bool) and isinstance(option.default, bool):
+        value = str(value).lower()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        kinds = (
-            "a string or a list of strings" if isinstance(option.default, tuple) else "a string or a number"
-        )
+        kinds = "a string or a number"
+        if isinstance(option.default, bool):
+            kinds = "true or false"
+        elif isinstance(option.default, tuple):
+            kinds = "a string or a list of strings"
         raise UsageError(f"{source}: must be {kinds}", exit_code=1)
     if option.path and value:
         value = os.path.expanduser(value)
@@ -205,4 +209,6 @@ def mask(secret: str) -> str:
 def one_line(option: Option, value: object) -> str:
     """The value as text on one line, with secrets masked."""
     value = displayed(option, value)
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(value) if isinstance(value, list) else str(value)

@@ -9,13 +9,14 @@ import msgspec
 from tinyoai.errors import UsageError
 from tinyoai.text import chat_format
 
-ENGINES = ("auto", "ctransformers", "fake")
+ENGINES = ("auto", "ctransformers", "llamacpp", "fake")
 MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", "replit", "starcoder")
 TEMPLATES = ("auto", *chat_format.NAMES)
 POOLINGS = ("auto", "mean", "weighted-mean", "last")
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-Value = str | int | float | tuple[str, ...]
+Value = str | int | float | bool | tuple[str, ...]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +35,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     parallel: int
     batch_size: int
+    cache_type_k: str
+    cache_type_v: str
+    flash_attn: str
+    no_mmap: bool
+    mlock: bool
     gpu_layers: int
     chat_template: str
     pooling: str
@@ -58,7 +64,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     """Its key in the configuration file: group.name."""
     default: Value
-    """A tuple: the flag may be repeated, and the variable is a comma-separated list."""
+    """A tuple: the flag may be repeated, and the variable is a comma-separated list. A bool: the flag has no value."""
     help: str
     metavar: str = ""
     low: float = 0
@@ -155,7 +161,8 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=0,
         high=1 << 20,
-        help="context window in tokens; 0 takes the model's own, at most 4096",
+        help="context window in tokens; 0 takes the model's own, at most 32768 (ctransformers: 4096), less where a "
+        "quarter of the memory cannot hold it",
     ),
     Option(
         name="threads",
@@ -178,11 +185,45 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         name="batch_size",
         key="model.batch-size",
-        default=32,
+        default=0,
         metavar="N",
-        low=1,
+        low=0,
         high=512,
-        help="prompt tokens of one request evaluated per step; smaller values react faster to cancels",
+        help="prompt tokens of one request evaluated per step; smaller values react faster to cancels; 0 takes the "
+        "engine's own: 64 for llamacpp, 32 for ctransformers",
+    ),
+    Option(
+        name="cache_type_k",
+        key="model.cache-type-k",
+        default="f16",
+        choices=CACHE_TYPES,
+        help="how llamacpp stores the keys of its KV cache; q8_0 takes about half of the memory, q4_0 a quarter",
+    ),
+    Option(
+        name="cache_type_v",
+        key="model.cache-type-v",
+        default="f16",
+        choices=CACHE_TYPES,
+        help="how llamacpp stores the values of its KV cache; a quantized type needs flash attention",
+    ),
+    Option(
+        name="flash_attn",
+        key="model.flash-attn",
+        default="auto",
+        choices=("auto", "on", "off"),
+        help="flash attention of llamacpp, which takes less memory; auto turns it on where the model allows it",
+    ),
+    Option(
+        name="no_mmap",
+        key="model.no-mmap",
+        default=False,
+        help="llamacpp reads the model file into memory of its own instead of mapping it",
+    ),
+    Option(
+        name="mlock",
+        key="model.mlock",
+        default=False,
+        help="llamacpp keeps the weights in RAM, so that the system does not swap them out",
     ),
     Option(
         name="gpu_layers",
@@ -191,7 +232,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=0,
         high=1000,
-        help="layers to put on a GPU, if the engine supports one",
+        help="layers to put on a GPU; the llamacpp engine of this version runs on processors only",
     ),
     Option(
         name="chat_template",
@@ -212,7 +253,8 @@ OPTIONS: tuple[Option, ...] = (
         key="model.engine",
         default="auto",
         choices=ENGINES,
-        help="inference engine; auto picks the engine by the model file, fake needs no model and echoes messages",
+        help="inference engine; auto picks it by the model file and by what is installed, fake needs no model and "
+        "echoes messages",
     ),
     Option(
         name="max_body",

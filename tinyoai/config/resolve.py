@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from tinyoai.config.options import OPTIONS, Config, Option, Value
 from tinyoai.errors import UsageError
 
+BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+"""The texts of a boolean option."""
 RawText = str | Sequence[str]
 """An unparsed value; a sequence if the option may be repeated."""
 
@@ -91,7 +93,11 @@ def parse(option: Option, raw: RawValue) -> Value:
         raise UsageError(str(error), exit_code=raw.exit_code) from None
 
 
-def _parse_scalar(option: Option, text: str, source: str) -> str | int | float:
+def _parse_scalar(option: Option, text: str, source: str) -> str | int | float | bool:
+    if isinstance(option.default, bool):
+        if text not in BOOLEANS:
+            raise UsageError(f"{source}: {text!r} is not true or false")
+        return BOOLEANS[text]
     if isinstance(option.default, str):
         if option.choices and text not in option.choices:
             choices = ", ".join(choice for choice in option.choices if choice)

@@ -23,7 +23,7 @@ from tinyoai.engine.contract import Engine, EngineError
 from tinyoai.engine.opening import open_engine
 from tinyoai.engine.scheduler import Scheduler
 from tinyoai.engine.tasks import Task
-from tinyoai.host import subproc
+from tinyoai.host import memory, subproc
 
 REFUSED = 3
 OOM_SCORE = 500
@@ -77,6 +77,7 @@ class Worker:
             version=f"{engine.info.engine}/{native.VERSION}",
             template=self._template,
             max_step_s=self._scheduler.max_step_s,
+            resident_bytes=memory.resident(os.getpid()),
         )
 
     # -- the reader thread -----------------------------------------------------------------------
@@ -87,6 +88,8 @@ class Worker:
             for message in messages:
                 if isinstance(message, wire.Request | wire.Cancel):
                     self._inbox.put(message)
+                    if isinstance(message, wire.Cancel):
+                        self._scheduler.interrupt(message.id)
                 elif isinstance(message, wire.Shutdown):
                     os._exit(0)
             messages = _receive(self._sock, reader)

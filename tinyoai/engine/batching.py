@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tinyoai.engine.contract import Capabilities, Row
+from tinyoai.engine.contract import Capabilities, Row, Want
 from tinyoai.engine.requests import QueuedRequest
 from tinyoai.engine.slots import Slot
 from tinyoai.engine.step_cost import StepCost
@@ -84,17 +84,25 @@ class Batching:
         budget = max(1, min(self.cost.budget, n_batch - len(decoding)))
         if decoding:
             prefilling = [prefilling[self._turn % len(prefilling)]]
-        elif len(prefilling) > budget:
+        else:
             at = self._turn % len(prefilling)
             prefilling = (prefilling[at:] + prefilling[:at])[:budget]
         tasks, rows, n_prefill = list(decoding), _decode_rows(decoding), 0
+        n_outputs = len(rows)
         for i, each in enumerate(prefilling):
             row = each.task.next_row(max(1, budget // (len(prefilling) - i)))
-            if row is not None:
-                tasks.append(each)
-                rows.append(row)
-                n_prefill += len(row.tokens)
-                budget -= len(row.tokens)
+            if row is None:
+                continue
+            outputs = _n_outputs(row)
+            # a row that does not fit beside the others comes first in another step
+            fits = len(row.tokens) + len(decoding) + n_prefill <= n_batch
+            if rows and not (fits and n_outputs + outputs <= self._caps.n_outputs_total):
+                continue
+            tasks.append(each)
+            rows.append(row)
+            n_outputs += outputs
+            n_prefill += len(row.tokens)
+            budget -= len(row.tokens)
         return Batch(tasks, rows, n_prefill)
 
     def _cheapest(self, decoding: list[Running]) -> list[Running]:
@@ -108,6 +116,13 @@ class Batching:
         self._turn += 1
         at = self._turn * size % len(decoding)
         return (decoding[at:] + decoding[:at])[:size]
+
+
+def _n_outputs(row: Row) -> int:
+    """Tokens of a row that have outputs."""
+    if row.want is Want.NOTHING:
+        return 0
+    return 1 if row.want is Want.LAST else len(row.tokens)
 
 
 def _decode_rows(decoding: Sequence[Running]) -> list[Row]:

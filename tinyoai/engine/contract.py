@@ -19,6 +19,7 @@ __all__ = [
     "Copies",
     "Engine",
     "EngineError",
+    "Interrupted",
     "ModelInfo",
     "ModelRefused",
     "NoRoom",
@@ -39,6 +40,10 @@ class ModelRefused(EngineError):
 
 class NoRoom(Exception):
     """The KV cache has no cells for these rows. Nothing changed."""
+
+
+class Interrupted(Exception):
+    """The evaluation was interrupted, or its time was up. Nothing changed."""
 
 
 class Partial(Exception):
@@ -104,6 +109,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """KV cells of all sequences together."""
     n_outputs: int
     """Tokens of one row that can have logits or hidden states."""
+    n_outputs_total: int = 1 << 30
+    """Tokens of one eval that can have logits or hidden states, all rows together."""
     align: int = 1
     """Rows of a prefill that end at multiples of this give results that do not depend on where it is cut."""
     bit_exact: bool = True
@@ -111,6 +118,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     copies: Copies = Copies.NONE
     truncates: Truncates = Truncates.FREELY
     saves: bool = False
+    interrupts: bool = False
+    """An eval can end early, see `interrupt`."""
     whole_rows: bool = False
     """A text must be evaluated in one row."""
     pools: bool = False
@@ -137,8 +146,14 @@ class Engine(Protocol):
     def piece(self, token: int, special: bool = False) -> bytes:
         """The bytes of a token; for control tokens none, or with `special` their text."""
 
-    def eval(self, rows: Sequence[Row]) -> None:
-        """Evaluates rows of distinct sequences. Raises NoRoom, Partial or EngineError."""
+    def eval(self, rows: Sequence[Row], until: float = 0.0) -> None:
+        """Evaluates rows of distinct sequences. Raises NoRoom, Partial, Interrupted or EngineError.
+
+        With `interrupts` it ends at the time `until`, in seconds of CLOCK_MONOTONIC; 0: no limit.
+        """
+
+    def interrupt(self) -> None:
+        """Ends the eval that runs in another thread, soon, with Interrupted; without `interrupts` nothing happens."""
 
     def logits(self, row: int, at: int = -1) -> Any:
         """Logits of token `at` of row number `row` of the last eval: a cffi `float *` or buffer of n_vocab float32.

@@ -8,6 +8,7 @@ token's hidden state is 1 in its byte's place and 0 elsewhere. Every capability 
 
 import os
 import signal
+import threading
 import time
 from array import array
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from tinyoai.engine.contract import (
     Capabilities,
     Copies,
     EngineError,
+    Interrupted,
     ModelInfo,
     NoRoom,
     Partial,
@@ -106,6 +108,7 @@ class FakeEngine:
         self.partial: Partial | None = None
         """The next eval raises this after the tokens that it counts."""
         self.n_evals = 0
+        self._interrupt = threading.Event()
         self._tokens: list[list[int]] = [[] for _ in range(n_slots)]
         self._replies: list[_Reply | None] = [None] * n_slots
         self._outputs: list[list[array[float]]] = []
@@ -137,8 +140,8 @@ class FakeEngine:
 
     # -- evaluating ------------------------------------------------------------------------------
 
-    def eval(self, rows: Sequence[Row]) -> None:
-        """See Engine. Raises EngineError where a script says so."""
+    def eval(self, rows: Sequence[Row], until: float = 0.0) -> None:
+        """See Engine. Raises EngineError where a script says so, and Interrupted while it takes TOKEN_MS."""
         self.n_evals += 1
         caps, n_all = self.caps, sum(len(row.tokens) for row in rows)
         if sum(map(len, self._tokens)) + n_all > caps.n_kv:
@@ -150,12 +153,26 @@ class FakeEngine:
         partial, self.partial = self.partial, None
         self._outputs = []
         if self._token_s:
-            time.sleep(self._token_s * n_all)
+            self._work(self._token_s * n_all, until)
         for i, row in enumerate(rows):
             done = row.tokens if partial is None else row.tokens[: partial.done[i]]
             self._outputs.append(self._eval_row(row, done))
         if partial is not None:
             raise partial
+
+    def _work(self, seconds: float, until: float) -> None:
+        """Takes the time of an evaluation. Raises Interrupted."""
+        if not self.caps.interrupts:
+            time.sleep(seconds)
+            return
+        self._interrupt.clear()
+        left = max(0.0, until - time.monotonic()) if until else seconds
+        if self._interrupt.wait(min(seconds, left)) or left < seconds:
+            raise Interrupted
+
+    def interrupt(self) -> None:
+        """See Engine."""
+        self._interrupt.set()
 
     def _check(self, row: Row) -> None:
         held = len(self._tokens[row.seq])

@@ -7,13 +7,13 @@ from msgspec import Struct
 WORKER_BYTES = 40 << 20
 """A worker without a model: interpreter and libraries."""
 DEFAULT_CONTEXT = 4096
-"""Tokens of a context window that nobody chose, if the model was trained for as many."""
+"""Tokens of a context window that nobody chose, if the model was trained for as many and nothing says more."""
 CONTEXT_STEP = 32
-"""Context windows that a message proposes are multiples of this."""
+"""Context windows that are computed are multiples of this."""
 
 
-class HParams(Struct, frozen=True, kw_only=True):
-    """Hyperparameters that decide how much memory a model takes."""
+class HParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hyperparameters that decide how much memory a model takes; of numbers that differ by layer the largest."""
 
     n_layer: int
     n_embd: int
@@ -21,6 +21,10 @@ class HParams(Struct, frozen=True, kw_only=True):
     n_head_kv: int
     n_ff: int
     n_vocab: int
+    n_key: int = 0
+    """Numbers that the KV cache keeps of one token as keys, over all layers; 0: not counted in this way."""
+    n_value: int = 0
+    """The same of values."""
 
 
 class MemoryEstimate(NamedTuple):

@@ -14,4 +14,8 @@ def open_engine(load: wire.Load) -> Engine:
         from tinyoai.engine.ctransformers import opening
 
         return opening.open_engine(load)
+    if load.engine == "llamacpp":
+        from tinyoai.engine.llamacpp import opening as llamacpp
+
+        return llamacpp.open_engine(load)
     raise EngineError(f"there is no engine {load.engine!r}")

@@ -1,6 +1,6 @@
 """Pooling: token states to one embedding.
 
-"last" takes the state of the last token, "mean" the mean over all tokens, and "weighted-mean" a mean in which the
+"last" takes the state of the last token, "cls" that of the first, "mean" the mean over all tokens, and "weighted-mean" a mean in which the
 token at position i counts i times, since a causal model's later states have seen more of the text (Muennighoff
 2022, SGPT, section 3.1.1). The only module of a worker that imports numpy, with the first embedding.
 """
@@ -34,6 +34,8 @@ class Pooling:
                 self._sum += np.float64(self._n_seen) * values
             elif self._kind == "mean":
                 self._sum += values
+            elif self._kind == "cls" and self._n_seen > 1:
+                continue
             else:
                 self._sum[:] = values
 

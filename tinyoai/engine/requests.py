@@ -150,8 +150,8 @@ def _embed(request_id: int, body: wire.Embed, engine: Engine, template_name: str
             param="dimensions",
         )
     segments, _ = render(body.prompt, engine, template_name)
-    if info.pooling == "last" and isinstance(segments[-1], wire.Text):
-        segments = [*segments, wire.Special("eos")]  # last-token pooling expects the end of the text
+    if info.add_eos and isinstance(segments[-1], wire.Text):
+        segments = [*segments, wire.Special("eos")]
     ids = _encode(segments, engine, body.param, n_answer=0)
     return EmbedTask(request_id, body, ids, engine)
 

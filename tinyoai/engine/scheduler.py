@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from tinyoai import wire
 from tinyoai.engine.batching import Batching, Running
-from tinyoai.engine.contract import Engine, EngineError, NoRoom, Partial, Row
+from tinyoai.engine.contract import Engine, EngineError, Interrupted, NoRoom, Partial, Row
 from tinyoai.engine.prefix_reuse import Assignment, choose
 from tinyoai.engine.queue import FairQueue
 from tinyoai.engine.requests import QueuedRequest
@@ -55,6 +55,8 @@ class Scheduler:
         """Mean seconds that requests hold a slot, newer ones weighted more."""
         self._assigned = 0
         self._batching = Batching(engine.caps)
+        self._prefilling: frozenset[int] = frozenset()
+        """Requests with prompt tokens in the running eval."""
 
     @property
     def idle(self) -> bool:
@@ -133,6 +135,11 @@ class Scheduler:
         self._end(queued)
         return [wire.Failed(id=request_id, kind="Cancelled", message="the client disconnected")]
 
+    def interrupt(self, request_id: int) -> None:
+        """Ends the running eval early if it has prompt tokens of this request. Safe in any thread."""
+        if request_id in self._prefilling:
+            self._engine.interrupt()
+
     def wait_estimate(self) -> float:
         """Seconds until a new request would get a slot, from how long the last ones held theirs."""
         n_ahead = self._queue.n_requests + 1
@@ -151,7 +158,15 @@ class Scheduler:
             return out
         started = self._clock()
         try:
-            self._engine.eval(rows)
+            if n_prefill and self._caps.interrupts:
+                self._prefilling = frozenset(r.request.id for r in batch if r.task.prefilling)
+                until = min(r.request.deadline for r in batch)
+                self._engine.eval(rows, 0.0 if until == math.inf else until)
+            else:
+                self._engine.eval(rows)
+        except Interrupted:
+            self._cut_late(batch, out)
+            return out
         except NoRoom:
             self._make_room(batch, out)
             return out
@@ -161,6 +176,8 @@ class Scheduler:
         except EngineError as error:
             self._on_engine_error(batch, rows, error, out)
             return out
+        finally:
+            self._prefilling = frozenset()
         now = self._clock()
         for index, running in enumerate(batch):
             self._on_eval(running, rows[index], index, now, out)
@@ -279,6 +296,22 @@ class Scheduler:
             self._fail(queued, TaskFailed("InternalError", "the answer could not be computed"), out, running)
         else:
             if task.ended:
+                self._release(running)
+                queued.n_open -= 1
+                self._finish(queued, out)
+
+    def _cut_late(self, batch: Sequence[Running], out: list[wire.ToServer]) -> None:
+        """After an interrupted eval: ends the tasks whose time is up. The others' rows come again."""
+        now = self._clock()
+        for running in batch:
+            queued = running.request
+            if now < queued.deadline or queued.id not in self._requests:
+                continue
+            try:
+                out += running.task.cut_short(now)
+            except TaskFailed as error:
+                self._fail(queued, error, out, running)
+            else:
                 self._release(running)
                 queued.n_open -= 1
                 self._finish(queued, out)

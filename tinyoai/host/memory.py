@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -31,13 +33,19 @@ def resident(pid: int) -> int:
 
 def available() -> int | None:
     """Available memory: the minimum of MemAvailable and of what each cgroup limit leaves. None if unknown."""
-    known = [free for free in (_machine(), *_cgroup()) if free is not None]
+    known = [free for free in (_machine(), *_each_cgroup(_free)) if free is not None]
     return min(known) if known else None
 
 
 def total() -> int | None:
     """The machine's memory; None if unknown."""
     return _meminfo("MemTotal")
+
+
+def capacity() -> int | None:
+    """Memory that this process may ever use: the machine's, or the least cgroup limit below it. None if unknown."""
+    known = [most for most in (total(), *_each_cgroup(_limit)) if most is not None]
+    return min(known) if known else None
 
 
 def _machine() -> int | None:
@@ -52,40 +60,58 @@ def _meminfo(name: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _cgroup() -> list[int | None]:
-    """Returns the free bytes of each cgroup that contains this process; None: no limit or unknown."""
+class _Files(NamedTuple):
+    """The names of a cgroup's files, by the version of cgroups."""
+
+    limit: str
+    used: str
+    prefix: str
+    """Of the keys in memory.stat that include the groups below."""
+
+
+def _each_cgroup(read: Callable[[Path, _Files], int | None]) -> list[int | None]:
+    """Returns what `read` says of each cgroup that contains this process; None: no limit or unknown."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    free = []
+    found = []
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:
-            top, limit, used, prefix = _CGROUPS, "memory.max", "memory.current", ""
+            top, files = _CGROUPS, _Files("memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            top, limit, used = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            prefix = "total_"
+            top = _CGROUPS / "memory"
+            files = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         else:
             continue
         # in a container the path may be the host's, and its own cgroup is mounted at the top
         own = top / path.lstrip("/")
         for group in (own, *own.parents):
             if group == top or top in group.parents:
-                free.append(_free(group, limit, used, prefix))
-    return free
+                found.append(read(group, files))
+    return found
 
 
-def _free(group: Path, limit: str, used: str, prefix: str) -> int | None:
-    """A cgroup's limit minus its use; file cache counts as free, since the kernel can drop it."""
+def _limit(group: Path, files: _Files) -> int | None:
+    """A cgroup's limit."""
     try:
-        maximum = (group / limit).read_text().strip()
-        if maximum == "max":
-            return None
+        return int((group / files.limit).read_text())  # "max" is no number
+    except (OSError, ValueError):
+        return None
+
+
+def _free(group: Path, files: _Files) -> int | None:
+    """A cgroup's limit minus its use; file cache counts as free, since the kernel can drop it."""
+    limit = _limit(group, files)
+    if limit is None:
+        return None
+    try:
         stat = (group / "memory.stat").read_text()
         cached = sum(
-            int(number) for number in re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
+            int(number)
+            for number in re.findall(rf"^{files.prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
         )
-        return max(0, int(maximum) - int((group / used).read_text()) + cached)
+        return max(0, limit - int((group / files.used).read_text()) + cached)
     except (OSError, ValueError):
         return None

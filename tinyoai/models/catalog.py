@@ -30,6 +30,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings file of a model: `llama.json` beside `llama.gguf`. Every field is optional."""
 
     kind: Kind | None = None
+    engine: str = facts.AUTO
     aliases: tuple[str, ...] = ()
     template: str = "auto"
     context: int = 0
@@ -51,7 +52,7 @@ def describe(
 ) -> Model:
     """The facts of a model file. Raises gguf.BadModelFile or OSError; the message may contain the path.
 
-    `engine` is the one that must run it; "auto": any.
+    `engine` is the one that must run it; "auto": that of the settings file, else any.
     """
     try:
         str(path).encode()
@@ -60,6 +61,8 @@ def describe(
     fingerprint = _fingerprint(path)
     status = path.stat()
     settings = _settings(path)
+    if engine in (facts.AUTO, "fake"):
+        engine = settings.engine
     common = Model(
         name=name,
         path=str(path),
@@ -77,12 +80,12 @@ def describe(
         return structs.replace(
             common,
             kind=settings.kind or "completion",
-            engine=facts.choose_legacy(str(path), facts.AUTO if engine == "fake" else engine),
+            engine=facts.choose_legacy(str(path), engine),
             architecture=model_type,
             quantization="GGML",
         )
     header = gguf.read_header(path)
-    engine = facts.choose(header, facts.AUTO if engine == "fake" else engine)
+    engine = facts.choose(header, engine)
     return structs.replace(
         common,
         kind=settings.kind or _kind(header),
@@ -118,6 +121,11 @@ def _settings(path: Path) -> Settings:
         raise gguf.BadModelFile(
             f"the settings file {file} names the template {settings.template!r}; available: {', '.join(known)}"
         )
+    if settings.engine not in (facts.AUTO, *facts.MODEL_ENGINES):
+        raise gguf.BadModelFile(
+            f"the settings file {file} names the engine {settings.engine!r}; available: auto, "
+            f"{', '.join(facts.MODEL_ENGINES)}"
+        )
     if not 0 <= settings.context <= 1 << 20:
         raise gguf.BadModelFile(f"the settings file {file} has a context outside 0 to 1048576")
     for alias in settings.aliases:
@@ -138,7 +146,8 @@ def _fingerprint(path: Path) -> str:
         settings = path.with_suffix(".json").stat().st_mtime_ns
     except OSError:
         settings = 0
-    return f"{status.st_size}:{status.st_mtime_ns}:{settings}"
+    # an engine that was installed or removed since may change who runs the file
+    return f"{status.st_size}:{status.st_mtime_ns}:{settings}:{facts.installed()}"
 
 
 class Catalog:

@@ -68,7 +68,7 @@ class CTransformersEngine:
 
     # -- evaluating --------------------------------------------------------------------------------
 
-    def eval(self, rows: Sequence[Row]) -> None:
+    def eval(self, rows: Sequence[Row], until: float = 0.0) -> None:
         """Evaluates rows of distinct sequences, side by side. Raises EngineError; then no outputs can be read."""
         self._rows = ()
         for row in rows:
@@ -81,6 +81,9 @@ class CTransformersEngine:
                 raise EngineError("two rows have the same sequence")
             self._crew.evaluate(rows, max(1, self.n_threads // max(1, n)))
         self._rows = rows
+
+    def interrupt(self) -> None:
+        """Nothing: caps.interrupts is False."""
 
     def _check(self, row: Row) -> None:
         caps = self.caps

@@ -122,7 +122,8 @@ def _find_states(engine: CTransformersEngine, header: gguf.Header | None, poolin
     if n:
         stated = header.value("pooling_type") if header else None
         pooling = pooling or _POOLINGS.get(stated if isinstance(stated, int) else 0, _DEFAULT_POOLING)
-        engine.info = structs.replace(engine.info, n_embd_out=n, pooling=pooling)
+        # last-token pooling expects the end of the text
+        engine.info = structs.replace(engine.info, n_embd_out=n, pooling=pooling, add_eos=pooling == "last")
 
 
 def _measure(engine: CTransformersEngine, n_threads: int) -> None:

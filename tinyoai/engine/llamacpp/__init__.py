@@ -1,0 +1,1 @@
+"""The engine for GGUF files of today: libllama through its C API."""

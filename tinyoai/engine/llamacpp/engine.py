@@ -1,0 +1,213 @@
+"""A model in libllama, behind the engine contract.
+
+All rows of a step go to the library in one batch. Rows that want hidden states go first, in a batch of their own:
+there every token has an output.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tinyoai.engine.contract import (
+    Capabilities,
+    Copies,
+    EngineError,
+    Interrupted,
+    NoRoom,
+    Row,
+    Truncates,
+    Want,
+)
+from tinyoai.engine.llamacpp.context import Context
+from tinyoai.engine.llamacpp.library import Library
+from tinyoai.engine.llamacpp.vocabulary import Vocabulary
+from tinyoai.wire import ModelInfo, Segment
+
+
+class LlamaCppEngine:
+    """One loaded model."""
+
+    def __init__(
+        self,
+        library: Library,
+        context: Context,
+        vocabulary: Vocabulary,
+        info: ModelInfo,
+        caps: Capabilities,
+        *,
+        free_model: Callable[[], None],
+    ) -> None:
+        self.info = info
+        self.caps = caps
+        self.n_threads = 1
+        self._ffi = library.ffi
+        self._context = context
+        self._vocabulary = vocabulary
+        vocabulary.info = info
+        self._free_model = free_model
+        self._n_past = [0] * caps.n_seq
+        self._places: list[int] = []
+        """For each row of the last eval with logits, the place of its first token in the batch."""
+        self._states: dict[int, Any] = {}
+        """Copies of the hidden states of rows of the last eval."""
+        self._rows: Sequence[Row] = ()
+        """The rows of the last eval, whose outputs may be read."""
+
+    # -- evaluating --------------------------------------------------------------------------------
+
+    def eval(self, rows: Sequence[Row], until: float = 0.0) -> None:
+        """Evaluates rows of distinct sequences. Raises NoRoom, Interrupted or EngineError.
+
+        After a failure each sequence has the length that it had, or none where the model cannot go back.
+        """
+        self._rows = ()
+        self._check(rows)
+        if not self.caps.interrupts:
+            until = 0.0
+        states = [i for i, row in enumerate(rows) if row.want is Want.EMBEDDING]
+        rest = [row for row in rows if row.want is not Want.EMBEDDING] if states else rows
+        self._states.clear()
+        try:
+            if states:
+                self._eval_states(rows, states, until)
+            if rest:
+                self._context.decode(rest, self.n_threads, until, embed=False)
+        except (NoRoom, Interrupted, EngineError):
+            for row in rows:
+                self._cut(row.seq, row.pos)
+            raise
+        places, at = [], 0
+        for row in rows:
+            n = len(row.tokens)
+            places.append(at)
+            at += n if row.want is not Want.EMBEDDING else 0
+            self._n_past[row.seq] = row.pos + n
+        self._places, self._rows = places, rows
+
+    def _eval_states(self, rows: Sequence[Row], states: Sequence[int], until: float) -> None:
+        self._context.decode([rows[i] for i in states], self.n_threads, until, embed=True)
+        n_embd, at = self.info.n_embd_out, 0
+        for i in states:
+            n = len(rows[i].tokens)
+            copy = self._ffi.new("float[]", n * n_embd)
+            for j in range(n):
+                self._ffi.memmove(copy + j * n_embd, self._context.states(at + j), 4 * n_embd)
+            self._states[i] = self._ffi.buffer(copy)
+            at += n
+
+    def _check(self, rows: Sequence[Row]) -> None:
+        """Raises EngineError for rows over which the library would end the process."""
+        caps, n_vocab = self.caps, self.info.n_vocab
+        n_all = n_outputs = 0
+        for row in rows:
+            n = len(row.tokens)
+            every = row.want is Want.ALL or row.want is Want.EMBEDDING
+            if not 0 <= row.seq < caps.n_seq:
+                raise EngineError(f"there is no sequence {row.seq}; there are {caps.n_seq}")
+            if row.adapters:
+                raise EngineError("LoRA adapters are not supported yet")
+            most = caps.n_outputs if every else caps.n_row
+            if not 1 <= n <= most:
+                raise EngineError(f"a row has {n} tokens; 1 to {most} are allowed")
+            n_past = 0 if caps.whole_rows else self._n_past[row.seq]
+            if row.pos != n_past or n_past + n > caps.n_ctx:
+                raise EngineError(
+                    f"position {row.pos} with {n} tokens does not follow {n_past} of {caps.n_ctx} tokens"
+                )
+            if caps.whole_rows and row.want is not Want.EMBEDDING:
+                raise EngineError("an encoder model has embeddings and no logits")
+            if row.want is Want.EMBEDDING and not self.info.n_embd_out:
+                raise EngineError("this model has no embeddings")
+            for token in row.tokens:
+                if type(token) is not int or not 0 <= token < n_vocab:
+                    raise EngineError(f"token {token!r} is not in the vocabulary")
+            n_all += n
+            n_outputs += n if every else row.want is Want.LAST
+        if n_all > caps.n_batch or n_outputs > caps.n_outputs_total:
+            raise EngineError(
+                f"a step has {n_all} tokens and {n_outputs} outputs; the limits are {caps.n_batch} and "
+                f"{caps.n_outputs_total}"
+            )
+        if len(rows) > 1 and len({row.seq for row in rows}) != len(rows):
+            raise EngineError("two rows have the same sequence")
+
+    def interrupt(self) -> None:
+        """Ends the eval that runs in another thread."""
+        if self.caps.interrupts:
+            self._context.abort.ask()
+
+    def logits(self, row: int, at: int = -1) -> Any:
+        """A `float *` of n_vocab logits of token `at` of a row of the last eval. Raises EngineError."""
+        asked = self._row(row)
+        n = len(asked.tokens)
+        at = at + n if at < 0 else at
+        if not 0 <= at < n or not (asked.want is Want.ALL or (asked.want is Want.LAST and at == n - 1)):
+            raise EngineError(f"row {row} has no logits of token {at}")
+        return self._context.logits(self._places[row] + at)
+
+    def logits_list(self, row: int) -> list[float]:
+        """The logits of a row's last token as Python numbers."""
+        return list(self._ffi.unpack(self.logits(row), self.info.n_vocab))
+
+    def embedding(self, row: int) -> Any:
+        """A buffer of the hidden states of all tokens of a row, n_embd_out float32 each. Raises EngineError."""
+        if self._row(row).want is not Want.EMBEDDING:
+            raise EngineError(f"row {row} has no hidden states")
+        return self._states[row]
+
+    def _row(self, row: int) -> Row:
+        if not 0 <= row < len(self._rows):
+            raise EngineError(f"the last evaluation had no row {row}")
+        return self._rows[row]
+
+    # -- sequences ---------------------------------------------------------------------------------
+
+    def truncate(self, seq: int, n: int) -> int:
+        """Drops all but the first n tokens of a sequence; returns how many are kept: n, or 0 for recurrent models."""
+        held = self._n_past[seq]
+        return held if n >= held else self._cut(seq, max(0, n))
+
+    def _cut(self, seq: int, n: int) -> int:
+        """Cuts a sequence to n tokens or, where the model cannot go back, to none. Returns its new length."""
+        if n and (self.caps.truncates is Truncates.NEVER or not self._context.drop(seq, n)):
+            n = 0
+        if not n:
+            self._context.drop(seq, 0)
+        self._n_past[seq] = n
+        return n
+
+    def exact_prefix(self, seq: int, n: int, n_prompt: int) -> int:
+        """Returns n: a prefix is reused whole, although other cuts of a prompt may change low bits."""
+        return n
+
+    def copy(self, src: int, dst: int, n: int) -> None:
+        """Replaces `dst` by the first n tokens of `src`. Raises EngineError where the model cannot."""
+        held = self._n_past[src]
+        if not 0 <= n <= held or (self.caps.copies is not Copies.PREFIX and n != held):
+            raise EngineError(f"the first {n} of {held} tokens cannot be copied")
+        self._context.copy(src, dst, n if self.caps.copies is Copies.PREFIX else -1)
+        self._n_past[dst] = n
+
+    def save(self, seq: int) -> bytes:
+        """The state of a sequence."""
+        return self._context.save(seq)
+
+    def load(self, seq: int, state: bytes) -> bool:
+        """Replaces a sequence by a saved state; False, and an empty sequence, if the state does not fit."""
+        fits = self._context.load(seq, state)
+        self._n_past[seq] = self._context.length(seq) if fits else 0
+        return fits
+
+    # -- text --------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Sequence[Segment]) -> list[int]:
+        """Ids of a prompt. No Text can become a control token. Raises ValueError in words for the client."""
+        return self._vocabulary.encode(prompt)
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes of a token; for control tokens none, or with `special` their text."""
+        return self._vocabulary.piece(token, special)
+
+    def close(self) -> None:
+        """Frees everything. Nothing may be evaluating."""
+        self._context.close()
+        self._free_model()

@@ -1,0 +1,244 @@
+"""Opens a model in libllama: checks file and memory, loads it, and evaluates a token before it is served."""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from tinyoai import gguf, wire
+from tinyoai.engine import threads
+from tinyoai.engine.contract import Capabilities, Copies, EngineError, ModelRefused, Row, Truncates, Want
+from tinyoai.engine.llamacpp import facts
+from tinyoai.engine.llamacpp.architectures import ENCODERS
+from tinyoai.engine.llamacpp.context import Context
+from tinyoai.engine.llamacpp.engine import LlamaCppEngine
+from tinyoai.engine.llamacpp.library import Library
+from tinyoai.engine.llamacpp.vocabulary import SPM, Vocabulary
+from tinyoai.host import memory
+
+CELLS_STEP = 256
+"""KV cells come in multiples of this."""
+N_SCORED = 16
+"""Tokens of a row that wants outputs of every token: their logits take memory from the start."""
+CACHE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}
+"""Names of tensor types for the KV cache, and ggml's numbers of them."""
+_POOLINGS = {1: "mean", 2: "cls", 3: "last"}
+"""Values of a GGUF file's pooling_type."""
+_RANK = 4
+_DEFAULT_POOLING = "mean"
+_POOLING_NONE = 0
+_MMAP, _MLOCK = 1, 2
+"""Bits of llama_load_mode."""
+
+
+def open_engine(load: wire.Load, library: Library | None = None) -> LlamaCppEngine:
+    """A loaded and warmed-up model. Raises ModelRefused or EngineError with one sentence."""
+    header = _header(Path(load.path), load)
+    if load.n_gpu_layers > 0:
+        raise ModelRefused(
+            "the llama.cpp library here computes on processors only; start without --gpu-layers"
+        )
+    library = library or Library()
+    model = _load_model(library, header, load)
+    try:
+        return _open(library, model, header, load)
+    except EngineError:
+        library.lib.llama_model_free(model)
+        raise
+
+
+def _header(file: Path, load: wire.Load) -> gguf.Header:
+    """The file's header, checked. Raises ModelRefused."""
+    try:
+        header = gguf.read_header(file)
+        reason = facts.supports(header)
+        if reason is not None:
+            raise ModelRefused(f"{file} {reason}")
+        available = memory.available()
+        estimate = facts.estimate(facts.hparams(header), header.file_size, load)
+    except gguf.BadModelFile as error:
+        raise ModelRefused(str(error)) from None
+    except OSError as error:
+        raise ModelRefused(f"{file} cannot be read: {error.strerror or error}") from None
+    if available is not None and estimate.total > available:
+        raise ModelRefused(f"{file} {estimate.shortage(available, load.n_slots)}")
+    return header
+
+
+def _load_model(library: Library, header: gguf.Header, load: wire.Load) -> Any:
+    params = library.lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.load_mode = (_MMAP if load.mmap else 0) | (_MLOCK if load.mlock else 0)
+    library.log.clear()
+    model = library.lib.llama_model_load_from_file(os.fsencode(header.path), params)
+    if not model:
+        raise ModelRefused(f"llama.cpp cannot load {header.path}: {library.log.last_line() or 'no reason given'}")
+    return model
+
+
+def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) -> LlamaCppEngine:
+    lib = library.lib
+    vocabulary = Vocabulary(library, lib.llama_model_get_vocab(model))
+    encoder = bool(lib.llama_model_has_encoder(model))
+    if encoder and lib.llama_model_has_decoder(model):
+        raise ModelRefused(f"{header.path} has an encoder and a decoder, which tinyoai does not run")
+    encoder = encoder or header.architecture in ENCODERS
+    info = _info(library, model, header, load, vocabulary)
+    caps = _capabilities(library, model, header, load, encoder=encoder, longest_piece=vocabulary.longest_piece)
+    context = Context(
+        library, _new_context(library, model, header, load, caps), caps.n_batch, has_memory=not encoder
+    )
+    engine = LlamaCppEngine(
+        library, context, vocabulary, info, caps, free_model=lambda: lib.llama_model_free(model)
+    )
+    engine.n_threads = load.n_threads or threads.available()
+    try:
+        _warm_up(engine, header)
+    except EngineError:
+        context.close()
+        raise
+    return engine
+
+
+def _info(
+    library: Library, model: Any, header: gguf.Header, load: wire.Load, vocabulary: Vocabulary
+) -> wire.ModelInfo:
+    lib, meta = library.lib, header.metadata
+    vocab = lib.llama_model_get_vocab(model)
+    chat_template = meta.get("tokenizer.chat_template", "")
+    chat_template = chat_template if isinstance(chat_template, str) else ""
+    vocabulary.mark(chat_template)
+    stated = header.value("pooling_type")
+    pooling = load.pooling or _POOLINGS.get(stated if isinstance(stated, int) else 0, _DEFAULT_POOLING)
+    ends_with_sep = bool(lib.llama_vocab_get_add_sep(vocab))
+    eos = int(lib.llama_vocab_sep(vocab) if ends_with_sep else lib.llama_vocab_eos(vocab))
+    return wire.ModelInfo(
+        name=load.name,
+        architecture=header.architecture,
+        quantization=header.quantization,
+        engine="llamacpp",
+        engine_version=library.version,
+        n_params=header.n_params,
+        n_vocab=vocabulary.n_vocab,
+        n_ctx=load.n_ctx,
+        n_ctx_train=int(lib.llama_model_n_ctx_train(model)),
+        n_embd=int(lib.llama_model_n_embd(model)),
+        file_size=header.file_size,
+        bos_id=int(lib.llama_vocab_bos(vocab)),
+        eos_id=eos,
+        eog_ids=vocabulary.eog_ids,
+        special=vocabulary.special,
+        chat_template=chat_template,
+        add_bos=bool(lib.llama_vocab_get_add_bos(vocab)),
+        add_eos=ends_with_sep or bool(lib.llama_vocab_get_add_eos(vocab)),
+        add_space_prefix=vocabulary.type == SPM and bool(meta.get("tokenizer.ggml.add_space_prefix", True)),
+        n_embd_out=0 if stated == _RANK else int(lib.llama_model_n_embd_out(model)),
+        pooling=pooling,
+    )
+
+
+def _capabilities(
+    library: Library,
+    model: Any,
+    header: gguf.Header,
+    load: wire.Load,
+    *,
+    encoder: bool,
+    longest_piece: int,
+) -> Capabilities:
+    n_slots = load.n_slots
+    if encoder:
+        # a text is one row of one batch, and each of its tokens has an output
+        return Capabilities(
+            n_seq=n_slots,
+            n_ctx=load.n_ctx,
+            n_batch=load.n_ctx,
+            n_row=load.n_ctx,
+            n_kv=load.n_ctx * n_slots,
+            n_outputs=load.n_ctx,
+            n_outputs_total=load.n_ctx,
+            whole_rows=True,
+            interrupts=True,
+            longest_piece=longest_piece,
+        )
+    recurrent = bool(library.lib.llama_model_is_recurrent(model) or library.lib.llama_model_is_hybrid(model))
+    # files that are made to embed get outputs for every token of a step
+    n_outputs = load.n_batch if header.value("pooling_type") else min(N_SCORED, load.n_batch)
+    return Capabilities(
+        n_seq=n_slots,
+        n_ctx=load.n_ctx,
+        n_batch=load.n_batch,
+        n_row=load.n_batch,
+        n_kv=n_cells(load),
+        n_outputs=n_outputs,
+        n_outputs_total=max(n_outputs, n_slots) + n_slots,
+        align=load.n_batch,
+        bit_exact=False,
+        copies=Copies.WHOLE if recurrent else Copies.PREFIX,
+        truncates=Truncates.NEVER if recurrent else Truncates.FREELY,
+        saves=True,
+        interrupts=not recurrent,
+        longest_piece=longest_piece,
+    )
+
+
+def n_cells(load: wire.Load) -> int:
+    """KV cells of a load: the context window of every slot."""
+    return -(-load.n_ctx * load.n_slots // CELLS_STEP) * CELLS_STEP
+
+
+def _new_context(
+    library: Library, model: Any, header: gguf.Header, load: wire.Load, caps: Capabilities
+) -> Any:
+    params = library.context_params()
+    params.n_ctx = caps.n_kv if not caps.whole_rows else caps.n_ctx
+    params.n_batch = params.n_ubatch = caps.n_batch
+    params.n_seq_max = caps.n_seq
+    params.n_outputs_max = min(caps.n_batch, caps.n_outputs_total)
+    params.n_threads = params.n_threads_batch = load.n_threads or threads.available()
+    params.pooling_type = _POOLING_NONE
+    params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[load.flash_attn]
+    params.type_k, params.type_v = CACHE_TYPES[load.cache_type_k], CACHE_TYPES[load.cache_type_v]
+    library.set_unified(params, True)
+    library.log.clear()
+    context = library.lib.llama_init_from_model(model, params)
+    if not context:
+        raise ModelRefused(
+            f"llama.cpp cannot run {header.path} with these settings: "
+            f"{library.log.last_line() or 'no reason given'}"
+        )
+    return context
+
+
+def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> None:
+    """Evaluates a token and measures a step: a model that fails now would fail later."""
+    info, caps = engine.info, engine.caps
+    damaged = f"{header.path} is damaged: it computes nonsense instead of {{}}; download it again"
+    token = info.bos_id if 0 <= info.bos_id < info.n_vocab else 0
+    row = Row(0, [token], 0, Want.EMBEDDING if caps.whole_rows else Want.LAST)
+    seconds = math.inf
+    for _ in range(2):
+        begin = time.perf_counter()
+        engine.eval([row])
+        seconds = min(seconds, time.perf_counter() - begin)
+        if caps.whole_rows:
+            values = memoryview(engine.embedding(0)).cast("B").cast("f").tolist()
+        else:
+            values = engine.logits_list(0)
+        engine.truncate(0, 0)
+    if not all(map(math.isfinite, values)) or min(values) == max(values):
+        raise ModelRefused(damaged.format("embeddings" if caps.whole_rows else "logits"))
+    engine.caps = structs.replace(caps, step_cost={1: 1000.0 * seconds})
