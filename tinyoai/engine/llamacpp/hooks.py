@@ -58,19 +58,20 @@ class Log:
         return "".join(c for c in lines[-1] if c.isprintable()) if lines else ""
 
 
+EOG = int(lib.TOAI_KIND_EOG)
+CONTROL = int(lib.TOAI_KIND_CONTROL)
+USER = int(lib.TOAI_KIND_USER)
+BYTE = int(lib.TOAI_KIND_BYTE)
+LSTRIP = int(lib.TOAI_KIND_LSTRIP)
+RSTRIP = int(lib.TOAI_KIND_RSTRIP)
+
+
 class Kinds(NamedTuple):
     """The kinds of a vocabulary's tokens. `flags` holds the bits of each token."""
 
     flags: bytes
     longest_piece: int
     """Bytes."""
-
-    EOG = int(lib.TOAI_KIND_EOG)
-    CONTROL = int(lib.TOAI_KIND_CONTROL)
-    USER = int(lib.TOAI_KIND_USER)
-    BYTE = int(lib.TOAI_KIND_BYTE)
-    LSTRIP = int(lib.TOAI_KIND_LSTRIP)
-    RSTRIP = int(lib.TOAI_KIND_RSTRIP)
 
     def having(self, bits: int) -> list[int]:
         """The tokens that have one of the bits, in ascending order."""

@@ -235,7 +235,7 @@ def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> None:
         engine.eval([row])
         seconds = min(seconds, time.perf_counter() - begin)
         if caps.whole_rows:
-            values = memoryview(engine.embedding(0)).cast("B").cast("f").tolist()
+            values: list[float] = memoryview(engine.embedding(0)).cast("B").cast("f").tolist()
         else:
             values = engine.logits_list(0)
         engine.truncate(0, 0)

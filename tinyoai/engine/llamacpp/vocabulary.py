@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tinyoai.engine.llamacpp.hooks import Kinds, scan_vocabulary
+from tinyoai.engine.llamacpp import hooks
 from tinyoai.engine.llamacpp.library import Library
 from tinyoai.text import segments
 from tinyoai.wire import Ids, Markup, ModelInfo, Segment, Special, Text
@@ -31,7 +31,7 @@ class Vocabulary:
         self._ffi, self._lib, self._vocab = library.ffi, library.lib, vocab
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(vocab))
         self.type = int(self._lib.llama_vocab_type(vocab))
-        kinds = scan_vocabulary(
+        kinds = hooks.scan_vocabulary(
             int(self._ffi.cast("uintptr_t", vocab)),
             self.n_vocab,
             library.address("llama_vocab_is_eog"),
@@ -40,12 +40,12 @@ class Vocabulary:
         )
         self._flags = kinds.flags
         self.longest_piece = kinds.longest_piece
-        self.eog_ids = tuple(kinds.having(Kinds.EOG))
+        self.eog_ids = tuple(kinds.having(hooks.EOG))
         self._pieces: dict[int, bytes] = {}
-        self._bytes = {self.piece(token): token for token in kinds.having(Kinds.BYTE)}
-        self.special = {self._text(token): token for token in kinds.having(Kinds.CONTROL)}
+        self._bytes = {self.piece(token): token for token in kinds.having(hooks.BYTE)}
+        self.special = {self._text(token): token for token in kinds.having(hooks.CONTROL)}
         """Control tokens, and after `mark` user-defined ones that mark something, by their text."""
-        self._user = kinds.having(Kinds.USER)
+        self._user = kinds.having(hooks.USER)
         self._markers: dict[int, str] = {}
         """User-defined tokens that mark something."""
         self.info: ModelInfo
@@ -96,14 +96,14 @@ class Vocabulary:
                 text = segment.text
                 if strip:
                     text = text.lstrip()
-                if i + 1 < len(prompt) and self._has(prompt[i + 1], Kinds.LSTRIP):
+                if i + 1 < len(prompt) and self._has(prompt[i + 1], hooks.LSTRIP):
                     text = text.rstrip()
                 if text:
                     ids += self._markup(text) if isinstance(segment, Markup) else self.tokenize(text)
                 strip = strip and not text
             elif isinstance(segment, Special | Ids):
                 ids += segments.encode([segment], self)
-                strip = self._has(segment, Kinds.RSTRIP)
+                strip = self._has(segment, hooks.RSTRIP)
         return ids
 
     def _has(self, segment: Segment, bit: int) -> bool:
