@@ -63,7 +63,7 @@ def llama_server(
     model: Path,
     *,
     n_ctx: int = 2048,
-    n_threads: int = 2,
+    n_threads: int = 1,
     embeddings: bool = False,
     pooling: str | None = None,
 ) -> Iterator[LlamaServer]:
@@ -116,6 +116,8 @@ def main() -> None:
     params.n_gpu_layers = 0
     params.fit_params = False
     params.warmup = False
+    # as tinyoai: every layer keeps the whole window, and its cells are in the same order
+    params.swa_full = True
     # nothing that survives a request: a checkpoint cuts a prompt, and a cached prompt is not evaluated again
     params.n_ctx_checkpoints = 0
     params.cache_ram_mib = 0
