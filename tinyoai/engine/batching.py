@@ -84,7 +84,7 @@ class Batching:
         budget = max(1, min(self.cost.budget, n_batch - len(decoding)))
         if decoding:
             prefilling = [prefilling[self._turn % len(prefilling)]]
-        else:
+        elif prefilling:
             at = self._turn % len(prefilling)
             prefilling = (prefilling[at:] + prefilling[:at])[:budget]
         tasks, rows, n_prefill = list(decoding), _decode_rows(decoding), 0
