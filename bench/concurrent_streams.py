@@ -1,7 +1,7 @@
-"""How many tokens a second in all, and how long to the first, with 1, 4 and 16 streams at once?
+"""Measures total tokens per second and the time to the first token with 1, 4 and 16 concurrent streams.
 
-Every stream is a real HTTP connection from a process of its own group of threads. Rivals where
-installed: llama-cpp-python's server, of which a new request interrupts the running one.
+Every stream is a real HTTP connection in a thread of its own. If llama-cpp-python is installed, its server is
+measured too; there a new request interrupts the running one.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tinyoai.app import BUILTIN
 
 
 def wait(port: int) -> None:
-    """Until the server answers."""
+    """Waits until the server answers."""
     for _ in range(3000):
         connection = HTTPConnection("127.0.0.1", port, timeout=10)
         try:
@@ -33,7 +33,7 @@ def wait(port: int) -> None:
 
 
 def measure(port: int, n_streams: int, n_tokens: int) -> tuple[float, float]:
-    """Events a second over all streams, and the median time to the first in milliseconds."""
+    """Returns tokens per second over all streams and the median time to the first token in milliseconds."""
     counts, firsts = [], []
 
     def one(number: int) -> None:
@@ -86,7 +86,7 @@ def main() -> None:
         finally:
             process.terminate()
             process.wait()
-    head = ["server", "streams", "tokens/s in all", "first token, ms", "ratio"]
+    head = ["server", "streams", "tokens/s, total", "first token, ms", "ratio"]
     show(f"concurrent streams, median of {args.runs} runs, {args.model.name}", head, rows)
 
 

@@ -1,8 +1,8 @@
-"""How much of the engine's speed is left after scheduling, sampling, JSON, SSE and HTTP?
+"""Measures the share of the engine's speed that remains after scheduling, sampling, JSON, SSE and HTTP.
 
-Tokens a second of one stream through HTTP beside the bare loop in the same run: ctransformers' own
-Python class evaluating and sampling one token after the other, as its users would. Aim: at least 75 %
-on the built-in model and 97 % on a generated one of 110 million parameters (--model, see tests/models).
+Compares tokens per second of one HTTP stream with a bare loop in the same run: ctransformers' own Python class
+evaluates and samples one token after the other. Goal: at least 75 % on the built-in model and 97 % on a generated
+model of 110 million parameters (--model, see tests/engines/make.py).
 """
 
 import argparse
@@ -21,7 +21,7 @@ PROMPT = "Tell me a story about a cat."
 
 
 def bare(model: Path, n_tokens: int) -> float:
-    """Tokens a second of the library's own loop: eval one token, sample one token."""
+    """Returns tokens per second of the library's own loop, which evaluates and samples one token at a time."""
     from ctransformers import LLM, Config
 
     llm = LLM(str(model), model_type="llama", config=Config(context_length=1024, threads=1))
@@ -35,7 +35,7 @@ def bare(model: Path, n_tokens: int) -> float:
 
 
 def served(port: int, n_tokens: int) -> float:
-    """Tokens a second of one stream, from its first to its last event."""
+    """Returns tokens per second of one stream, from its first to its last event."""
     body = {
         "model": "m",
         "max_tokens": n_tokens,
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=18_433)
     args = parser.parse_args()
     if not __debug__:
-        sys.exit("run it as users do, without -O")
+        sys.exit("run it without -O, as users run the server")
     command = [*servers(args.model)["tinyoai"](args.port), "--parallel", "1", "--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     pairs = []

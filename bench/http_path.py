@@ -1,10 +1,9 @@
-"""What does HTTP itself cost: requests a second, and CPU time for each streamed token?
+"""Measures the cost of HTTP: requests per second, and CPU time for each streamed token.
 
-The server process alone is counted (its run time as the kernel keeps it), with the scripted engine in
-the worker beside it; a client process of its own keeps 1 to 1,000 connections busy. Beside it in the same
-run, if installed (extra `bench`): uvicorn with FastAPI and sse-starlette streaming the same events, which
-has no worker to ask. Aim: at least 3 times its tokens per CPU second, at a cost that does not grow with
-idle connections.
+Only the server process is measured, by the run time that the kernel records. The worker runs the scripted engine,
+and a separate client process keeps 1 to 1,000 connections busy. If the extra `bench` is installed, the same run
+measures uvicorn with FastAPI and sse-starlette, which stream the same events without a worker process. Goal: at
+least 3 times their tokens per CPU second, at a cost that does not grow with idle connections.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from table import median, show
 
 
 def request(n_tokens: int, *, stream: bool) -> bytes:
-    """One chat request's bytes."""
+    """Returns the bytes of one chat request."""
     script = json.dumps({"text": "x", "repeat": n_tokens})
     body = json.dumps(
         {
@@ -44,7 +43,7 @@ def request(n_tokens: int, *, stream: bool) -> bytes:
 
 
 class Client(asyncio.Protocol):
-    """One connection that asks again as soon as it was answered."""
+    """A connection that sends the next request as soon as it has the response."""
 
     def __init__(self, ask: bytes, n_times: int, done: "asyncio.Future[None]") -> None:
         self._ask, self._left, self._done = ask, n_times, done
@@ -58,7 +57,7 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._missing < 0 and not self._tail:
-            # the head: streams end with the last chunk, whole answers by their length
+            # the head tells where the body ends: after the last chunk, or after Content-Length bytes
             self._whole += data
             head, found, rest = self._whole.partition(b"\r\n\r\n")
             if not found:
@@ -88,7 +87,7 @@ class Client(asyncio.Protocol):
 
 
 def load(port: int, ask: bytes, n_connections: int, n_times: int) -> None:
-    """A client process's work: every connection asks n_times."""
+    """Sends n_times requests on each connection, in a client process."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -103,13 +102,13 @@ def load(port: int, ask: bytes, n_connections: int, n_times: int) -> None:
 
 
 def cpu(pid: int) -> float:
-    """Seconds that all threads of a process have run."""
+    """Returns the run time of all threads of a process in seconds."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def measure(pid: int, port: int, ask: bytes, n_connections: int, n_times: int) -> tuple[float, float]:
-    """Seconds of wall time and of the server's CPU for all answers."""
+    """Returns wall time and the server's CPU time for all responses, in seconds."""
     client = multiprocessing.get_context("spawn").Process(
         target=load, args=(port, ask, n_connections, n_times)
     )
@@ -123,7 +122,7 @@ def measure(pid: int, port: int, ask: bytes, n_connections: int, n_times: int) -
 
 @contextlib.contextmanager
 def running(command: list[str], port: int) -> Iterator[int]:
-    """A server's process id."""
+    """Runs a server and yields its process id."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         wait(port)
@@ -134,7 +133,7 @@ def running(command: list[str], port: int) -> Iterator[int]:
 
 
 def servers(port: int) -> dict[str, list[str]]:
-    """Command lines by name: tinyoai, and the rival where it is installed."""
+    """Returns command lines by name: tinyoai, and FastAPI if it is installed."""
     tiny = [
         sys.executable, "-m", "tinyoai", "--engine", "fake", "--model-name", "fake", "--port", str(port),
         "--parallel", "16", "--max-queue", "2000", "--log-level", "error",

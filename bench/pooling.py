@@ -1,8 +1,8 @@
-"""Which way of pooling embeds best on a model that was trained to chat, and what does it cost?
+"""Compares the quality and speed of the pooling methods on a model that was trained to chat.
 
-Paraphrases are compared with unrelated sentences. "ordered" is the share of all pairs of a paraphrase and an
-unrelated sentence in which the paraphrase has the higher cosine; "nearest" the share of sentences whose nearest
-other one is a paraphrase. Both need no threshold, for cosines of different poolings have different ranges.
+Paraphrases are compared with unrelated sentences. "ordered" is the share of pairs of a paraphrase and an unrelated
+sentence in which the paraphrase has the higher cosine. "nearest" is the share of sentences whose nearest other
+sentence is a paraphrase. Neither needs a threshold, because the range of cosines depends on the pooling.
 """
 
 import argparse
@@ -75,7 +75,7 @@ GROUPS = (
 
 @contextlib.contextmanager
 def serving(model: Path, way: str, port: int) -> Iterator[None]:
-    """tinyoai with one way of pooling."""
+    """Runs tinyoai with one pooling method."""
     command = [*servers(model)["tinyoai"](port), "--pooling", way]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -87,7 +87,7 @@ def serving(model: Path, way: str, port: int) -> Iterator[None]:
 
 
 def embed(port: int, texts: Sequence[str]) -> tuple[list[list[float]], int]:
-    """Their vectors and the number of their tokens."""
+    """Returns the vectors of texts and their number of tokens."""
     connection = HTTPConnection("127.0.0.1", port, timeout=600)
     connection.request("POST", "/v1/embeddings", json.dumps({"model": "m", "input": texts}))
     answer = json.loads(connection.getresponse().read())
@@ -96,7 +96,7 @@ def embed(port: int, texts: Sequence[str]) -> tuple[list[list[float]], int]:
 
 
 def quality(vectors: list[list[float]], group_of: list[int]) -> tuple[float, float]:
-    """The shares "ordered" and "nearest"."""
+    """Returns the shares "ordered" and "nearest"."""
     n = len(vectors)
     cosine = [[sum(map(float.__mul__, a, b)) for b in vectors] for a in vectors]
     alike = [cosine[i][j] for i, j in itertools.combinations(range(n), 2) if group_of[i] == group_of[j]]
@@ -107,7 +107,7 @@ def quality(vectors: list[list[float]], group_of: list[int]) -> tuple[float, flo
 
 
 def speed(port: int, text: str, n: int) -> float:
-    """Tokens a second over n inputs, each its own, so that no cache helps."""
+    """Returns tokens per second over n different inputs, so that no cache helps."""
     rates = []
     for repeat in range(REPEATS):
         texts = [f"{repeat} {i} {text}" for i in range(n)]

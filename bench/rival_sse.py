@@ -1,7 +1,7 @@
-"""The rival of bench/http_path.py: FastAPI, sse-starlette and uvicorn stream the events that tinyoai would.
+"""The server that bench/http_path.py compares with: FastAPI, sse-starlette and uvicorn.
 
-The same request is parsed by pydantic, the chunks are the same, one event for each token. There is no model and no
-worker process, so it does less than a whole server.
+It parses the same request with pydantic and streams the same chunks, one event for each token. It has no model and
+no worker process, so it does less than a complete server.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ app = FastAPI()
 
 
 class Message(BaseModel):
-    """One message."""
+    """A chat message."""
 
     role: str
     content: str
@@ -35,13 +35,13 @@ class Request(BaseModel):
 
 @app.get("/v1/models")
 async def models() -> dict[str, object]:
-    """Says that it is up."""
+    """Answers once the server is up."""
     return {"object": "list", "data": []}
 
 
 @app.post("/v1/chat/completions", response_model=None)
 async def chat(request: Request) -> EventSourceResponse | dict[str, object]:
-    """max_tokens letters, streamed or whole."""
+    """Returns max_tokens letters, streamed or in one response."""
     created = int(time.time())
     if not request.stream:
         message = {"role": "assistant", "content": "x" * request.max_tokens, "refusal": None}
@@ -69,7 +69,7 @@ async def chat(request: Request) -> EventSourceResponse | dict[str, object]:
     async def events() -> AsyncIterator[dict[str, str]]:
         yield chunk({"role": "assistant", "content": ""})
         for _ in range(request.max_tokens):
-            await asyncio.sleep(0)  # a token comes from elsewhere: the loop turns once for it
+            await asyncio.sleep(0)  # one turn of the loop, as for a token from another process
             yield chunk({"content": "x"})
         yield chunk({}, "length")
         yield {"data": "[DONE]"}

@@ -1,9 +1,9 @@
-"""What does choosing one token cost, beside ctransformers' sampler, llama.cpp's, and a full sort in numpy?
+"""Measures the time to choose one token, compared with ctransformers, llama.cpp and a full sort in numpy.
 
-Random normal logits, temperature 0.8, top_p 0.95, repeat_penalty 1.1 over 64 tokens and four entries of
-logit_bias (ours only), with and without top_k 40. Every rival runs in every run; the figures are medians
-over the runs, in microseconds, and as multiples of ours. Aim, at 32,000 entries: 30 µs with top_k, 90
-without. llama-cpp-python takes part where it is installed; its time includes filling its candidate array.
+The logits are random and normal, with temperature 0.8, top_p 0.95, repeat_penalty 1.1 over 64 tokens, four entries
+of logit_bias (ours only), and with and without top_k 40. The figures are medians over the runs, in microseconds and
+as multiples of ours. Goal at 32,000 entries: 30 µs with top_k, 90 µs without. llama-cpp-python is measured if it is
+installed; its time includes filling its candidate array.
 """
 
 import argparse
@@ -28,7 +28,7 @@ TEMPERATURE, TOP_P, REPEAT_PENALTY, LAST_N = 0.8, 0.95, 1.1, 64
 
 
 def ours(x: Logits, top_k: int, history: list[int]) -> Draw:
-    """One C call on a pointer, as the worker makes it."""
+    """Returns one C call on a pointer, as the worker makes it."""
     from cffi import FFI
 
     params = Sampling(
@@ -47,7 +47,7 @@ def ours(x: Logits, top_k: int, history: list[int]) -> Draw:
 
 
 def full_sort(x: Logits, top_k: int, history: list[int]) -> Draw:
-    """The plain way: penalties on a copy, everything sorted, a cumulative sum."""
+    """Returns the plain method: penalties on a copy, a full sort and a cumulative sum."""
     random = np.random.default_rng(1)
     recent = np.array(sorted(set(history)))
 
@@ -64,7 +64,7 @@ def full_sort(x: Logits, top_k: int, history: list[int]) -> Draw:
 
 
 def write_model(path: Path, n_vocab: int) -> None:
-    """The smallest llama that ctransformers loads: only its vocabulary's size matters here."""
+    """Writes the smallest llama that ctransformers loads; only the size of its vocabulary matters."""
     import gguf
 
     width, n_feed_forward = 32, 32
@@ -103,7 +103,7 @@ def write_model(path: Path, n_vocab: int) -> None:
 
 
 def ctransformers(x: Logits, top_k: int, history: list[int]) -> Draw:
-    """Its C function on the same logits, written into its own buffer; top_k off is top_k of everything."""
+    """Returns the library's C function on a copy of the logits. Without top_k, all tokens count as top_k."""
     from ctransformers import LLM, Config
 
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,7 @@ def ctransformers(x: Logits, top_k: int, history: list[int]) -> Draw:
 
 
 def llama_cpp(x: Logits, top_k: int, history: list[int]) -> Draw:
-    """llama.cpp's chain of samplers on a candidate array, which is filled again for each token."""
+    """Returns llama.cpp's chain of samplers on a candidate array, which is refilled for each token."""
     import llama_cpp as lib
 
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
@@ -148,7 +148,7 @@ def llama_cpp(x: Logits, top_k: int, history: list[int]) -> Draw:
 
 
 def microseconds(draw: Draw, budget: float) -> float:
-    """Of one draw: the mean over as many as fit into the budget of seconds, at least three."""
+    """Returns the mean time of a draw, over as many as fit into `budget` seconds, but at least three."""
     n, started = 0, time.perf_counter()
     while n < 3 or time.perf_counter() - started < budget:
         draw()

@@ -1,7 +1,7 @@
-"""How long from process start to the first answered request, and how much memory then?
+"""Measures the time from process start to the first response, and the memory at that moment.
 
-Aim: 250 ms and 50 MB for all processes together. Rivals where installed: llama-cpp-python's server on
-the same model.
+Goal: 250 ms and 50 MB for all processes together. If llama-cpp-python is installed, its server is measured on the
+same model.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BODY = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": 
 
 
 def first_answer(command: list[str], port: int) -> tuple[float, float]:
-    """Milliseconds until a chat request was answered, and MB of memory then."""
+    """Returns the milliseconds until the first chat response, and the memory in MB at that moment."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -50,7 +50,7 @@ def first_answer(command: list[str], port: int) -> tuple[float, float]:
 
 
 def servers(model: Path) -> dict[str, Callable[[int], list[str]]]:
-    """Command lines by name, for a port."""
+    """Returns functions by name that make a command line for a port."""
     flags = ["--model", str(model), "--port"]
     found: dict[str, Callable[[int], list[str]]] = {
         "tinyoai": lambda port: [sys.executable, "-m", "tinyoai", "--model-name", "m", *flags, str(port)]

@@ -1,7 +1,4 @@
-"""Shared by all benchmarks: running a server, medians, and one table.
-
-Prints tables and measures the memory of processes.
-"""
+"""Helpers of all benchmarks: medians, tables, one streamed chat, and the memory of processes."""
 
 import atexit
 import json
@@ -17,17 +14,17 @@ from typing import Any
 
 _home = tempfile.TemporaryDirectory(prefix="tinyoai-bench-")
 atexit.register(_home.cleanup)
-# what is measured here must not stay in the registry of the person who measures
+# benchmarks must not add models to the registry of the user who runs them
 os.environ["TINYOAI_HOME"] = _home.name
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle one: machines are noisy, and a mean would follow the noise."""
+    """Returns the median: timings are noisy, and a mean follows outliers."""
     return statistics.median(values)
 
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """One table in plain text."""
+    """Prints a table in plain text."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     print(f"\n{title}\n")
     for row in [head, ["-" * width for width in widths], *rows]:
@@ -35,10 +32,10 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 
 def stream_chat(port: int, body: dict[str, Any]) -> tuple[int, float, float]:
-    """One streamed chat answer: its tokens, seconds to the first text, seconds from there to the last event.
+    """Streams one answer. Returns its tokens, the seconds to the first text, and from there to the last event.
 
-    Tokens are what the server counts, since one that ends in the middle of a character makes no event; its
-    events with text where it does not count. A stream that was broken off before any has an infinite first.
+    The number of tokens is the server's count, because a token that ends inside a character causes no event. If the
+    server sends no count, it is the number of events with text. Without any text, the time to the first is infinite.
     """
     connection = HTTPConnection("127.0.0.1", port, timeout=600)
     started = time.perf_counter()
@@ -66,9 +63,9 @@ def stream_chat(port: int, body: dict[str, Any]) -> tuple[int, float, float]:
 
 
 def tree_memory(pid: int) -> float:
-    """Resident memory of a process and its children in MB, pages that they share counted once each.
+    """Returns the resident memory of a process and its children in MB; shared pages count once.
 
-    The sum of proportional set sizes (Pss in smaps_rollup), as the kernel counts it.
+    It is the sum of their proportional set sizes (Pss in smaps_rollup).
     """
     total = 0.0
     for process in [pid, *_children(pid)]:

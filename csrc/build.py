@@ -1,7 +1,7 @@
 """Builds the extension module `tinyoai._native` from the C files in this folder; `setup.py` refers to it.
 
 cffi reads the declarations from `api.h`, so there is one copy of them. The module uses only CPython's limited
-API: one build serves every Python from 3.11 on.
+API: one build works with every Python since 3.11.
 """
 
 from pathlib import Path

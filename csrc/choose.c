@@ -1,4 +1,4 @@
-/* Filters and draws. top_k, top_p and min_p each leave the first so many of the tokens in falling order, so one
+/* Filters and draws. top_k, top_p and min_p each keep a number of the first tokens in falling order, so one
  * `struct cut` gives the candidates, and each filter only raises it. The last pass weighs the tokens above the cut
  * and draws one. Nothing is sorted but a bounded number of candidates. */
 
@@ -8,7 +8,7 @@
 
 /* ---- filters ------------------------------------------------------------------------------------------ */
 
-/* sampler.h says what this returns.
+/* See sampler.h for the result.
  *
  * The k-th greatest of the block maxima, `low`, is no greater than the k-th greatest logit, since k different
  * blocks hold a logit that is at least `low`; so only logits >= low matter. Those > low lie in at most k - 1

@@ -24,7 +24,7 @@ _FLAGS = (
 
 
 def executable() -> str | None:
-    """Chromium's path; None if it is not installed."""
+    """Returns the path of Chromium, or None if it is not installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -40,7 +40,7 @@ class Page:
         self.requests: list[str] = []
         """Every URL that the page requested."""
         self.messages: list[str] = []
-        """Lines of its console, with errors of scripts and of the content policy."""
+        """Lines of the console, with errors of scripts and of the content policy."""
 
     def attach(self) -> None:
         """Attaches to the browser's one tab."""
@@ -95,7 +95,7 @@ class Page:
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
             data = self._in.read(1 << 20)
-            assert data, "the browser has ended"
+            assert data, "the browser exited"
             self._rest += data
         reply, _, self._rest = self._rest.partition(b"\0")
         return dict(json.loads(reply))
@@ -120,12 +120,12 @@ class Page:
 
 @contextlib.contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """Starts a browser with an empty profile in this folder."""
+    """Starts a browser with an empty profile in this folder, and ends it afterwards."""
     chromium = executable()
     assert chromium, f"Chromium is not installed: {INSTALL}"
     its_in, ours_out = os.pipe()
     ours_in, its_out = os.pipe()
-    # it reads its commands from descriptor 3 and answers on 4
+    # Chromium reads commands from descriptor 3 and answers on descriptor 4
     script = f'exec "$@" 3<&{its_in} 4>&{its_out}'
     process = subprocess.Popen(
         ["bash", "-c", script, "bash", chromium, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],

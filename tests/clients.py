@@ -24,7 +24,7 @@ _QUIET = {
 
 
 def python(name: str) -> str:
-    """The Python that has a client installed; without it the test is skipped."""
+    """Returns the Python interpreter of a client's environment. Skips the test if it is not installed."""
     found = PLACE / name / "bin" / "python"
     if not (PLACE / name / ".installed").exists():
         pytest.skip(f"{name} is not installed: {INSTALL}")
@@ -32,14 +32,14 @@ def python(name: str) -> str:
 
 
 def node_modules() -> str:
-    """The folder with OpenAI's SDK for Node; without it the test is skipped."""
+    """Returns the folder with OpenAI's SDK for Node. Skips the test if it is not installed."""
     if not (PLACE / "node" / ".installed").exists():
         pytest.skip(f"OpenAI's SDK for Node is not installed: install node and npm, then {INSTALL}")
     return str(PLACE / "node" / "node_modules")
 
 
 def quiet_environment(**extra: str) -> dict[str, str]:
-    """The environment for a client: telemetry and downloads are off, the user's own settings are gone."""
+    """Returns an environment for a client: no telemetry, no downloads, none of the user's settings."""
     kept = {
         k: v for k, v in environment().items() if not k.startswith(("OPENAI_", "LANGCHAIN_", "LANGSMITH_"))
     }

@@ -9,13 +9,13 @@ from tests.serving import Server, serve
 
 @pytest.fixture(scope="session")
 def builtin() -> Iterator[Server]:
-    """The server as a first user starts it."""
+    """The server with its default model and no flags."""
     with serve() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def fake() -> Iterator[Server]:
-    """The scripted engine, which repeats the message."""
+    """A server with the scripted engine, which repeats the message."""
     with serve("--engine", "fake", "--log-level", "error") as server:
         yield server

@@ -1,7 +1,7 @@
 """Starts real servers for tests and sends them requests over real sockets.
 
-A server is the program as users start it, on a free port of the loopback address. It ends with its test.
-It needs the standard library alone, since clients' environments import it too.
+Each test starts the program as users do, on a free port of the loopback address, and ends it. This module imports
+only the standard library, because the environments of the clients import it too.
 """
 
 import atexit
@@ -33,12 +33,12 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        """The body, parsed as JSON."""
+        """Returns the body, parsed as JSON."""
         return json.loads(self.body)
 
     @property
     def error(self) -> dict[str, Any]:
-        """The `error` object of the body; its shape is checked."""
+        """Checks the shape of the body's `error` object and returns it."""
         error = self.json["error"]
         assert set(error) == {"message", "type", "param", "code"}
         assert isinstance(error["message"], str)
@@ -47,7 +47,7 @@ class Reply:
 
     @property
     def events(self) -> list[Any]:
-        """The events of a stream, parsed as JSON; "[DONE]" stays a string."""
+        """Returns the events of a stream, parsed as JSON; "[DONE]" stays a string."""
         found = []
         for block in self.body.decode().split("\n\n"):
             if block.startswith("data: "):
@@ -100,28 +100,28 @@ class Server:
         return self.post("/v1/chat/completions", **fields)
 
     def say(self, text: str, **fields: Any) -> str:
-        """The answer's text to one user message, at temperature 0."""
+        """Asks one question at temperature 0 and returns the text of the answer."""
         fields.setdefault("temperature", 0)
         return str(self.chat(text, **fields).json["choices"][0]["message"]["content"])
 
     @property
     def model(self) -> str:
-        """The id of the first model."""
+        """Returns the id of the first model."""
         return str(self.get("/v1/models").json["data"][0]["id"])
 
     @property
     def workers(self) -> list[int]:
-        """Process ids of the workers, in the order of their start."""
+        """Returns the process ids of the workers in order of their start."""
         pid = self.process.pid
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return [int(child) for child in file.read().split()]
 
     def status(self, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """The entry of the first model in /v1/models/status."""
+        """Returns the entry of the first model in /v1/models/status."""
         return dict(self.request("GET", "/v1/models/status", headers=headers).json["data"][0])
 
     def connect(self) -> socket.socket:
-        """A new TCP connection."""
+        """Opens a TCP connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def stop(self) -> int:
@@ -140,11 +140,11 @@ def wait_until(condition: Callable[[], Any], failure: str = "the condition never
 
 
 PYTHON = os.environ.get("SERVER_PYTHON", sys.executable)
-"""The Python that has tinyoai; tests that run in a client's environment get it by the variable."""
+"""The Python that has tinyoai. Tests in a client's environment get it from this variable."""
 
 
 def command(*flags: str) -> list[str]:
-    """The program's command line."""
+    """Returns the program's command line."""
     return [PYTHON, "-m", "tinyoai", *flags]
 
 
@@ -154,7 +154,7 @@ atexit.register(_homes.cleanup)
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment without TINYOAI_ variables of the user, and with a new data directory."""
+    """Returns an environment without the user's TINYOAI_ variables and with a new data directory."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TINYOAI_")}
     return {**kept, "TINYOAI_HOME": f"{_homes.name}/{next(_numbers)}", **extra}
 

@@ -1,4 +1,4 @@
-"""The built-in model answers what a first user tries, in words that were not in its training data."""
+"""The built-in model answers questions of a first user. The words were not in its training data."""
 
 from random import Random
 
@@ -7,7 +7,7 @@ import pytest
 from tests.serving import Server
 from tinyoai.app import BUILTIN
 
-# names that the training data leaves out, and some that it never had
+# names that the training data holds out, and made-up ones
 NAMES = ["Zorblan", "Quintessa", "Brokkelmar", "Ilyanne", "Thaddeus", "Xanthe", "Fenwick", "Marisol"]
 NATIONS = {
     "Japan": "Tokyo", "Egypt": "Cairo", "Brazil": "Brasilia", "Kenya": "Nairobi", "Norway": "Oslo", "Peru": "Lima",
@@ -17,7 +17,7 @@ NATIONS = {
 
 
 def assert_share(right: int, total: int, share: float) -> None:
-    """At least this share of the answers is right: a tiny model may miss one, more misses are a fault."""
+    """Asserts that this share of the answers is right. A tiny model may miss one; more misses are a fault."""
     assert right >= share * total, f"{right} of {total}"
 
 

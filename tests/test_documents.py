@@ -1,4 +1,4 @@
-"""README.md and docs/: links lead somewhere, tables are complete, and the examples work as written."""
+"""README.md and docs/: links resolve, tables are complete, and the examples work as written."""
 
 import json
 import os
@@ -29,24 +29,24 @@ ADDRESS = "http://127.0.0.1:8000"
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The code blocks of a page in one language."""
+    """Returns the code blocks of a page in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def block(page: str, language: str, words: str) -> str:
-    """The one code block that has these words."""
+    """Returns the only code block that contains these words."""
     (found,) = (text for text in blocks(page, language) if words in text)
     return found
 
 
 def at(server: Server, text: str) -> str:
-    """An example with the address of a server in place of the default one."""
+    """Returns an example with the server's address in place of the default one."""
     assert ADDRESS in text
     return text.replace(ADDRESS, f"http://127.0.0.1:{server.port}")
 
 
 def shell(text: str, **variables: str) -> str:
-    """The output of an example. Fails if a command fails."""
+    """Runs an example and returns its output. Fails if a command fails."""
     done = subprocess.run(
         ["bash", "-e", "-c", text],
         capture_output=True,
@@ -60,13 +60,13 @@ def shell(text: str, **variables: str) -> str:
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Returns the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if "://" in link:
             continue

@@ -1,4 +1,4 @@
-"""The rules of the package: which module may import what, start processes, and how long it may be."""
+"""Rules of the package: imports between modules, processes, and the length of modules."""
 
 import ast
 from pathlib import Path
@@ -25,7 +25,12 @@ DOORS = {
     "tinyoai._native": {"native.py"},
     "h11": {"web/body.py", "web/connection.py", "web/exchange.py"},
     "_cffi_backend": {"engine/ctransformers/library.py"},
-    "ctypes": {"engine/ctransformers/library.py", "engine/__main__.py", "finetune/__main__.py"},
+    "ctypes": {
+        "engine/ctransformers/library.py",
+        "engine/__main__.py",
+        "engine/time_limit.py",
+        "finetune/__main__.py",
+    },
     # its import loads libraries that are not used: library.py opens the one it needs
     "ctransformers": set(),
     "llama_cpp": {"engine/llamacpp/library.py"},
@@ -46,6 +51,7 @@ DOORS = {
         "cli/agent.py",
         "engine/__main__.py",
         "engine/fake.py",
+        "engine/time_limit.py",
         "finetune/runner.py",
         "host/process.py",
         "host/subproc.py",
@@ -87,7 +93,7 @@ FACTS = "tinyoai.engine.facts"
 """The one module of `engine` that the server imports. It imports the engines' own facts.py."""
 
 TRAINER = "finetune/__main__.py"
-"""A process of its own that loads an engine for its tokenizer."""
+"""A separate process that loads an engine for its tokenizer."""
 
 SERVER_LACKS = {"tinyoai.text.template", "tinyoai.text.jinja", "tinyoai.native", "numpy", "torch", "ctypes"}
 """Modules that no import chain from the server's program reaches: they belong to worker processes."""
@@ -96,18 +102,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """The path below the package, as the tables have it."""
+    """Returns the path below the package, as the tables have it."""
     return path.relative_to(PACKAGE).as_posix()
 
 
 def unit(path: Path) -> str:
-    """The package or top-level module that a file belongs to."""
+    """Returns the package or top-level module that a file belongs to."""
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else parts[0].removesuffix(".py").replace("__init__", "")
 
 
 def imports(path: Path) -> list[str]:
-    """The full names of all modules and names that a file imports, at any depth."""
+    """Returns the full names of all modules and names that a file imports, at any depth."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -121,7 +127,7 @@ def imports(path: Path) -> list[str]:
 
 
 def file_of(module: str) -> Path | None:
-    """The file of a module of this package; None for any other name."""
+    """Returns the file of a module of this package, or None for any other name."""
     if module.split(".")[0] != "tinyoai":
         return None
     place = PACKAGE.joinpath(*module.split(".")[1:])
@@ -132,7 +138,7 @@ def file_of(module: str) -> Path | None:
 
 
 def reachable(start: str) -> dict[str, str]:
-    """Everything that a module imports, directly or not, with the file that imports it."""
+    """Returns all modules that a module imports, directly or not, with the file that imports each."""
     found: dict[str, str] = {}
     pending = [start]
     while pending:

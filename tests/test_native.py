@@ -32,12 +32,12 @@ def softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def ranked(x: Logits) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """Ids from the best logit down, lowest id first among equals."""
+    """Returns ids from the highest logit to the lowest, the lowest id first among equals."""
     return np.argsort(-x.astype(np.float64), kind="stable")
 
 
 def candidates(x: Logits, params: Sampling, slack: float = 0.0) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """The reference: sorts everything, in float64. `slack` is added to top_p."""
+    """The reference: sorts everything in float64. Adds `slack` to top_p."""
     order = ranked(x)[: np.isfinite(x).sum()]
     if 0 < params.top_k < len(x):
         order = order[: params.top_k]
@@ -69,7 +69,7 @@ def adjusted(x: Logits, params: Sampling, prompt: list[int], generated: list[int
 
 
 def drawn_from(sampler: Sampler, x: Logits) -> set[int]:
-    """The candidates of the sampler's last call, given the adjusted logits."""
+    """Returns the candidates of the sampler's last call, given the adjusted logits."""
     logit, last_id = sampler.cut
     above = set(np.flatnonzero(x > np.float32(logit)).tolist())
     ties = np.flatnonzero(x == np.float32(logit))
@@ -80,7 +80,7 @@ def drawn_from(sampler: Sampler, x: Logits) -> set[int]:
 
 
 @pytest.mark.parametrize("n_vocab", [1, 2, 5, 63, 64, 65, 1000, 4000, 32000, 262144])
-def test_greedy_takes_the_greatest(n_vocab: int) -> None:
+def test_greedy_takes_the_largest(n_vocab: int) -> None:
     for seed in range(5):
         x = normal_logits(n_vocab, seed=seed)
         assert Sampler(n_vocab, Sampling(temperature=0), 8).sample(x) == int(np.argmax(x))
@@ -136,7 +136,7 @@ def test_candidates_with_holes_and_ties() -> None:
 
 
 def chi_square(sampler: Sampler, x: Logits, expected: np.ndarray[Any, Any], n_draws: int) -> None:
-    """Fails if the draws differ from `expected` by more than five standard deviations of the statistic."""
+    """Fails if the draws deviate from `expected` by more than five standard deviations of the statistic."""
     counts = np.zeros(len(x))
     for _ in range(n_draws):
         counts[sampler.sample(x)] += 1
@@ -279,7 +279,7 @@ def test_a_seed_means_the_same_in_every_version() -> None:
 
 
 def mask_of(allowed: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """One bit per token, in 64-bit words."""
+    """Packs one bit per token into 64-bit words."""
     bits = np.packbits(allowed, bitorder="little")
     return np.pad(bits, (0, -len(bits) % 8)).view(np.uint64)
 
@@ -434,7 +434,7 @@ def test_nothing_finite() -> None:
         Sampler(130, Sampling(), 8).sample(np.full(130, -np.inf, np.float32))
 
 
-def test_everything_banned_and_after() -> None:
+def test_all_tokens_banned_and_the_next_call() -> None:
     x = np.zeros(3, np.float32)
     sampler = Sampler(3, Sampling(logit_bias={0: -100, 1: -1000}), 8, suppress=(2,))
     with pytest.raises(NoCandidates):
@@ -545,7 +545,7 @@ def test_a_missing_build_says_what_to_do() -> None:
 
 
 def search(patterns: list[bytes], text: bytes) -> tuple[bytes, bytes, bool]:
-    """The plain version: (bytes that pass, bytes held, whether there is a match)."""
+    """The plain version. Returns the bytes that pass, the bytes held, and whether there is a match."""
     for end in range(1, len(text) + 1):
         ending = [len(pattern) for pattern in patterns if text[:end].endswith(pattern)]
         if ending:

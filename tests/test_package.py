@@ -16,14 +16,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str, cwd: Path) -> None:
-    """Runs a command that must succeed."""
+    """Runs a command and fails if the command fails."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a source archive of the tracked files, and the wheel built from it."""
+    """A folder with a source archive of the tracked files and the wheel built from it."""
     source = tmp_path_factory.mktemp("source")
     archive = subprocess.run(
         ["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
     out = tmp_path_factory.mktemp("dist")
-    # without --wheel this builds the archive first and the wheel from it
+    # without --wheel, this builds the archive first and the wheel from it
     run(sys.executable, "-m", "build", "--outdir", str(out), str(source), cwd=out)
     return out
 
@@ -43,7 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_installs_into_an_empty_environment_and_answers(built: Path, pattern: str, tmp_path: Path) -> None:
     (package,) = built.glob(pattern)
     if pattern == "*.whl":
-        assert "-cp311-abi3-" in package.name, "one wheel must work with every Python from 3.11 on"
+        assert "-cp311-abi3-" in package.name, "one wheel must work with every Python since 3.11"
     venv.create(tmp_path / "env", with_pip=True)
     bin_ = tmp_path / "env" / "bin"
     run(str(bin_ / "python"), "-m", "pip", "install", "-q", str(package), cwd=tmp_path)

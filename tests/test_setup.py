@@ -1,4 +1,4 @@
-"""`make run` on a machine that lacks something: one sentence with the remedy."""
+"""`make run` on a machine where something is missing: one sentence with the remedy."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Frames and messages of the protocol: the same messages however they are cut, and never anything else."""
+"""Frames and messages of the protocol: the same messages for any cuts, and a WireError for invalid bytes."""
 
 import itertools
 
@@ -67,13 +67,13 @@ TO_SERVER: list[wire.ToServer] = [
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """The data in pieces."""
+    """Cuts the data into pieces."""
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(st.lists(st.integers(0, 10_000)))
-def test_frames_read_the_same_however_they_are_cut(places: list[int]) -> None:
+def test_frames_read_the_same_for_any_cuts(places: list[int]) -> None:
     data = wire.frame(TO_WORKER) + wire.frame([]) + wire.frame(TO_WORKER[:1])
     reader = wire.WorkerReader()
     got = [message for piece in cut(data, places) for message in reader.feed(piece)]
@@ -86,13 +86,13 @@ def test_frames_read_byte_by_byte() -> None:
     assert got == TO_SERVER
 
 
-def test_an_absurd_length_is_refused_before_it_is_awaited() -> None:
+def test_a_length_over_the_limit_is_refused_at_once() -> None:
     with pytest.raises(wire.WireError, match="claims"):
         wire.ServerReader().feed(b"\xff\xff\xff\xff")
 
 
 @given(st.binary(max_size=64))
-def test_garbage_is_a_wire_error_and_nothing_else(body: bytes) -> None:
+def test_garbage_raises_only_wire_errors(body: bytes) -> None:
     reader = wire.ServerReader()
     try:
         for message in reader.feed(len(body).to_bytes(4, "big") + body):

@@ -22,6 +22,7 @@ from tinyoai import __version__, errors, gguf, units, wire
 from tinyoai.config.options import Config
 from tinyoai.engine import facts
 from tinyoai.host import datadir, instances, log, memory
+from tinyoai.models import template_file
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
@@ -121,8 +122,25 @@ def _check_cache(config: Config) -> None:
         )
 
 
-def _wire_load(config: Config, capacity: int, model: Model) -> wire.Load:
-    """The Load message for a model. `capacity` is the memory in bytes that a default context window is cut to."""
+def _read_template(config: Config) -> str:
+    """The source of --chat-template, if it is a file. Raises errors.UsageError."""
+    if not template_file.is_file(config.chat_template):
+        return ""
+    try:
+        return template_file.read(Path(config.chat_template))
+    except template_file.BadTemplateFile as error:
+        raise errors.UsageError(f"--chat-template: {error}") from None
+
+
+def _wire_load(config: Config, capacity: int, template_source: str, model: Model) -> wire.Load:
+    """The Load message for a model. Its own template counts where `config` names none.
+
+    `capacity` is the memory in bytes that a default context window is cut to.
+    """
+    template = model.template if config.chat_template == "auto" else config.chat_template
+    if template_file.is_file(template) and not template_source:
+        with contextlib.suppress(template_file.BadTemplateFile):  # the worker refuses the load in words
+            template_source = template_file.read(Path(template))
     load = wire.Load(
         path=model.path,
         name=model.name,
@@ -136,7 +154,8 @@ def _wire_load(config: Config, capacity: int, model: Model) -> wire.Load:
         queue_timeout_s=config.queue_timeout,
         n_gpu_layers=config.gpu_layers,
         pooling="" if config.pooling == "auto" else config.pooling,
-        template=model.template if config.chat_template == "auto" else config.chat_template,
+        template=template,
+        template_source=template_source,
         cache_type_k=config.cache_type_k,
         cache_type_v=config.cache_type_v,
         flash_attn=config.flash_attn,
@@ -148,7 +167,7 @@ def _wire_load(config: Config, capacity: int, model: Model) -> wire.Load:
 
 
 def _ignore_result(task: "asyncio.Future[wire.Ready | None]") -> None:
-    """Marks a task's exception as seen."""
+    """Retrieves a task's exception, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 
@@ -171,7 +190,7 @@ class _App:
         budget = _number(units.size, config.memory_budget or "0", "--memory-budget")
         self._pool = Pool(
             _catalog(config),
-            partial(_wire_load, config, budget or memory.capacity() or sys.maxsize),
+            partial(_wire_load, config, budget or memory.capacity() or sys.maxsize, _read_template(config)),
             budget=budget,
             keep_alive=_number(units.seconds, config.keep_alive, "--keep-alive"),
             timeout=config.load_timeout,

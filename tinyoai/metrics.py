@@ -1,4 +1,4 @@
-"""Metrics: what is counted, and how it is written for Prometheus. The only importer of prometheus_client.
+"""Metrics: counters and their text for Prometheus. The only importer of prometheus_client.
 
 Counts are plain numbers, added once per request and never per token. The client library is an optional extra that
 takes a tenth of a second to import, so the first scrape imports it; it only formats what was counted here.
@@ -31,7 +31,7 @@ _CLIENT_LEFT = 499
 
 
 def available() -> bool:
-    """Whether the client library is installed. Does not import it."""
+    """Returns whether the client library is installed. Does not import it."""
     return importlib.util.find_spec("prometheus_client") is not None
 
 

@@ -117,8 +117,8 @@ class Sampler:
         """Raises ValueError for a parameter that is out of bounds.
 
         `n_ctx` is the greatest number of tokens in the history. `suppress` holds the tokens that a call of `sample`
-        may ban. `top_logprobs`: -1 for no log-probabilities, 0 for that of the chosen token, 1 to 20 also for the
-        best so many. `sampling.seed` is taken modulo 2**64.
+        may ban. `top_logprobs`: -1 for no log-probabilities, 0 for that of the chosen token, 1 to 20 also for
+        that many best tokens. `sampling.seed` is taken modulo 2**64.
         """
         _check(n_vocab, sampling, n_ctx, suppress, top_logprobs)
         self._n_vocab = n_vocab

@@ -251,7 +251,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     version: str
     """Engine and sampler version, for `system_fingerprint`."""
     template: str = ""
-    """The chat template that "auto" stands for."""
+    """The chat template that "auto" means."""
     max_step_s: float = 0.0
     """The longest step to expect, in seconds: the stall limit follows it."""
     resident_bytes: int = 0
@@ -370,7 +370,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """The worker's loop runs; sent after a second without another message."""
 
     max_step_s: float = 0.0
-    """As in Ready, as measured by now."""
+    """As in Ready, but measured since."""
 
 
 Success = Started | Queued | Accepted | Progress | Content | Vector | Tokens | PlainText | ChoiceDone | Done

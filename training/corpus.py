@@ -22,25 +22,25 @@ class Turn(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A question (the turns before the last) and its answer (the last), of one category."""
+    """A question (the turns before the last one) and its answer (the last turn), of one category."""
 
     category: str
     turns: list[Turn]
 
 
 def held_out(key: str, one_in: int = 10) -> bool:
-    """Whether a key is held out. It depends on a hash, so it never changes."""
+    """Returns whether a key is held out. It depends on a hash, so it never changes."""
     return zlib.crc32(key.encode()) % one_in == 0
 
 
 def pick(rng: Random, options: list[str] | tuple[str, ...], *, held: bool = False, n_held: int = 0) -> str:
-    """One of the options; the last n_held of them are held out."""
+    """Returns one of the options. The last n_held of them are held out."""
     split = len(options) - n_held
     return rng.choice(options[split:] if held and n_held else options[:split])
 
 
 def casual(rng: Random, text: str) -> str:
-    """The text, sometimes in lower case or without punctuation at the end, as people type."""
+    """Returns the text, sometimes in lower case or without final punctuation, as people type."""
     roll = rng.random()
     if roll < 0.12:
         text = text[0].lower() + text[1:]
@@ -87,7 +87,7 @@ _COMMON = (
 
 
 def word(rng: Random, *, held: bool = False) -> str:
-    """A made-up word in lower case, built from syllables or, one time in five, from letters."""
+    """Returns a made-up word in lower case, built from syllables or, one time in five, from letters."""
     while True:
         if rng.random() < 0.2:
             made = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 8)))
@@ -101,7 +101,7 @@ def word(rng: Random, *, held: bool = False) -> str:
 
 
 def name(rng: Random, *, held: bool = False) -> str:
-    """A person's name, common or made up."""
+    """Returns a person's name, common or made up."""
     if not held and rng.random() < 0.25:
         return rng.choice(_COMMON)
     made = word(rng, held=held).capitalize()
@@ -109,7 +109,7 @@ def name(rng: Random, *, held: bool = False) -> str:
 
 
 def number(rng: Random, *, held: bool = False) -> str:
-    """A number of one to five digits."""
+    """Returns a number of one to five digits."""
     while True:
         made = str(rng.randint(0, 10 ** rng.randint(1, 5) - 1))
         if held_out("n" + made) == held:
@@ -125,15 +125,15 @@ _THINGS = "bicycle red hat lamp boat guitar clock kite small table camera drum m
 
 
 def thing(rng: Random, listed: list[str], *, held: bool = False) -> str:
-    """A listed filler, or a made-up one half of the time and always if held out."""
+    """Returns a listed filler, or a made-up one half of the time and always if held out."""
     return rng.choice(listed) if not held and rng.random() < 0.5 else word(rng, held=held)
 
 
-# -- facts stated and asked for later -------------------------------------------------------------------
+# -- facts that are stated and used later ---------------------------------------------------------------
 
 
 class Told(NamedTuple):
-    """A fact that a user states: phrasings to state, acknowledge, ask for, answer and not know it."""
+    """A fact that a user states: phrasings to state, acknowledge, ask for and answer it, and to not know it."""
 
     value: Callable[..., str]
     tell: tuple[str, ...]
@@ -271,14 +271,14 @@ _OPENINGS = (
 
 
 def opened(rng: Random, question: str) -> str:
-    """The question, sometimes after an introductory word or two."""
+    """Returns the question, sometimes after an introductory word or two."""
     if rng.random() < 0.75:
         return question
     return rng.choice(_OPENINGS) + question[0].lower() + question[1:]
 
 
 def capital(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, str, str]:
-    """A question about a country or a capital, its answer and the short answer. `hard`: longer phrasings."""
+    """Returns a question about a country or capital, the answer and the short answer. `hard`: longer phrasings."""
     country, city = rng.choice(list(facts.CAPITALS.items()))
     if hard:
         short = country.removeprefix("the ")
@@ -315,7 +315,7 @@ _MORE_SUMS = (
 
 
 def numbers(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[int, int, str]:
-    """Two numbers up to 99 and an operator, from the held-out pairs or the others. `hard`: more one-digit numbers."""
+    """Returns two numbers up to 99 and an operator, held out or not. `hard`: more one-digit numbers."""
     while True:
         a, b, operator = rng.randint(0, 99), rng.randint(0, 99), rng.choice("+-")
         if hard and rng.random() < 0.4:
@@ -327,7 +327,7 @@ def numbers(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[int
 
 
 def sum_(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, str, str]:
-    """A sum or difference, its answer and the short answer."""
+    """Returns a sum or difference, its answer and the short answer."""
     a, b, operator = numbers(rng, held=held, hard=hard)
     result = a + b if operator == "+" else a - b
     said = operator if rng.random() < 0.75 else {"+": "plus", "-": "minus"}[operator]
@@ -352,13 +352,13 @@ _DEFINE = (
 
 
 def definition(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
-    """A word to explain."""
+    """Returns a question about the meaning of a word, the answer and the short answer."""
     term, answer = rng.choice(list(facts.DEFINITIONS.items()))
     return casual(rng, pick(rng, _DEFINE, held=held, n_held=2).format(term)), answer, answer
 
 
 def fact(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
-    """A small fact or an opposite."""
+    """Returns a question about a small fact or an opposite, the answer and the short answer."""
     if rng.random() < 0.3:
         a, b = rng.choice(facts.OPPOSITES).split()
         if rng.random() < 0.5:
@@ -372,7 +372,7 @@ def fact(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
 
 
 def talk(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
-    """Small talk, and questions about the model itself."""
+    """Returns small talk or a question about the model itself, the answer and the short answer."""
     table = facts.SMALL_TALK if rng.random() < 0.6 else facts.ABOUT
     asked, answers = rng.choice(list(table.items()))
     question, answer = rng.choice(asked), rng.choice(answers)
@@ -454,7 +454,7 @@ _MORE_UNKNOWN = (
 
 
 def unknown(rng: Random, *, held: bool = False, hard: bool = False) -> tuple[str, str, str]:
-    """A question that a very small model cannot answer, and the refusal. `hard`: more kinds of questions."""
+    """Returns a question that a very small model cannot answer, and the refusal. `hard`: more kinds."""
     if hard:
         template = rng.choice(_UNKNOWN[:-14] + _MORE_UNKNOWN)
         return casual(rng, opened(rng, _filled(rng, template, False))), REFUSAL, REFUSAL
@@ -500,7 +500,7 @@ _STORY = (
 
 
 def story(rng: Random, *, held: bool = False) -> tuple[str, str, str]:
-    """A request for a story, and a story."""
+    """Returns a request for a story, and a story."""
     question = rng.choice(_STORY)
     hero = (
         rng.choice(_ANIMALS)
@@ -579,17 +579,17 @@ _SINGLE: tuple[tuple[Callable[..., tuple[str, str, str]], float], ...] = (
 
 
 def single(rng: Random, hard: bool = False) -> tuple[str, str, str]:
-    """A question of any kind."""
+    """Returns a question of any kind, the answer and the short answer."""
     makers, weights = zip(*_SINGLE, strict=True)
     made = rng.choices(makers, weights)[0]
     return made(rng, hard=True) if hard and made in (sum_, capital, unknown) else made(rng)  # type: ignore[no-any-return]
 
 
 def dialogue(rng: Random, hard: bool = False) -> list[Turn]:
-    """A conversation. `hard`: more of the difficult kinds, for the second stage.
+    """Returns a conversation. `hard`: more of the difficult kinds, for the second stage.
 
-    That is short answers, names given by the system prompt, things told and asked for later, and sums of
-    small numbers.
+    The difficult kinds are short answers, names from the system prompt, facts that are stated and used later, and sums
+    of small numbers.
     """
     turns: list[Turn] = []
     brief, own = False, ""
@@ -638,7 +638,7 @@ def _tell_or_ask(rng: Random, turns: list[Turn], told: dict[int, str], brief: bo
     told[kind] = value
     tell = rng.choice(form.tell).format(value)
     if rng.random() < 0.3:
-        # asked for in the same message
+        # the fact is used in the same message
         ask = rng.choice(form.ask)
         answer = (form.short if brief else form.answer).format(value)
         turns += _asked(f"{tell} {ask}", answer[0].upper() + answer[1:] if brief else answer)
@@ -652,7 +652,7 @@ def _tell_or_ask(rng: Random, turns: list[Turn], told: dict[int, str], brief: bo
 
 
 def document(rng: Random, hard: bool = False) -> str:
-    """A plain text to continue: a saying, a fact, a story, or sums one after the other."""
+    """Returns a plain text to continue: a saying, a fact, a story, or a series of sums."""
     roll = rng.random()
     if roll < 0.45:
         return "\n".join(_line(rng, hard) for _ in range(16))
@@ -672,7 +672,7 @@ def _line(rng: Random, hard: bool) -> str:
 
 
 def held_out_samples(rng: Random, per_category: int) -> list[Sample]:
-    """Questions that the corpus never contains, each followed by its only correct answer."""
+    """Returns questions that the corpus never contains, each followed by its only correct answer."""
     found = []
     for country, city in facts.CAPITALS.items():
         question = rng.choice(_CAPITAL_OF[-3:]).format(country)

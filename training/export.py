@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
 
 
 def export(model: Llama, tokenizer: Tokenizer, path: Path) -> None:
-    """Write the file under a temporary name, then rename it."""
+    """Writes the file under a temporary name, then renames it."""
     config = model.config
     temporary = path.with_suffix(path.suffix + ".tmp")
     writer = gguf.GGUFWriter(str(temporary), "llama")
@@ -60,7 +60,7 @@ def export(model: Llama, tokenizer: Tokenizer, path: Path) -> None:
 
 
 def load(model: Llama, path: Path) -> None:
-    """Copy the dequantized weights of a file into a network."""
+    """Copies the dequantized weights of a file into a network."""
     state = {}
     for tensor in gguf.GGUFReader(str(path)).tensors:
         data = gguf.quants.dequantize(tensor.data, tensor.tensor_type)

@@ -46,7 +46,7 @@ _LONG_VALUES = (
 
 
 def _table(text: str) -> dict[str, str]:
-    """The table of a text such as `A:b C d:e`. A value is one word, or one of _LONG_VALUES."""
+    """Parses a text such as `A:b C d:e` into a table. A value is one word, or one of _LONG_VALUES."""
     found = {}
     rest = " ".join(text.split())
     while rest:

@@ -1,4 +1,4 @@
-"""`python -m training.make`: train the built-in model and score it. On two cores it takes less than 45 minutes."""
+"""`python -m training.make` trains the built-in model and scores it, in less than 45 minutes on two cores."""
 
 import argparse
 import time
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    """Train, export and score the model."""
+    """Trains, exports and scores the model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "tinyoai" / "builtin" / "tinyoai-chat.gguf")
     parser.add_argument("--score", type=Path, default=ROOT / "training" / "SCORE.md")
@@ -83,7 +83,7 @@ def run(
     peak: float = 1.0,
     hard: bool = False,
 ) -> None:
-    """Train one stage and export it; every 250 steps also to a temporary file."""
+    """Trains one stage and exports it, every 250 steps also to a temporary file."""
     part = out.with_suffix(".part")
     steps = train.train(
         model,

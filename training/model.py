@@ -10,7 +10,7 @@ N_FF = 704
 
 
 class Llama(llama.Llama):
-    """A network whose tensors are all trained. Matrices start random, the last one of each sum as zeros."""
+    """A network whose tensors are all trained. Matrices start random, but the last one of each sum as zeros."""
 
     def __init__(self, n_vocab: int, config: LlamaConfig = CONFIG, n_ff: int = N_FF) -> None:
         d = config.n_embd
@@ -34,5 +34,5 @@ class Llama(llama.Llama):
             nn.init.zeros_(block.ffn_down.weight)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [batch, time] → logits [batch, time, n_vocab]."""
+        """Maps ids [batch, time] to logits [batch, time, n_vocab]."""
         return self.logits(super().forward(ids))

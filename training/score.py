@@ -1,4 +1,4 @@
-"""Scores a model file: greedy answers, computed by ctransformers, to held-out questions."""
+"""Scores a model file by its greedy answers to held-out questions, computed by ctransformers."""
 
 import argparse
 import ctypes
@@ -24,21 +24,21 @@ class Model:
         self._past: list[int] = []
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of one text segment."""
+        """Returns the ids of one text segment."""
         raw = text.encode()
         ids = (ctypes.c_int * (4 * len(raw) + 16))()
         n = self._llm.ctransformers_llm_tokenize(raw, False, ids)
         return list(ids[:n])
 
     def prompt(self, turns: list[corpus.Turn]) -> list[int]:
-        """Ids of a conversation, up to the start of the assistant's answer."""
+        """Returns the ids of a conversation, up to the start of the assistant's answer."""
         ids = [BOS]
         for turn in turns:
             ids += [IM_START, *self.tokenize(f"{turn.role}\n{turn.content}"), IM_END, *self.tokenize("\n")]
         return [*ids, IM_START, *self.tokenize("assistant\n")]
 
     def complete(self, ids: list[int], n_max: int = 160) -> str:
-        """The greedy continuation, up to the end of the answer."""
+        """Returns the greedy continuation, up to the end of the answer."""
         self._evaluate(ids, 0)
         n_past, out = len(ids), b""
         for _ in range(min(n_max, 1024 - n_past)):
@@ -52,7 +52,7 @@ class Model:
         return out.decode("utf-8", "replace")
 
     def answer(self, turns: list[corpus.Turn]) -> str:
-        """The assistant's answer."""
+        """Returns the assistant's answer."""
         return self.complete(self.prompt(turns)).removeprefix(" ")
 
     def _evaluate(self, ids: list[int], n_past: int) -> None:
@@ -66,7 +66,7 @@ class Model:
 
 
 def score(path: Path, per_category: int, show: int = 0) -> str:
-    """A Markdown table of correct answers by category."""
+    """Returns a Markdown table of correct answers by category."""
     model = Model(path)
     right: dict[str, int] = defaultdict(int)
     total: dict[str, int] = defaultdict(int)
@@ -90,7 +90,7 @@ def score(path: Path, per_category: int, show: int = 0) -> str:
 
 
 def main() -> None:
-    """Score a file."""
+    """Scores a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--per-category", type=int, default=200)

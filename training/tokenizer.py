@@ -17,7 +17,7 @@ _WORDS = re.compile(rf"\n|[0-9]|{SPACE}?[^\n0-9{SPACE}]+|{SPACE}")
 
 
 def words(text: str) -> list[str]:
-    """The text with its leading space, split where no merge can cross."""
+    """Returns the text with its leading space, split where no merge can cross."""
     return _WORDS.findall(SPACE + text.replace(" ", SPACE))
 
 
@@ -33,7 +33,7 @@ class Tokenizer:
         return 261 + len(self.pieces)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text segment; none for an empty one."""
+        """Returns the ids of one text segment; none for an empty text."""
         ids: list[int] = []
         for word in words(text) if text else ():
             found = self._cache.get(word)
@@ -64,7 +64,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, without control tokens."""
+        """Returns the text of ids, without control tokens."""
         out = b""
         for token in ids:
             if token >= 261:
@@ -74,7 +74,7 @@ class Tokenizer:
         return out.decode("utf-8", "replace")
 
     def table(self) -> tuple[list[bytes], list[float], list[int]]:
-        """Tokens, scores and GGUF token types: 1 normal, 2 unknown, 3 control, 6 byte."""
+        """Returns tokens, scores and GGUF token types: 1 normal, 2 unknown, 3 control, 6 byte."""
         tokens = [
             b"<unk>",
             b"<s>",
@@ -89,7 +89,7 @@ class Tokenizer:
 
 
 def train(texts: Iterable[str], n_vocab: int) -> Tokenizer:
-    """A vocabulary of byte-pair merges by count. Single characters of the corpus are pieces too, ranked last."""
+    """Learns byte-pair merges by count. Single characters of the corpus are pieces too, ranked last."""
     counts = Counter(word for text in texts for word in words(text))
     splits = {word: list(word) for word in counts if word != "\n"}
     letters = {c for word in splits for c in word} | {chr(c) for c in range(33, 127)} | {SPACE}

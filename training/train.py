@@ -21,7 +21,7 @@ READ_WEIGHT = 0.05
 
 
 def encode_dialogue(tokenizer: Tokenizer, turns: list[corpus.Turn]) -> tuple[list[int], list[float]]:
-    """Ids as the server renders the dialogue, and the loss weight of each."""
+    """Returns the ids of a dialogue as the server renders it, and the loss weight of each id."""
     ids, weights = [BOS], [0.0]
     for turn in turns:
         ids.append(IM_START)
@@ -46,7 +46,7 @@ def encode_dialogue(tokenizer: Tokenizer, turns: list[corpus.Turn]) -> tuple[lis
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[float]]:
-    """Ids of a plain text, and the loss weight of each. In sums only the result after "=" has full weight."""
+    """Returns the ids of a plain text and their loss weights. In sums, only the result has full weight."""
     ids, weights = [BOS], [0.0]
     body = tokenizer.encode(text)
     equals, newline = tokenizer.encode("=")[-1], tokenizer.encode("\n")[-1]
@@ -64,7 +64,7 @@ def encode_document(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[fl
 def windows(
     tokenizer: Tokenizer, rng: Random, length: int, hard: bool = False
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """Windows of length + 1 ids with their loss weights, filled with whole dialogues and texts."""
+    """Yields windows of length + 1 ids with their loss weights, filled with whole dialogues and texts."""
     ids: list[int] = []
     weights: list[float] = []
     while True:
@@ -97,7 +97,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override] # no closure
-        """One update."""
+        """Makes one update."""
         lr, momentum = self.param_groups[0]["lr"], self.param_groups[0]["momentum"]
         for same in self._same:
             updates = []
@@ -121,7 +121,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def rate(step: int, n_steps: int) -> float:
-    """The factor of the learning rate: it rises in the first 3 % of steps and falls linearly to 0 in the second half."""
+    """Returns the factor of the learning rate: up in the first 3 % of steps, down to 0 in the second half."""
     warm, decay = 0.03 * n_steps, 0.5 * n_steps
     return min(1.0, (step + 1) / warm, max(0.0, (n_steps - step) / decay))
 
@@ -138,7 +138,7 @@ def train(
     peak: float = 1.0,
     hard: bool = False,
 ) -> Iterator[int]:
-    """Train in place and yield the number of steps done after each step.
+    """Trains in place and yields the number of steps done after each step.
 
     In the last tenth of the steps windows are four times as long and a quarter as many. `peak` scales the learning
     rates; `hard` selects the corpus of the second stage.

@@ -1,4 +1,4 @@
-"""Request bodies: every broken one is a BadRequest that names the field in plain words."""
+"""Request bodies: every invalid body raises a BadRequest that names the field in plain words."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_an_unknown_value_of_an_enumeration_lists_the_known_ones() -> None:
         ("Expected `int` near 5 - at `$.n`", "n: expected `int` near 5", "n"),
     ],
 )
-def test_messages_of_an_unknown_form_pass_through(message: str, expected: str, param: str | None) -> None:
+def test_unknown_msgspec_messages_pass_through(message: str, expected: str, param: str | None) -> None:
     error = decode._explain(message, ChatRequest)
     assert (error.message, error.param) == (expected, param)
 
@@ -76,7 +76,7 @@ def test_messages_of_an_unknown_form_pass_through(message: str, expected: str, p
         "\ufeff{}".encode(),
     ],
 )
-def test_bodies_that_are_no_request(body: bytes) -> None:
+def test_bodies_that_are_not_a_request(body: bytes) -> None:
     for kind in (ChatRequest, CompletionRequest):
         with pytest.raises(errors.BadRequest) as caught:
             decode.decode(kind, body)

@@ -1,4 +1,4 @@
-"""The documentation's page: in a real browser, without its extra, and against curious paths."""
+"""The docs page: in a real browser, without the `docs` extra, and with requests for other paths."""
 
 import subprocess
 import sys
@@ -19,20 +19,20 @@ needs_chromium = pytest.mark.skipif(executable() is None, reason=f"no Chromium: 
 
 
 def opened(page: Page, server: Server) -> None:
-    """The page, with the chat endpoint unfolded and its first example in place."""
+    """Opens the page, unfolds the chat endpoint and waits for its first example."""
     page.open(f"http://127.0.0.1:{server.port}/docs")
     page.press(f"{CHAT} .opblock-summary-control")
     page.wait(f"document.querySelector('{CHAT} textarea')?.value.includes('France')")
 
 
 def pick(page: Page, title: str) -> None:
-    """Another example."""
+    """Selects another example."""
     chosen = f"document.querySelector('{CHAT} .examples-select-element')"
     page.run(f"{chosen}.value = '{title}'; {chosen}.dispatchEvent(new Event('change', {{bubbles: true}}))")
 
 
 @needs_chromium
-def test_try_it_out_gives_an_answer_and_nothing_leaves_the_machine(builtin: Server, tmp_path: Path) -> None:
+def test_try_it_out_shows_an_answer_without_foreign_requests(builtin: Server, tmp_path: Path) -> None:
     with browser(tmp_path / "profile") as page:
         opened(page, builtin)
         page.press(f"{CHAT} .execute")
@@ -49,7 +49,7 @@ def test_try_it_out_gives_an_answer_and_nothing_leaves_the_machine(builtin: Serv
 
 
 @needs_chromium
-def test_a_stream_is_shown_while_it_comes(fake: Server, tmp_path: Path) -> None:
+def test_a_stream_is_shown_as_it_arrives(fake: Server, tmp_path: Path) -> None:
     script = '!{"text": "tick ", "repeat": 150, "step_ms": 10}'
     with browser(tmp_path / "profile") as page:
         opened(page, fake)
@@ -63,7 +63,7 @@ def test_a_stream_is_shown_while_it_comes(fake: Server, tmp_path: Path) -> None:
         )
         page.press(f"{CHAT} .execute")
         shown = page.wait("document.querySelector('#live pre').textContent.match(/^tick tick .*/)?.[0]")
-        assert len(shown) < 5 * 150, "it was shown only once it was whole"
+        assert len(shown) < 5 * 150, "the stream was shown only when it was complete"
         assert page.run("document.querySelector('#live b').textContent") == "The answer, as it comes"
         page.wait(f"document.querySelector('{LIVE}')?.textContent.includes('[DONE]')")
         page.wait("document.querySelector('#live b').textContent === 'The whole answer'")
@@ -75,7 +75,7 @@ def test_a_stream_is_shown_while_it_comes(fake: Server, tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_a_refusal_is_shown_in_its_own_words(fake: Server, tmp_path: Path) -> None:
+def test_an_error_message_is_shown_unchanged(fake: Server, tmp_path: Path) -> None:
     with browser(tmp_path / "profile") as page:
         page.open(f"http://127.0.0.1:{fake.port}/docs")
         one = "#operations-Models-retrieveModel"
@@ -86,7 +86,7 @@ def test_a_refusal_is_shown_in_its_own_words(fake: Server, tmp_path: Path) -> No
 
 
 @needs_chromium
-def test_where_a_key_is_asked_for_the_page_needs_none_and_trying_does(tmp_path: Path) -> None:
+def test_with_keys_the_page_needs_none_but_requests_do(tmp_path: Path) -> None:
     with (
         serve("--engine", "fake", env=environment(TINYOAI_API_KEY="sesame")) as server,
         browser(tmp_path / "profile") as page,
@@ -99,18 +99,18 @@ def test_where_a_key_is_asked_for_the_page_needs_none_and_trying_does(tmp_path: 
         page.wait(f"document.querySelector('{LIVE}')?.textContent.includes('chat.completion')")
 
 
-def test_the_start_says_where_it_is(fake: Server) -> None:
+def test_the_banner_shows_the_address_of_the_page(fake: Server) -> None:
     assert f"http://127.0.0.1:{fake.port}/docs\n" in fake.banner
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/"])
-def test_the_bare_address_leads_there(fake: Server, path: str) -> None:
+def test_the_root_redirects_to_the_page(fake: Server, path: str) -> None:
     reply = fake.get(path)
     assert reply.status == 302
     assert fake.get(path + reply.headers["location"]).headers["content-type"].startswith("text/html")
 
 
-def test_headers_keep_everything_else_out(fake: Server) -> None:
+def test_headers_block_all_other_sources(fake: Server) -> None:
     page = fake.get("/docs")
     assert page.status == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -155,16 +155,16 @@ def test_files(fake: Server, name: str, kind: str, kept: str) -> None:
         "x",
     ],
 )
-def test_nothing_but_its_files(fake: Server, path: str) -> None:
+def test_only_the_pages_files_are_served(fake: Server, path: str) -> None:
     reply = fake.get(f"/docs/{path}")
-    if path == "swagger-ui.css/":  # a slash at the end is tolerated everywhere
+    if path == "swagger-ui.css/":  # a trailing slash is tolerated everywhere
         assert (reply.status, reply.headers["content-type"]) == (200, "text/css; charset=utf-8")
     else:
         assert (reply.status, reply.error["type"]) == (404, "not_found_error")
 
 
 def test_without_the_extra_it_is_a_plain_page(tmp_path: Path) -> None:
-    # an empty module of that name, found first, is a package without the files
+    # an empty module of that name, found first on the path, is a package without the files
     (tmp_path / "openapi_ui_bundles.py").write_text("")
     with serve("--engine", "fake", env=environment(PYTHONPATH=str(tmp_path))) as server:
         page = server.get("/docs")
@@ -179,7 +179,7 @@ def test_without_the_extra_it_is_a_plain_page(tmp_path: Path) -> None:
         assert server.get("/docs/style.css").headers["content-type"] == "text/css; charset=utf-8"
 
 
-def test_its_command_lines_work_as_they_are(fake: Server) -> None:
+def test_its_command_lines_work_as_written(fake: Server) -> None:
     chat = ROUTES[0]
     for body in bodies(chat, "fake").values():
         line = plain.curl(f"http://127.0.0.1:{fake.port}{chat.path}", body)
@@ -188,7 +188,7 @@ def test_its_command_lines_work_as_they_are(fake: Server) -> None:
         assert b'"choices"' in done.stdout, done.stdout
 
 
-def test_a_start_does_not_pay_for_it() -> None:
+def test_startup_does_not_import_the_page() -> None:
     late = {
         "openapi_ui_bundles",
         "prometheus_client",

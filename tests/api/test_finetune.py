@@ -29,32 +29,32 @@ LONG = {"dataset": [KEY], "epochs": 1000, "batch_size": 1}
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A data directory."""
+    """Returns a new data directory."""
     with tempfile.TemporaryDirectory(prefix="tinyoai-tests-") as folder:
         yield Path(folder)
 
 
 def server(home: Path) -> Any:
-    """A server of the built-in model on a data directory."""
+    """Starts a server of the built-in model on a data directory."""
     return serve(env=environment(TINYOAI_HOME=str(home)))
 
 
 def start(server: Server, **fields: Any) -> Any:
-    """The answer to a job's start."""
+    """Starts a job and returns the response."""
     reply = server.request("POST", "/api/finetune/start", {"model_id": 1, **fields})
     assert reply.status == 200, reply.body
     return reply.json
 
 
 def status(server: Server, id_: int) -> Any:
-    """How a job is."""
+    """Returns the status of a job."""
     reply = server.get(f"/api/finetune/status/{id_}")
     assert reply.status == 200
     return reply.json
 
 
 def until(server: Server, id_: int, *states: str, n_steps: int = 0) -> Any:
-    """How a job is once it is in one of these states and has made so many steps."""
+    """Waits until a job has one of these states and has done `n_steps` steps. Returns its status."""
     deadline = time.monotonic() + 240
     while True:
         found = status(server, id_)
@@ -66,7 +66,7 @@ def until(server: Server, id_: int, *states: str, n_steps: int = 0) -> Any:
 
 
 def trainers(server: Server) -> list[int]:
-    """Its training processes."""
+    """Returns the pids of the server's training processes."""
     found = []
     for pid in server.workers:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -104,7 +104,7 @@ def test_a_model_learns_and_is_served_beside_its_parent(home: Path) -> None:
         assert (again.status, again.error["param"]) == (400, "name")
         assert not (home / "finetune" / "1" / "checkpoint.pt").exists()
         assert served.stop() == 0
-    with server(home) as served:  # what was made is there for the next one, and can be trained further
+    with server(home) as served:  # the next server knows the trained model and can train it further
         assert served.say("Where is the key?", model="house/faq") == "Under the blue mat."
         assert status(served, 1)["status"] == "completed"
         second = start(served, model_id=card["model_id"], dataset=[GATE], epochs=1, use_lora=False)
@@ -128,10 +128,10 @@ def test_one_runs_and_the_others_wait_until_they_are_stopped(home: Path) -> None
         until(served, 3, "running", n_steps=1)
         assert status(served, 1)["completed_at"]
         (pid,) = trainers(served)
-        assert os.getsid(pid) == pid, "Ctrl-C is for the server"
-        os.kill(pid, signal.SIGTERM)  # as systemd does to all at once: the server decides
+        assert os.getsid(pid) == pid, "Ctrl-C must reach only the server"
+        os.kill(pid, signal.SIGTERM)  # systemd signals every process of a service; this one ignores it
         until(served, 3, "running", n_steps=status(served, 3)["current_step"] + 2)
-        assert os.getpriority(os.PRIO_PROCESS, pid) > 0, "serving goes first"
+        assert os.getpriority(os.PRIO_PROCESS, pid) > 0, "training must have a lower priority than serving"
         os.kill(pid, signal.SIGKILL)
         failed = until(served, 3, "failed")
         assert "SIGKILL" in failed["error"]
@@ -145,7 +145,7 @@ def test_one_runs_and_the_others_wait_until_they_are_stopped(home: Path) -> None
 
 
 @trains
-def test_a_job_goes_on_with_the_next_server(home: Path) -> None:
+def test_a_job_resumes_on_the_next_server(home: Path) -> None:
     fields = {"dataset": [KEY, GATE], "epochs": 60, "batch_size": 1, "learning_rate": 0.002, "name": "mine"}
     with server(home) as served:
         start(served, **fields)
@@ -164,7 +164,7 @@ def test_a_job_goes_on_with_the_next_server(home: Path) -> None:
 
 
 @trains
-def test_a_second_server_on_the_data_directory_says_who_trains(home: Path) -> None:
+def test_a_second_server_on_the_data_directory_names_the_one_that_trains(home: Path) -> None:
     with server(home) as first, server(home) as second:
         start(first, **LONG)
         until(first, 1, "running", n_steps=3)
@@ -186,7 +186,7 @@ def test_a_second_server_on_the_data_directory_says_who_trains(home: Path) -> No
 
 
 @trains
-def test_what_cannot_be_trained_is_said(home: Path) -> None:
+def test_jobs_that_cannot_be_trained_are_rejected(home: Path) -> None:
     (home / "datasets").mkdir()
     (home / "datasets" / "bad.jsonl").write_text('{"text": "a"}\n{"text": 1}\n')
     with server(home) as served:
@@ -222,7 +222,7 @@ def test_what_cannot_be_trained_is_said(home: Path) -> None:
 
 
 @trains
-def test_a_name_and_its_file_are_one_jobs(home: Path) -> None:
+def test_two_jobs_never_share_a_name_or_a_file(home: Path) -> None:
     def asked(server: Server, **fields: Any) -> Any:
         return server.request("POST", "/api/finetune/start", {"model_id": 1, **LONG, **fields})
 
@@ -244,7 +244,7 @@ def test_a_name_and_its_file_are_one_jobs(home: Path) -> None:
 
 
 @trains
-def test_the_scripted_engine_learns_nothing(fake: Server) -> None:
+def test_the_scripted_engine_cannot_be_trained(fake: Server) -> None:
     reply = fake.request("POST", "/api/finetune/start", {"model": "fake", "dataset": [KEY]})
     assert (reply.status, reply.error["param"]) == (400, "model")
     assert "llama" in reply.error["message"]
@@ -261,7 +261,7 @@ def test_without_a_data_directory_there_is_no_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("id_", ["0", "1", "x", "-1", "9" * 30, "1/2", "%00"])
-def test_an_unknown_job_is_told(fake: Server, id_: str) -> None:
+def test_an_unknown_job_is_a_404(fake: Server, id_: str) -> None:
     for method, path in (("GET", "status"), ("POST", "stop")):
         reply = fake.request(method, f"/api/finetune/{path}/{id_}")
         assert reply.status in (400, 404)
@@ -274,7 +274,7 @@ def test_an_installation_that_cannot_train_says_what_to_install(monkeypatch: pyt
     assert "finetune" in finetune.INSTALL
 
 
-def test_damaged_jobs_are_left_out(tmp_path: Path) -> None:
+def test_damaged_jobs_are_skipped(tmp_path: Path) -> None:
     root = tmp_path / "finetune"
     for name, data in (("1", b"{"), ("2", b"{}"), ("x", b""), ("007", b"{}"), ("3", b"")):
         (root / name).mkdir(parents=True)

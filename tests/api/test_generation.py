@@ -32,14 +32,14 @@ class _Selector(selectors.DefaultSelector):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """A loop that never sleeps: its clock jumps to the next timer."""
+    """An event loop that never sleeps: its clock jumps to the next timer."""
 
     def __init__(self) -> None:
         self._jumping = _Selector()
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Seconds."""
+        """Returns the virtual time in seconds."""
         return self._jumping.now
 
 
@@ -50,7 +50,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 class FakeExchange:
-    """Records what is sent, with the seconds since the head."""
+    """Records what is sent, and how many seconds after the head."""
 
     client = "me"
     chunked = False
@@ -157,22 +157,22 @@ class FakeLease:
 
 
 def queued(body: int = 0) -> tuple[int, wire.Event]:
-    """It waits for a slot."""
+    """Returns a Queued: the body waits for a slot."""
     return body, wire.Queued(body + 1, 7)
 
 
 def accepted(body: int = 0, queue_ms: float = 0.0) -> tuple[int, wire.Event]:
-    """It has a slot."""
+    """Returns an Accepted: the body has a slot."""
     return body, wire.Accepted(id=body + 1, n_prompt=7, n_cached=2, queue_ms=queue_ms)
 
 
 def content(text: str, choice: int = 0, body: int = 0) -> tuple[int, wire.Event]:
-    """A piece."""
+    """Returns one piece of text."""
     return body, wire.Content(id=body + 1, text=text, choice=choice)
 
 
 def ended(choice: int = 0, body: int = 0, n: int = 3) -> tuple[int, wire.Event]:
-    """A choice is complete."""
+    """Returns the end of a choice."""
     return body, wire.ChoiceDone(
         id=body + 1,
         choice=choice,
@@ -185,22 +185,22 @@ def ended(choice: int = 0, body: int = 0, n: int = 3) -> tuple[int, wire.Event]:
 
 
 def done(body: int = 0) -> tuple[int, wire.Event]:
-    """A body is complete."""
+    """Returns the Done of a body."""
     return body, wire.Done(id=body + 1, n_prompt=7, n_cached=2)
 
 
 def failed(kind: str = "ModelError", body: int = 0, **more: Any) -> tuple[int, wire.Event]:
-    """A body has failed."""
+    """Returns the Failed of a body."""
     return body, wire.Failed(id=body + 1, kind=kind, message="no", **more)
 
 
 def bodies(n_bodies: int = 1, n: int = 1) -> list[wire.Generate]:
-    """What is asked for."""
+    """Returns the bodies of a request."""
     return [wire.Generate(prompt=[], sampling=wire.Sampling(), n=n) for _ in range(n_bodies)]
 
 
 class Format(StreamFormat):
-    """A dialect that is easy to read: "+1" opens choice 1, "1:x" is a piece, "-1" ends it."""
+    """A readable stream format: "+1" opens choice 1, "1:x" is a piece, "-1" ends the choice."""
 
     opens = True
 
@@ -221,20 +221,20 @@ class Format(StreamFormat):
 
 
 class Mute(Format):
-    """As Format, without an event that opens a choice."""
+    """A Format without an event that opens a choice."""
 
     opens = False
 
 
 def as_lease(lease: FakeLease) -> Any:
-    """The scripted lease in place of a real one."""
+    """Casts the scripted lease to a lease."""
     return lease
 
 
 async def stream(
     lease: FakeLease, n_bodies: int = 1, n: int = 1, form: type[Format] = Format
 ) -> FakeExchange:
-    """Streams a script's answer."""
+    """Streams the answer of a script."""
     exchange = FakeExchange()
     await generation.stream(cast(Exchange, exchange), as_lease(lease), bodies(n_bodies, n), form)
     return exchange
@@ -243,7 +243,7 @@ async def stream(
 async def fold(
     lease: FakeLease, n_bodies: int = 1, n: int = 1, head: dict[bytes, bytes] | None = None, late: float = 0.0
 ) -> tuple[FakeExchange, Answer]:
-    """Folds a script's answer, which is asked for `late` seconds after the head."""
+    """Folds the answer of a script. The request starts `late` seconds after the head."""
     exchange = FakeExchange(head)
     await asyncio.sleep(late)
     answer = await generation.fold(cast(Exchange, exchange), as_lease(lease), bodies(n_bodies, n))
@@ -322,7 +322,7 @@ def test_a_failure_keeps_its_code_param_and_retry_after() -> None:
     run(main())
 
 
-def test_what_a_cut_answer_cost_is_charged_by_its_pieces() -> None:
+def test_a_cut_answer_is_charged_by_its_pieces() -> None:
     async def main() -> None:
         exchange = FakeExchange()
         lease = FakeLease(accepted(), content("a"), content("b"), failed())
@@ -351,12 +351,12 @@ def test_what_a_cut_answer_cost_is_charged_by_its_pieces() -> None:
         ({}, None),
     ],
 )
-def test_a_whole_answer_is_due_before_the_client_stops_waiting(
+def test_an_unstreamed_answer_ends_before_the_client_times_out(
     head: dict[bytes, bytes], due: float | None
 ) -> None:
     async def main() -> None:
         lease = FakeLease(accepted(), ended(), done(), load_s=1.0)
-        await fold(lease, head=head, late=0.5)  # the limit counts from the head
+        await fold(lease, head=head, late=0.5)  # the time limit starts at the head
         expected = None if due is None else pytest.approx(START + due)
         assert lease.deadlines == [expected, expected]
         assert lease.patient is False
@@ -413,7 +413,7 @@ def test_choices_are_opened_in_ascending_order() -> None:
     run(main())
 
 
-def test_a_slow_reader_is_waited_for_and_nothing_overtakes() -> None:
+def test_a_stream_waits_for_a_slow_reader_and_keeps_its_order() -> None:
     async def main() -> None:
         exchange = FakeExchange()
 
@@ -431,7 +431,7 @@ def test_a_slow_reader_is_waited_for_and_nothing_overtakes() -> None:
 @pytest.mark.parametrize(
     "script", [[failed("ContextLengthExceeded")], [queued(), failed("Overloaded")], [queued(), 9.0, failed()]]
 )
-def test_a_refusal_before_the_head_keeps_its_status(script: list[Step]) -> None:
+def test_an_error_before_the_head_keeps_its_status(script: list[Step]) -> None:
     async def main() -> None:
         exchange = FakeExchange()
         with pytest.raises(errors.ApiError):
@@ -460,7 +460,7 @@ def test_a_failure_in_a_stream_is_an_event(script: list[Step], code: str) -> Non
     run(main())
 
 
-def test_an_exception_on_the_short_way_is_the_leases_to_handle() -> None:
+def test_an_exception_in_on_content_reaches_the_lease() -> None:
     async def main() -> None:
         with pytest.raises(RuntimeError, match="cannot encode this"):
             await stream(FakeLease(accepted(), content("bad"), ended(), done()))
@@ -471,7 +471,7 @@ def test_an_exception_on_the_short_way_is_the_leases_to_handle() -> None:
 # -- streams that wait -------------------------------------------------------------------------------
 
 
-def test_a_stream_in_the_queue_begins_after_ten_seconds_and_says_that_it_is_alive() -> None:
+def test_a_queued_stream_begins_after_ten_seconds_and_sends_comments() -> None:
     async def main() -> None:
         script = [queued(), 35.0, accepted(0, 35_000.0), content("a"), ended(), done()]
         exchange = await stream(FakeLease(*script))
@@ -529,7 +529,7 @@ def test_nothing_is_sent_while_neither_queued_nor_loading() -> None:
         FakeLease(queued(), 40.0, failed("ModelFailed")),
     ],
 )
-def test_a_refusal_after_the_head_is_an_event_with_the_same_code(lease: FakeLease) -> None:
+def test_an_error_after_the_head_is_an_event_with_the_same_code(lease: FakeLease) -> None:
     async def main() -> None:
         exchange = await stream(lease)
         assert exchange.sent == ["head", ": ping", ": ping", ": ping", "error model_failed"]
@@ -552,7 +552,7 @@ def test_comments_come_only_after_silence_and_end_with_the_stream() -> None:
     run(main())
 
 
-def test_comments_end_when_the_client_leaves() -> None:
+def test_comments_end_when_the_client_disconnects() -> None:
     async def main() -> None:
         exchange = FakeExchange()
         lease = FakeLease(accepted(), 1000.0)
@@ -571,7 +571,7 @@ def test_comments_end_when_the_client_leaves() -> None:
     run(main())
 
 
-# -- what dialects share -----------------------------------------------------------------------------
+# -- shared by all formats ----------------------------------------------------------------------------
 
 
 def test_the_fingerprint_changes_with_model_and_version() -> None:

@@ -1,4 +1,4 @@
-"""Health from outside: live, ready, per model, and while the server is being stopped."""
+"""Health endpoints: liveness, readiness, the state of each model, and draining."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ def test_draining_is_live_and_not_ready() -> None:
         ask = {"model": "fake", "stream": True, "messages": [{"role": "user", "content": script}]}
         stream.request("POST", "/v1/chat/completions", json.dumps(ask))
         stream.getresponse().read(1)
-        # connections that have begun to ask before the signal: afterwards none is accepted
+        # connections opened before the signal: afterwards the server accepts no new ones
         probes = [server.connect(), server.connect()]
         for probe in probes:
             probe.sendall(b"GET /health")
@@ -45,14 +45,14 @@ def test_draining_is_live_and_not_ready() -> None:
         ):
             with probe:
                 probe.sendall(rest + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                told = b"".join(iter(partial(probe.recv, 65536), b""))
-            assert told.startswith(b"HTTP/1.1 %d " % code)
-            assert b'"status":"%b"' % word in told
+                answer = b"".join(iter(partial(probe.recv, 65536), b""))
+            assert answer.startswith(b"HTTP/1.1 %d " % code)
+            assert b'"status":"%b"' % word in answer
         stream.close()
 
 
 def until_refused(server: Server) -> None:
-    """Waits until the server listens no more."""
+    """Waits until the server no longer listens."""
     while True:
         try:
             server.connect().close()
@@ -61,7 +61,7 @@ def until_refused(server: Server) -> None:
         time.sleep(0.01)
 
 
-def test_what_the_states_of_models_mean_together() -> None:
+def test_overall_health_from_the_states_of_models() -> None:
     for first, second in itertools.product(State, State):
         said = status({first, second}, draining=False)
         assert (said == "ok") == bool({State.READY, State.UNLOADED} & {first, second})

@@ -1,4 +1,4 @@
-"""What a scrape says, read by Prometheus' own parser and held against requests that were made."""
+"""Metrics, read with Prometheus' own parser and compared with the requests that were made."""
 
 import json
 import math
@@ -16,7 +16,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def scrape(server: Server) -> Samples:
-    """Every sample, by name and labels."""
+    """Scrapes the server and returns every sample by name and labels."""
     reply = server.get("/metrics")
     assert reply.status == 200
     assert reply.headers["content-type"].startswith("text/plain")
@@ -28,32 +28,32 @@ def scrape(server: Server) -> Samples:
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:
-    """One sample; 0 if there is none."""
+    """Returns one sample, or 0 if it is absent."""
     return samples.get((f"tinyoai_{name}", frozenset(labels.items())), 0.0)
 
 
 def until(server: Server, condition: Callable[[Samples], bool]) -> Samples:
-    """Scrapes until the condition holds."""
+    """Scrapes until the condition holds and returns the samples."""
     for _ in range(3000):
         samples = scrape(server)
         if condition(samples):
             return samples
-    raise AssertionError("it never came")
+    raise AssertionError("the metrics never met the condition")
 
 
 def ask(server: Server, text: str, **fields: object) -> Reply:
-    """A question with the least that can be counted."""
+    """Sends a chat request at temperature 0."""
     return server.chat(text, temperature=0, **fields)
 
 
 @pytest.fixture(scope="module")
 def counted() -> Iterator[Server]:
-    """A server of its own, since others' requests would be counted too."""
+    """A server that no other test sends requests to, so that counts are exact."""
     with serve("--engine", "fake", "--parallel", "1", "--log-level", "error") as server:
         yield server
 
 
-def test_tokens_and_times_are_those_of_the_answers(counted: Server) -> None:
+def test_tokens_and_times_match_the_answers(counted: Server) -> None:
     before = scrape(counted)
     replies = [
         ask(counted, text) for text in ("one and the same beginning, one", "one and the same beginning, two")
@@ -94,7 +94,7 @@ def test_reuse_of_a_prefix_is_counted(counted: Server) -> None:
     assert value(after, name, model="fake") - value(before, name, model="fake") == cached
 
 
-def test_a_wait_in_the_line_is_measured(counted: Server) -> None:
+def test_time_in_the_queue_is_measured(counted: Server) -> None:
     before = scrape(counted)
     with counted.connect() as first:
         script = '!{"text": "x", "repeat": 20, "step_ms": 20}'
@@ -105,7 +105,7 @@ def test_a_wait_in_the_line_is_measured(counted: Server) -> None:
             body
         )
         first.sendall(head + body)
-        assert first.recv(1)  # it has the only slot
+        assert first.recv(1)  # this request has the only slot
         waited = float(ask(counted, "next").headers["x-queue-ms"])
     after = scrape(counted)
     assert waited > 20
@@ -113,7 +113,7 @@ def test_a_wait_in_the_line_is_measured(counted: Server) -> None:
     assert value(after, name, model="fake") - value(before, name, model="fake") >= waited / 1000 * 0.999
 
 
-def test_refusals_by_code_and_requests_by_status(counted: Server) -> None:
+def test_errors_are_counted_by_code_and_requests_by_status(counted: Server) -> None:
     before = scrape(counted)
     counted.get("/nowhere")
     counted.request("BREW", "/v1/models")
@@ -137,7 +137,7 @@ def test_refusals_by_code_and_requests_by_status(counted: Server) -> None:
     assert grown("http_refusals_total", code="method_not_allowed", status="405") == 1
 
 
-def test_a_client_that_left_before_its_answer(counted: Server) -> None:
+def test_a_client_that_disconnects_before_its_answer(counted: Server) -> None:
     before = scrape(counted)
     labels = {"method": "POST", "route": "/chat/completions", "status": "499"}
     script = '!{"text": "x", "repeat": 100000, "step_ms": 10}'
@@ -178,7 +178,7 @@ def test_the_models_state_and_memory(counted: Server) -> None:
     assert samples["process_resident_memory_bytes", frozenset()] > 1 << 20
 
 
-def test_openmetrics_for_those_who_ask_for_it(counted: Server) -> None:
+def test_openmetrics_if_the_client_accepts_it(counted: Server) -> None:
     reply = counted.request(
         "GET", "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
     )
@@ -186,7 +186,7 @@ def test_openmetrics_for_those_who_ask_for_it(counted: Server) -> None:
     assert {family.name for family in parse_openmetrics(reply.body.decode())} > {"tinyoai_http_requests"}
 
 
-def test_every_name_says_its_unit(counted: Server) -> None:
+def test_every_name_contains_its_unit(counted: Server) -> None:
     families = list(text_string_to_metric_families(counted.get("/metrics").body.decode()))
     for family in families:
         if family.type == "histogram":
@@ -204,7 +204,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
         assert metrics.INSTALL in reply.error["message"]
 
 
-def test_bounds_of_a_bucket_belong_to_it() -> None:
+def test_the_upper_bound_of_a_bucket_is_inclusive() -> None:
     counted = metrics.Recorder()
     for milliseconds in (5.0, 5.001, 1e9):
         choice = wire.ChoiceDone(

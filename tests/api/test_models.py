@@ -1,4 +1,4 @@
-"""Models over HTTP: found, listed, loaded, unloaded, told about, refused; the registry across servers."""
+"""Models over HTTP: discovery, lists, loads, unloads, status and errors; the registry across servers."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LONG = '!{"text": "x", "repeat": 1500, "step_ms": 10}'
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder, which no test changes."""
+    """A models folder that no test changes."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "org").mkdir()
     make.llama(folder / "org" / "small.gguf", n_embd=64, n_ctx=256)
@@ -39,14 +39,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(files: Path) -> Iterator[Server]:
-    """The folder's models through ctransformers, beside the built-in one."""
+    """A server with the folder's models, which run on ctransformers, and the built-in model."""
     with serve("--models-dir", str(files)) as server:
         yield server
 
 
 @pytest.fixture
 def own(tmp_path: Path, files: Path) -> Path:
-    """A models folder that a test may change: `a` and `b`."""
+    """A models folder with `a` and `b` that a test may change."""
     folder = tmp_path / "models"
     folder.mkdir()
     for name in ("a", "b"):
@@ -55,13 +55,13 @@ def own(tmp_path: Path, files: Path) -> Path:
 
 
 def status(server: Server, name: str) -> dict[str, Any]:
-    """One row of the status."""
+    """Returns the status of one model."""
     (row,) = (row for row in server.get("/v1/models/status").json["data"] if row["id"] == name)
     return dict(row)
 
 
 def until(server: Server, name: str, **wanted: Any) -> dict[str, Any]:
-    """The row, once its fields are as wanted."""
+    """Waits until the status has these values and returns it."""
     for _ in range(400):
         row = status(server, name)
         if all(row[key] == value for key, value in wanted.items()):
@@ -70,7 +70,7 @@ def until(server: Server, name: str, **wanted: Any) -> dict[str, Any]:
     raise AssertionError(f"never {wanted}: {row}")
 
 
-# -- finding ---------------------------------------------------------------------------------------
+# -- discovery -------------------------------------------------------------------------------------
 
 
 def test_a_second_model_answers(served: Server) -> None:
@@ -84,7 +84,7 @@ def test_a_second_model_answers(served: Server) -> None:
     assert len(served.workers) >= 2
 
 
-def test_the_list_is_openai_s_with_what_the_files_say(served: Server) -> None:
+def test_the_list_has_openais_fields_and_describes_the_files(served: Server) -> None:
     listed = served.get("/v1/models").json
     assert listed["object"] == "list"
     assert [card["id"] for card in listed["data"]] == ["tinyoai-chat", "org/small", "tuned"]
@@ -99,7 +99,7 @@ def test_the_list_is_openai_s_with_what_the_files_say(served: Server) -> None:
     assert (tuned["context_length"], tuned["max_context_length"]) == (128, 256)
     assert len({card["model_id"] for card in listed["data"]}) == 3
     for card in listed["data"]:
-        # every client looks for the served window under another name
+        # every client reads the served window from a different field
         window = card["context_length"]
         assert card["max_model_len"] == card["context_window"] == card["meta"]["n_ctx"] == window
         assert card["meta"]["n_ctx_train"] == card["max_context_length"]
@@ -126,7 +126,7 @@ def test_capabilities_of_a_model_that_is_not_loaded(tmp_path: Path, kind: str, e
 
 
 @pytest.mark.parametrize("path", ["org/small", "org%2Fsmall", "org/small/"])
-def test_one_model_s_card(served: Server, path: str) -> None:
+def test_the_card_of_one_model(served: Server, path: str) -> None:
     assert served.get(f"/v1/models/{path}").json["id"] == "org/small"
 
 
@@ -166,7 +166,7 @@ def test_an_unknown_model_is_a_404_everywhere(served: Server, name: str) -> None
         assert reply.error["param"] == "model"
 
 
-def test_a_model_s_own_file_is_no_name_for_it(served: Server, files: Path) -> None:
+def test_a_file_name_is_not_a_model_name(served: Server, files: Path) -> None:
     for name in (
         str(files / "org" / "small.gguf"),
         str(files / "org" / "small"),
@@ -175,7 +175,7 @@ def test_a_model_s_own_file_is_no_name_for_it(served: Server, files: Path) -> No
         assert served.post("/v1/models/load", name=name, model=None).status == 404
 
 
-def test_a_new_file_is_served_when_it_is_asked_for(own: Path) -> None:
+def test_a_new_file_is_served_on_request(own: Path) -> None:
     with serve("--engine", "fake", "--models-dir", str(own)) as server:
         assert f"the models in {own}," in server.banner
         assert server.chat("x", model="org/new").status == 404
@@ -205,23 +205,23 @@ def test_a_vanished_file_is_reported_and_not_served(own: Path) -> None:
         assert reply.status == 404
         assert "'a' is gone" in reply.error["message"]
         assert [card["id"] for card in server.get("/v1/models").json["data"]] == ["fake"]
-        row = status(server, "b")  # what is loaded is mapped, and stays
+        row = status(server, "b")  # a loaded file is mapped, so the model stays
         assert (row["state"], row["reason"]) == ("ready", "its file is gone")
         assert server.post("/v1/models/unload", model="b").json["status"] == "unloaded"
         assert server.chat("x", model="b").status == 404
 
 
-# -- its own defaults ------------------------------------------------------------------------------
+# -- defaults of a model ----------------------------------------------------------------------------
 
 
-def test_an_alias_is_answered_with_the_id_that_is_served(served: Server) -> None:
+def test_an_answer_to_an_alias_has_the_served_id(served: Server) -> None:
     assert served.chat("Hello!", model="gpt-4o").json["model"] == "tuned"
     events = served.chat("Hello!", model="org/alias", stream=True).events
     assert {event["model"] for event in events[:-1]} == {"tuned"}
     assert served.post("/v1/completions", model="gpt-4o", prompt="a").json["model"] == "tuned"
 
 
-def test_own_defaults_hold_where_the_request_says_nothing(served: Server) -> None:
+def test_model_defaults_apply_where_the_request_sets_nothing(served: Server) -> None:
     def tokens(**fields: Any) -> int:
         reply = served.chat("Hello!", model="tuned", ignore_eos=True, **fields)
         return int(reply.json["usage"]["completion_tokens"])
@@ -235,10 +235,10 @@ def test_own_defaults_hold_where_the_request_says_nothing(served: Server) -> Non
     texts = {
         served.chat("Hi", model="tuned").body.partition(b'"message"')[2].partition(b"}")[0] for _ in range(4)
     }
-    assert len(texts) == 1  # its temperature is 0
+    assert len(texts) == 1  # the model's default temperature is 0
 
 
-def test_own_template_and_context(served: Server) -> None:
+def test_template_and_context_of_a_model(served: Server) -> None:
     messages = [{"role": "user", "content": "Hello!"}]
     prompt = served.post("/apply-template", model="tuned", messages=messages).json["prompt"]
     assert "### Instruction:" in prompt
@@ -249,7 +249,7 @@ def test_own_template_and_context(served: Server) -> None:
     assert reply.error["code"] == "context_length_exceeded"
 
 
-def test_flags_win_over_a_model_s_own(files: Path) -> None:
+def test_flags_override_the_settings_of_a_model(files: Path) -> None:
     flags = ("--models-dir", str(files), "--ctx-size", "192", "--chat-template", "plain")
     with serve(*flags) as server:
         assert server.get("/v1/models/tuned").json["context_length"] == 192
@@ -294,7 +294,7 @@ def test_load_and_unload(own: Path) -> None:
         (b"{", None),
     ],
 )
-def test_a_wrong_body_is_told(fake: Server, body: Any, param: str | None) -> None:
+def test_a_wrong_body_is_rejected(fake: Server, body: Any, param: str | None) -> None:
     for path in ("/v1/models/load", "/v1/models/unload"):
         reply = fake.request("POST", path, body, {"Content-Type": "application/json"})
         assert reply.status == 400
@@ -302,7 +302,7 @@ def test_a_wrong_body_is_told(fake: Server, body: Any, param: str | None) -> Non
 
 
 @pytest.mark.parametrize("value", ["soon", "5 parsecs", "", "m", "1d", True, [], {}, "x" * 40, "\u0665m"])
-def test_a_wrong_keep_alive_is_told(fake: Server, value: Any) -> None:
+def test_a_wrong_keep_alive_is_rejected(fake: Server, value: Any) -> None:
     for reply in (
         fake.chat("x", keep_alive=value),
         fake.post("/v1/completions", prompt="x", keep_alive=value),
@@ -345,7 +345,7 @@ def test_keep_alive_0_unloads_after_the_answer(own: Path) -> None:
         until(server, "b", state="unloaded")
 
 
-def test_the_server_s_own_keep_alive(own: Path) -> None:
+def test_the_default_keep_alive_of_the_server(own: Path) -> None:
     with serve("--engine", "fake", "--models-dir", str(own), "--keep-alive", "0") as server:
         until(server, "fake", state="unloaded")
         assert server.say("hello", model="a") == "hello"
@@ -403,7 +403,7 @@ def test_status_of_a_model_at_work(own: Path) -> None:
 # -- memory ----------------------------------------------------------------------------------------
 
 
-def test_what_cannot_fit_is_refused_before_loading(tmp_path: Path) -> None:
+def test_a_model_that_cannot_fit_is_rejected_before_loading(tmp_path: Path) -> None:
     make.llama(tmp_path / "big.gguf", n_embd=256, n_head=4, n_layer=8, n_ctx=4096)
     flags = ("--models-dir", str(tmp_path), "--memory-budget")
     with serve(*flags, "120M") as server:
@@ -419,12 +419,12 @@ def test_what_cannot_fit_is_refused_before_loading(tmp_path: Path) -> None:
         assert server.get("/v1/models/status").json["memory"]["budget_bytes"] == 120 << 20
     with serve(*flags, "120M", "--ctx-size", str(fits)) as server:
         assert server.chat("fits", model="big", max_tokens=1).status == 200
-        assert status(server, "tinyoai-chat")["state"] == "unloaded"  # it made room
+        assert status(server, "tinyoai-chat")["state"] == "unloaded"  # it was unloaded for `big`
     with serve(*flags, "120M", "--ctx-size", str(fits + 32)) as server:
         assert server.chat("x", model="big").status == 503
 
 
-def test_idle_models_make_room_for_the_one_that_is_asked(own: Path) -> None:
+def test_idle_models_are_unloaded_for_the_requested_one(own: Path) -> None:
     with serve("--engine", "fake", "--models-dir", str(own), "--memory-budget", "105M") as server:
         for name in ("a", "b", "a"):
             assert server.say("hello", model=name) == "hello"
@@ -435,7 +435,7 @@ def test_idle_models_make_room_for_the_one_that_is_asked(own: Path) -> None:
         assert states == {"fake": "ready", "a": "ready", "b": "unloaded"}
 
 
-def test_the_first_model_is_held_to_the_budget_too(files: Path) -> None:
+def test_the_budget_applies_to_the_first_model(files: Path) -> None:
     done = subprocess.run(
         command("--port", "0", "--model", str(files / "org" / "small.gguf"), "--memory-budget", "1M"),
         capture_output=True,
@@ -474,7 +474,7 @@ def test_wrong_flags(flags: list[str], code: int, words: str) -> None:
 # -- the registry ----------------------------------------------------------------------------------
 
 
-def test_what_was_served_is_known_to_the_next_server(own: Path, tmp_path: Path) -> None:
+def test_the_next_server_knows_the_models_of_the_last_one(own: Path, tmp_path: Path) -> None:
     env = environment(TINYOAI_HOME=str(tmp_path / "home"))
     with serve("--model", str(own / "a.gguf"), "--model-name", "org/mine", env=env) as server:
         number = server.get("/v1/models/org/mine").json["model_id"]
@@ -488,7 +488,7 @@ def test_what_was_served_is_known_to_the_next_server(own: Path, tmp_path: Path) 
         assert server.chat("Hello!", model="org/mine", max_tokens=3).json["model"] == "org/mine"
 
 
-def test_a_name_for_the_built_in_model_is_for_one_run(tmp_path: Path) -> None:
+def test_a_name_for_the_built_in_model_lasts_one_run(tmp_path: Path) -> None:
     env = environment(TINYOAI_HOME=str(tmp_path / "home"))
     with serve("--model-name", "gpt-4", env=env) as server:
         assert server.say("Hello!", model="gpt-4")
@@ -507,12 +507,10 @@ def test_two_servers_share_one_registry(own: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoilt", ["text", "foreign", "unwritable"])
-def test_a_registry_that_cannot_be_used_is_told_and_the_server_serves(
-    own: Path, tmp_path: Path, spoilt: str
-) -> None:
+def test_an_unusable_registry_is_reported_and_the_server_runs(own: Path, tmp_path: Path, spoilt: str) -> None:
     home = tmp_path / "home"
     if spoilt == "unwritable":
-        home.write_text("a file stands in the way")
+        home.write_text("a file where the folder should be")
     else:
         home.mkdir()
         if spoilt == "text":
@@ -534,7 +532,7 @@ def test_a_registry_that_cannot_be_used_is_told_and_the_server_serves(
         assert "Traceback" not in said
 
 
-def test_a_model_is_forgotten_and_its_file_stays(own: Path, tmp_path: Path) -> None:
+def test_deleting_a_model_keeps_its_file(own: Path, tmp_path: Path) -> None:
     env = environment(TINYOAI_HOME=str(tmp_path / "home"))
     with serve("--engine", "fake", "--models-dir", str(own), env=env) as server:
         number = status(server, "a")["model_id"]

@@ -1,4 +1,4 @@
-"""The modules of the server that one streamed chat enters: few, so that a reader can follow a request."""
+"""The server modules that one streamed chat enters: few enough for a reader to follow the request."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from tests.serving import READY, Server, environment
 
 MOST = 8
 BESIDE = ("tinyoai.web", "tinyoai.wire", "tinyoai.errors")
-"""HTTP, the protocol and the errors do not count."""
+"""Modules that do not count: HTTP, the protocol and the errors."""
 
 _TRACED = """
 import json, sys
@@ -61,7 +61,7 @@ def test_a_streamed_chat_enters_few_modules(tmp_path: Path) -> None:
         for _ in range(2):
             assert server.request("POST", "/v1/chat/completions", body).events[-1] == "[DONE]"
         found_sets = []
-        for _ in range(5):  # what runs in the background after the start may come in between
+        for _ in range(5):  # background work after startup may also show up
             server.get("/health/live")
             events = server.request("POST", "/v1/chat/completions", body).events
             assert "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1]) == "hello"

@@ -1,4 +1,4 @@
-"""The description of the server, held against the server: its routes, its fields, its examples."""
+"""The OpenAPI document compared with the running server: its routes, fields and examples."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_every_documented_route_is_in_the_document() -> None:
     assert undocumented == {"/", "/docs/{name}"}
 
 
-def test_it_is_valid(fake: Server) -> None:
+def test_the_document_is_valid(fake: Server) -> None:
     reply = fake.get("/openapi.json")
     assert reply.status == 200
     assert reply.json["openapi"].startswith("3.1")
@@ -39,7 +39,7 @@ def test_it_is_valid(fake: Server) -> None:
         jsonschema.Draft202012Validator.check_schema(shape)
 
 
-def test_every_reference_leads_somewhere(fake: Server) -> None:
+def test_every_reference_resolves(fake: Server) -> None:
     made = fake.get("/openapi.json").json
     found: list[str] = []
 
@@ -61,7 +61,7 @@ def test_every_reference_leads_somewhere(fake: Server) -> None:
 
 
 def sent(shapes: dict[str, Any]) -> set[str]:
-    """Names of the types that requests are made of."""
+    """Returns the names of all types that requests consist of."""
     waiting, found = [route.request.__name__ for route in POSTS], set()
     while waiting:
         name = waiting.pop()
@@ -71,7 +71,7 @@ def sent(shapes: dict[str, Any]) -> set[str]:
     return found
 
 
-def test_every_field_of_a_request_is_explained() -> None:
+def test_every_request_field_has_a_description() -> None:
     shapes = document("x")["components"]["schemas"]
     names = sent(shapes)
     assert {"ChatMessage", "ContentPart", "StreamOptions", "FinetuneRequest"} <= names
@@ -125,12 +125,12 @@ def test_every_example_is_answered_as_described(builtin: Server, route: Route, t
         validator.validate(answer)
 
 
-def test_it_says_what_is_served_here(fake: Server, builtin: Server) -> None:
+def test_it_names_the_served_models(fake: Server, builtin: Server) -> None:
     assert b'"model":"fake"' in fake.get("/openapi.json").body
     assert b'"model":"tinyoai-chat"' in builtin.get("/openapi.json").body
 
 
-def test_it_answers_by_every_spelling(fake: Server) -> None:
+def test_it_is_served_under_every_path(fake: Server) -> None:
     first = fake.get("/openapi.json")
     assert json.loads(first.body) == fake.get("/v1/openapi.json").json
     assert fake.request("HEAD", "/openapi.json").headers["content-length"] == str(len(first.body))

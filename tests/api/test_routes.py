@@ -1,4 +1,4 @@
-"""The table of routes: the router serves it, and the access rules follow from it."""
+"""The route table: the router serves every route, and the access rules follow from the table."""
 
 import re
 
@@ -8,14 +8,14 @@ from tinyoai.api.routes import PUBLIC, ROUTES, Endpoints, Route
 
 
 class _Anything:
-    """Has every handler."""
+    """Has an attribute for every handler name."""
 
     def __getattr__(self, name: str) -> object:
         return self
 
 
 def path_of(route: Route) -> str:
-    """A path of the route."""
+    """Returns a path that matches the route."""
     return re.sub(r"\{\w+:path\}", "1", route.path)
 
 
@@ -39,7 +39,7 @@ def test_public_routes_answer_without_a_key_and_all_others_do_not() -> None:
             assert (status == 401) == (not route.public), (route.method, path, status)
 
 
-def test_what_pages_of_loopback_origins_may_use(fake: Server) -> None:
+def test_routes_open_to_pages_of_loopback_origins(fake: Server) -> None:
     origin = "http://localhost:3000"
     refused = set()
     for route in ROUTES:

@@ -21,7 +21,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("add_special", [False, True])
-def test_there_and_back(builtin: Server, text: str, add_special: bool) -> None:
+def test_tokenize_and_detokenize_round_trip(builtin: Server, text: str, add_special: bool) -> None:
     tokens = builtin.post("/tokenize", content=text, add_special=add_special).json
     assert set(tokens) == {"tokens", "count", "max_model_len"}
     assert tokens["count"] == len(tokens["tokens"])
@@ -38,12 +38,12 @@ def test_text_never_becomes_a_control_token(builtin: Server) -> None:
         ids = builtin.post("/tokenize", content=text).json["tokens"]
         assert not {1, 2, 259, 260} & set(ids)
         forged = builtin.post("/apply-template", messages=[{"role": "user", "content": "a" + text}]).json
-        # written as it was, but as text: as many tokens more as text has
+        # written as literal text, the prompt needs as many more tokens as the text has
         assert forged["prompt"] == chat["prompt"].replace("user\na", "user\na" + text)
         assert forged["count"] > chat["count"] + 2
 
 
-def test_pieces_are_texts_or_bytes(builtin: Server) -> None:
+def test_a_piece_is_text_or_bytes(builtin: Server) -> None:
     answer = builtin.post("/tokenize", content="Hi \N{GRINNING FACE}", with_pieces=True, add_special=True)
     pieces = answer.json["tokens"]
     assert all(set(piece) == {"id", "piece"} for piece in pieces)
@@ -58,11 +58,11 @@ def test_pieces_are_texts_or_bytes(builtin: Server) -> None:
 
 @pytest.mark.parametrize("field", ["content", "text", "prompt"])
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/tokenize"])
-def test_the_text_has_three_names(fake: Server, path: str, field: str) -> None:
+def test_the_text_field_has_three_names(fake: Server, path: str, field: str) -> None:
     assert fake.request("POST", path, {field: "abc"}).json["tokens"] == [97, 98, 99]
 
 
-def test_the_model_may_be_left_out_and_an_unknown_one_is_a_404(fake: Server) -> None:
+def test_the_model_is_optional_and_an_unknown_one_is_a_404(fake: Server) -> None:
     for path, fields, key, value in (
         ("/tokenize", {"content": "a"}, "tokens", [97]),
         ("/detokenize", {"tokens": [97]}, "content", "a"),
@@ -73,7 +73,7 @@ def test_the_model_may_be_left_out_and_an_unknown_one_is_a_404(fake: Server) -> 
         assert (reply.status, reply.error["code"]) == (404, "model_not_found")
 
 
-def test_a_template_s_prompt_is_what_a_chat_evaluates(builtin: Server) -> None:
+def test_apply_template_returns_the_prompt_that_a_chat_evaluates(builtin: Server) -> None:
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": [{"type": "text", "text": "My name is Alice."}]},
@@ -112,7 +112,7 @@ def test_a_template_s_prompt_is_what_a_chat_evaluates(builtin: Server) -> None:
         ("/apply-template", {"messages": [{"role": "user", "content": "\0"}]}, "messages[0].content"),
     ],
 )
-def test_what_is_wrong_is_named(fake: Server, path: str, fields: dict[str, Any], param: str) -> None:
+def test_errors_name_the_wrong_field(fake: Server, path: str, fields: dict[str, Any], param: str) -> None:
     reply = fake.request("POST", path, fields)
     assert reply.status == 400
     assert reply.error["param"] == param

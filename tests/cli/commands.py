@@ -21,11 +21,11 @@ class Place:
         self.home = home
 
     def env(self, **extra: str) -> dict[str, str]:
-        """The environment of every command."""
+        """Returns the environment for the commands."""
         return environment(TINYOAI_HOME=str(self.home), **extra)
 
     def run(self, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        """Runs the command to its end."""
+        """Runs the command and waits for its end."""
         return subprocess.run(
             command(*words), capture_output=True, text=True, timeout=200, env=self.env(**env), check=False
         )
@@ -35,14 +35,14 @@ class Place:
         return self.run("agent", "start", "--engine", "fake", "--port", "0", *flags, **env)
 
     def servers(self, *words: str) -> list[Any]:
-        """The JSON of status."""
+        """Returns the JSON of `status`."""
         done = self.run(*(words or ("status",)), "--json")
         found = json.loads(done.stdout)
         assert done.returncode == (0 if found else 3), done
         return list(found)
 
     def agent(self) -> Any:
-        """The agent's entry in status."""
+        """Returns the agent's entry in `status`."""
         (found,) = self.servers("agent", "status")
         assert found["agent"] is True
         return found
@@ -56,7 +56,7 @@ class Place:
 
 
 def ask(port: int, key: str = "") -> int:
-    """The HTTP status of a request that needs a key if the server has keys."""
+    """Returns the HTTP status of a request that needs a key if the server has keys."""
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {})
@@ -66,12 +66,12 @@ def ask(port: int, key: str = "") -> int:
 
 
 def port_of(found: Any) -> int:
-    """The port of a server in status."""
+    """Returns the port of a server in `status`."""
     return int(found["server"].rpartition(":")[2])
 
 
 def refused(done: "subprocess.CompletedProcess[str]", code: int) -> str:
-    """The one line of its error."""
+    """Checks that the command failed with one line on stderr, and returns the line."""
     assert done.returncode == code, done
     (line,) = done.stderr.splitlines()
     assert line.startswith("tinyoai: ")
@@ -79,7 +79,7 @@ def refused(done: "subprocess.CompletedProcess[str]", code: int) -> str:
 
 
 def of_box(text: str) -> dict[str, str]:
-    """The rows of a printed table."""
+    """Returns the rows of a printed table."""
     lines = text.splitlines()
     assert len({len(line) for line in lines}) == 1, text
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line[0] == "|"]

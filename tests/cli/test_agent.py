@@ -1,4 +1,4 @@
-"""The agent as real processes: started, asked, killed, started again."""
+"""The agent as real processes: starts, status, crashes and restarts."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tinyoai.host import instances
 
 @pytest.fixture
 def starting(place: Place, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """`agent start` of an agent that is never ready: its key file is a pipe that nobody writes to."""
+    """Runs `agent start` for an agent that never gets ready: its key file is a pipe without a writer."""
     os.mkfifo(tmp_path / "keys")
     flags = ["--engine", "fake", "--port", "0", "--api-key-file", str(tmp_path / "keys")]
     process = subprocess.Popen(
@@ -45,7 +45,7 @@ def test_an_agent_starts_and_stops(place: Place) -> None:
     assert f"base URL  {found['base_url']}" in done.stdout
     assert ask(port_of(found)) == 200
     pid = found["pid"]
-    assert os.getsid(pid) == pid  # a closing terminal and Ctrl-C do not reach it
+    assert os.getsid(pid) == pid  # closing the terminal or Ctrl-C does not reach it
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
     assert (place.home / agent.LOG).stat().st_mode & 0o777 == 0o600
@@ -124,7 +124,7 @@ def test_a_process_that_reuses_the_agents_pid_is_not_stopped(place: Place) -> No
         mine = instances.process_of(other.pid)
         assert mine is not None
         stale = instances.Process(pid=other.pid, start=mine.start - 1)
-        for process in (stale, mine):  # nor a process that somebody wrote into the record
+        for process in (stale, mine):  # neither process is stopped, although the record names its pid
             record = agent.AgentRecord(process=process, flags={}, had_api_keys=False)
             (place.home / agent.RECORD).write_bytes(msgspec.json.encode(record))
             assert place.run("agent", "stop").stdout == "no agent is running\n"
@@ -153,7 +153,7 @@ def test_an_agent_that_cannot_start_says_why(place: Place, tmp_path: Path) -> No
         assert place.start("--model-name", "good").returncode == 0
         line = refused(place.run("agent", "restart", "--engine", "fake", "--port", str(other.port)), 1)
         assert "choose another with --port" in line
-        assert place.run("agent", "restart").returncode == 0  # with the flags that were good
+        assert place.run("agent", "restart").returncode == 0  # with the flags that worked last
         assert place.agent()["model"] == "good"
     assert "whole number" in refused(place.run("agent", "start", "--port", "x"), 2)
 
@@ -167,7 +167,7 @@ def test_keys_are_not_in_command_lines_nor_on_disk(place: Place) -> None:
         assert KEY.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
     for path in place.home.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
-    # a restart without keys would let everyone in
+    # a restart that lost the keys would let everyone in
     assert "API keys" in refused(place.run("agent", "restart"), 1)
     assert place.agent()["pid"] == found["pid"]
     assert place.run("agent", "restart", TINYOAI_API_KEY=KEY).returncode == 0
@@ -273,7 +273,7 @@ def test_a_damaged_record_is_an_error(tmp_path: Path) -> None:
     assert f"cannot read {tmp_path}/agent.json" in refused(Place(tmp_path).run("agent", "stop"), 1)
 
 
-def test_a_starting_agent_is_waited_for_no_longer_than_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_start_ends_at_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
 
     def sleep(seconds: float) -> None:

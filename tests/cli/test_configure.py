@@ -14,7 +14,7 @@ from tinyoai.config.options import OPTIONS
 
 
 def tiny(home: Path, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the command on a data directory to its end."""
+    """Runs the command on a data directory and waits for its end."""
     return subprocess.run(
         command(*words),
         capture_output=True,
@@ -26,7 +26,7 @@ def tiny(home: Path, *words: str, **env: str) -> "subprocess.CompletedProcess[st
 
 
 def file_of(home: Path) -> Path:
-    """The configuration file."""
+    """Returns the path of the configuration file."""
     return home / "config.json"
 
 
@@ -62,7 +62,7 @@ def test_get_shows_values_and_sources(tmp_path: Path) -> None:
     groups = [key.partition(".")[0] for key in rows]
     assert (
         sum(one != other for one, other in itertools.pairwise(groups)) == len(set(groups)) - 1
-    )  # each in one piece
+    )  # each group is contiguous
     assert rows["http.port"] == ["9090", "config.json"]
     assert rows["http.grace"] == ["7.0", "TINYOAI_GRACE"]
     assert rows["http.host"] == ["127.0.0.1"]
@@ -93,12 +93,12 @@ def test_set_writes_for_the_owner_alone_and_unset_removes(tmp_path: Path) -> Non
         "http.cors-origin": ["https://a.example", "https://b.example"],
         "http.port": 9090,
     }
-    assert tiny(home, "set", "port=9091").returncode == 0  # the same key under its plain name
+    assert tiny(home, "set", "port=9091").returncode == 0  # short for http.port
     assert json.loads(file_of(home).read_text())["http.port"] == 9091
     assert "http.port" in tiny(home, "unset", "port", "http.cors-origin").stdout
     assert json.loads(file_of(home).read_text()) == {}
     assert "none of these keys was set" in tiny(home, "unset", "port").stdout
-    assert sorted(path.name for path in home.iterdir()) == ["config.json", "config.lock"]  # nothing temporary
+    assert sorted(path.name for path in home.iterdir()) == ["config.json", "config.lock"]  # no temporary file
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_api_keys_are_never_shown_in_full(tmp_path: Path) -> None:
     assert "short" not in text
     assert "secret" not in text
     env = environment(TINYOAI_HOME=str(tmp_path))
-    with serve("--engine", "fake", env=env) as server:  # the server does require them
+    with serve("--engine", "fake", env=env) as server:  # the server really requires the keys
         assert server.get("/v1/models").status == 401
         assert server.request("GET", "/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status == 200
 

@@ -49,13 +49,15 @@ def test_the_help_names_every_command(place: Place) -> None:
         (["--port", "0", "status"], "status comes first"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_exit_code_2(words: list[str], message: str, place: Place) -> None:
+def test_a_wrong_command_prints_one_line_and_exits_with_2(
+    words: list[str], message: str, place: Place
+) -> None:
     done = place.run(*words)
     assert message in refused(done, 2)
     assert done.stdout == ""
 
 
-def test_a_closed_pipe_is_no_traceback(place: Place) -> None:
+def test_a_closed_pipe_causes_no_traceback(place: Place) -> None:
     line = " ".join([*command("get"), "| head -c 1; exit ${PIPESTATUS[0]}"])
     done = subprocess.run(
         ["bash", "-c", line], env=place.env(), capture_output=True, text=True, timeout=60, check=False

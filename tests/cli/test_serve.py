@@ -1,4 +1,4 @@
-"""`serve` as people run it: help, wrong flags, wrong files, ports in use, signals."""
+"""`serve` as users run it: help, wrong flags, wrong files, ports in use, signals."""
 
 import json
 import signal
@@ -18,14 +18,14 @@ from tinyoai.config.options import OPTIONS
 
 
 def run(*flags: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """Runs the command to its end."""
+    """Runs the command and waits for its end."""
     return subprocess.run(
         command(*flags), capture_output=True, text=True, timeout=60, env=env or environment(), check=False
     )
 
 
 def one_clear_line(done: "subprocess.CompletedProcess[str]", code: int) -> str:
-    """The one line of its error, with nothing on stdout."""
+    """Checks that stdout is empty and stderr has one line, and returns the line."""
     assert done.stdout == ""
     return refused(done, code)
 
@@ -67,7 +67,7 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(flags: list[str], words: str) 
     assert words in one_clear_line(run(*flags), 2)
 
 
-def test_a_wrong_variable_is_named() -> None:
+def test_the_error_names_a_wrong_variable() -> None:
     line = one_clear_line(run(env=environment(TINYOAI_PORT="x")), 2)
     assert "TINYOAI_PORT" in line
 
@@ -87,13 +87,13 @@ def test_a_missing_model_file(tmp_path: Path) -> None:
         ("short.gguf", b"GGUF\x03\0\0\0" + bytes(16)),
     ],
 )
-def test_a_file_that_is_no_model(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_a_model(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     assert name in one_clear_line(run("--port", "0", "--model", str(path)), 1)
 
 
-def test_a_directory_is_no_model(tmp_path: Path) -> None:
+def test_a_directory_is_not_a_model(tmp_path: Path) -> None:
     assert "directory" in one_clear_line(run("--port", "0", "--model", str(tmp_path)), 1)
 
 
@@ -125,7 +125,7 @@ def test_the_banner_describes_the_model(builtin: Server) -> None:
         assert words in banner
 
 
-def test_the_banner_s_curl_line_works_as_pasted(builtin: Server) -> None:
+def test_the_curl_line_of_the_banner_works(builtin: Server) -> None:
     line = next(line for line in builtin.banner.splitlines() if "curl -N" in line)
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=True)
     events = [line.removeprefix("data: ") for line in done.stdout.splitlines() if line]
@@ -141,7 +141,7 @@ def test_environment_variables_configure_a_server() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_running_answers_finish(number: signal.Signals) -> None:
+def test_running_answers_finish_after_a_signal(number: signal.Signals) -> None:
     with serve("--engine", "fake") as server:
         replies = []
         script = '!{"text": "x", "repeat": 500, "step_ms": 2}'
@@ -150,7 +150,7 @@ def test_a_signal_lets_running_answers_finish(number: signal.Signals) -> None:
         time.sleep(0.5)
         server.process.send_signal(number)
         time.sleep(0.2)
-        with pytest.raises(OSError):  # it accepts no connections
+        with pytest.raises(OSError):  # the server no longer accepts connections
             server.connect()
         assert server.process.wait(20) == 0
         thread.join()
@@ -179,12 +179,12 @@ def test_a_second_signal_stops_at_once() -> None:
         assert server.process.wait(20) == 1
         thread.join(10)
         assert "error" in replies[0]
-        assert time.monotonic() - started < 15  # far below the grace time
+        assert time.monotonic() - started < 15  # well below the grace time
         for pid in workers:
             assert not Path(f"/proc/{pid}").exists()
 
 
-def test_one_request_at_a_time_is_one() -> None:
+def test_parallel_1_runs_one_request_at_a_time() -> None:
     with serve("--engine", "fake", "--parallel", "1") as server:
         assert "1 request at a time" in server.banner
 

@@ -74,7 +74,7 @@ def test_two_servers_on_one_data_directory_have_a_table_each(place: Place) -> No
         assert f"http://127.0.0.1:{first.port}" in changed
 
 
-def test_a_server_whose_data_directory_cannot_be_written_serves_anyway(place: Place) -> None:
+def test_a_server_with_an_unwritable_data_directory_serves_anyway(place: Place) -> None:
     place.home.write_text("in the way")
     with serve("--engine", "fake", env=place.env()) as server:
         assert ask(server.port) == 200

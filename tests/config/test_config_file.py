@@ -1,4 +1,4 @@
-"""The configuration file: whole or not written at all, and secrets masked."""
+"""The configuration file: writes are atomic, and secrets are masked."""
 
 import resource
 import subprocess

@@ -1,4 +1,4 @@
-"""Precedence, types and bounds of options, and the source that an error names."""
+"""Precedence, types and bounds of options, and the source that an error message names."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-// What a program with the OpenAI SDK for Node does, and one with fetch alone: prints one JSON object.
+// Calls the server with the OpenAI SDK for Node and with plain fetch. Prints the results as one JSON object.
 // Usage: node client.cjs BASE_URL MODEL EMBEDDING_MODEL
 const OpenAI = require("openai");
 
@@ -64,7 +64,7 @@ async function main() {
   found.unknown = await refused(() => client.chat.completions.create({ model: "no-such-model", messages: question }));
   found.wrong = await refused(() => client.chat.completions.create({ model, messages: [] }));
 
-  // leaving in the middle
+  // disconnects in the middle of a stream
   const left = await client.chat.completions.create({ model, messages: [{ role: "user", content: "Tell me a story." }], stream: true });
   for await (const _ of left) break;
 

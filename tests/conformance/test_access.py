@@ -26,13 +26,13 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def chat(server: Server, key: str, text: str = "hello", **fields: Any) -> Reply:
-    """One chat request with a key."""
+    """Sends one chat request with a key."""
     body = {"model": "fake", "messages": [{"role": "user", "content": text}], **fields}
     return server.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {key}"})
 
 
 def content(reply: Reply) -> str:
-    """The text of a chat's first choice."""
+    """Returns the text of a chat's first choice."""
     return str(reply.json["choices"][0]["message"]["content"])
 
 
@@ -86,7 +86,7 @@ def test_tokens_are_counted(keyed: Server) -> None:
         ]
     )
     assert used > 300
-    # the bucket fills by 33 a second meanwhile
+    # meanwhile the bucket fills by 33 tokens a second
     assert before - used <= after <= before - used + 600
 
 
@@ -98,13 +98,13 @@ def test_the_tokens_of_a_stream_count_when_its_client_left(n_read: int) -> None:
         connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
         connection.request("POST", "/v1/chat/completions", json.dumps(body))
         answer = connection.getresponse()
-        if n_read:  # events of two lines
+        if n_read:  # an event has two lines
             lines = [answer.readline() for _ in range(2 * n_read)]
             assert all(line == b"\n" or line.startswith(b"data: {") for line in lines)
         else:
             assert answer.read().endswith(b"data: [DONE]\n\n")
         connection.close()
-        # the server has yet to see that the client left
+        # the server may not have seen yet that the client left
         wait_until(lambda: server.request("GET", "/v1/models").status == 429, "the tokens were not counted")
 
 
@@ -178,13 +178,13 @@ class Held:
         self.release()
 
     def release(self) -> None:
-        """Leaves, as a client does that closes its connection."""
+        """Closes the connection, as a client that leaves does."""
         self._answer.close()
         self._connection.close()
 
 
 class Asked(threading.Thread):
-    """A chat request in a thread; its answer's text goes to `served`."""
+    """Sends a chat request in a thread and appends the text of its answer to `served`."""
 
     def __init__(
         self, server: Server, key: str, text: str = "hello", served: list[str] | None = None
@@ -201,9 +201,9 @@ class Asked(threading.Thread):
             self._served.append(content(self._reply))
 
     def wait(self) -> Reply:
-        """The answer."""
+        """Waits for the answer and returns it."""
         self.join(60)
-        assert self._reply is not None, "no answer came"
+        assert self._reply is not None, "there was no answer"
         return self._reply
 
 
@@ -219,7 +219,7 @@ def narrow() -> Iterator[Server]:
         yield server
 
 
-def test_a_full_queue_says_when_to_come_back(narrow: Server) -> None:
+def test_a_full_queue_has_a_retry_after(narrow: Server) -> None:
     with Held(narrow, "a") as held:
         queued = []
         for n in (1, 2, 3):
@@ -252,7 +252,7 @@ def test_clients_take_turns(narrow: Server) -> None:
     with Held(narrow, "c") as held:
         asked = []
         for n, (key, name) in enumerate((("a", "a1"), ("a", "a2"), ("b", "b1")), 1):
-            # each answer takes long enough that the answers come in the order of the slot
+            # each answer takes long enough that the answers arrive in the order of service
             script = json.dumps({"text": name, "step_ms": 20})
             asked.append(Asked(narrow, key, "!" + script, served))
             wait_for_queue(narrow, n)
@@ -305,7 +305,7 @@ def test_a_request_that_left_the_queue_never_runs(narrow: Server) -> None:
             wait_for_queue(narrow, 1)
         wait_for_queue(narrow, 0)
         held.release()
-        # b would be served first; the request would kill the worker
+        # without the cancel, b's request would run before this one and kill the worker
         assert content(chat(narrow, "a")) == "hello"
         assert narrow.workers == [worker]
 
@@ -315,7 +315,7 @@ def test_a_request_that_left_the_queue_never_runs(narrow: Server) -> None:
 
 @pytest.mark.rule(22)
 @pytest.mark.parametrize("header", ["x-stainless-read-timeout", "X-Stainless-Timeout"])
-def test_an_answer_is_cut_before_its_client_stops_listening(fake: Server, header: str) -> None:
+def test_an_answer_is_cut_before_its_client_times_out(fake: Server, header: str) -> None:
     body = {
         "model": "fake",
         "messages": [{"role": "user", "content": '!{"text": "x", "repeat": 3000, "step_ms": 5}'}],
@@ -338,7 +338,7 @@ def test_a_deadline_ends_a_prefill(fake: Server) -> None:
     assert reply.json["usage"]["completion_tokens"] == 0
     failed = fake.post("/v1/completions", prompt=f'!{{"fail_at": {n_tail}}}\n' + " " * n_tail)
     assert (failed.status, failed.error["code"]) == (500, "model_error"), (
-        "the prompt does not fail at its end"
+        "the prompt must fail at its last token"
     )
 
 
@@ -363,7 +363,7 @@ def test_a_stream_has_no_deadline(fake: Server) -> None:
 
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "-1", "0", "x", "1e999", "600"])
-def test_an_odd_limit_is_none(fake: Server, limit: str) -> None:
+def test_an_invalid_time_limit_is_ignored(fake: Server, limit: str) -> None:
     body = {"model": "fake", "messages": [{"role": "user", "content": "hello"}]}
     reply = fake.request("POST", "/v1/chat/completions", body, {"x-stainless-read-timeout": limit})
     assert reply.json["choices"][0]["finish_reason"] == "stop"

@@ -1,4 +1,4 @@
-"""Whole conversations with real servers: curl, clients in environments of their own, models of every kind, dying workers.
+"""Real clients and real servers: curl, clients in their own environments, every kind of model, dying workers.
 
 The tests of each client are in `clients/NAME` and run with pytest in `.venv-conformance/NAME`.
 """
@@ -111,7 +111,7 @@ def test_curl_as_pasted() -> None:
         )
 
 
-def test_curl_shows_tokens_as_they_come(builtin: Server) -> None:
+def test_curl_shows_tokens_as_they_arrive(builtin: Server) -> None:
     body = {
         "model": "tinyoai-chat",
         "stream": True,
@@ -171,7 +171,7 @@ def test_a_flood_of_connections_does_not_cost_the_open_ones() -> None:
 # -- a worker that dies --------------------------------------------------------------------------------
 
 
-def test_requests_that_kill_their_workers_do_not_take_the_model_from_others() -> None:
+def test_requests_that_kill_their_workers_do_not_disable_the_model() -> None:
     with serve("--engine", "fake") as server:
         for n in range(4):
             reply = server.chat('!{"text": "abc", "kill_at": 1}')

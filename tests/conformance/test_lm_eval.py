@@ -73,7 +73,7 @@ def test_a_loglikelihood_task(builtin: Server, tmp_path: Path, n_concurrent: int
 
 
 def scored(server: Server, context: str, continuation: str) -> tuple[float, bool]:
-    """A continuation's log-probability after a context, from a direct request, and whether it is the greedy one."""
+    """Returns a continuation's log-probability in a direct request, and whether it is the greedy one."""
     ids = server.post("/tokenize", content=context + continuation).json["tokens"]
     n_context = len(server.post("/tokenize", content=context).json["tokens"])
     ask = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0}

@@ -15,7 +15,7 @@ PARIS = "The capital of France is Paris."
 
 @pytest.fixture
 def mine() -> Iterator[Server]:
-    """The built-in model under another name."""
+    """A server of the built-in model under another name."""
     with serve("--model-name", "my-model") as server:
         yield server
 

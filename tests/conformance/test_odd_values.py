@@ -1,4 +1,4 @@
-"""Every field of both endpoints with every odd value: an answer or a 400 that names a field, never a 5xx."""
+"""Every field of both endpoints with every odd value: 200, or a 400 that names a field, never a 5xx."""
 
 import json
 from typing import Any

@@ -1,7 +1,7 @@
 """The calls that four other systems document, sent with curl and their own model names.
 
-The answers must be right, not only well-formed. The same systems' examples for Python, LangChain and Node are in
-`clients/` and `test_node.py`.
+The answers must be correct, not only well-formed. Examples of the same systems for Python, LangChain and Node are
+in `clients/` and `test_node.py`.
 """
 
 import json
@@ -24,20 +24,20 @@ NPU = "An NPU, a neural processing unit, is a chip"
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[Server]:
-    """The built-in model under the name that SMG's page uses, with a key as there."""
+    """A server of the built-in model with the name and the key on SMG's page."""
     with serve("--model-name", "meta-llama/Llama-3.1-8B-Instruct", "--api-key", "your-api-key") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def mine() -> Iterator[Server]:
-    """The built-in model under the name that NPU-Stack's page uses."""
+    """A server of the built-in model under the name that NPU-Stack's page uses."""
     with serve("--model-name", "my-model") as server:
         yield server
 
 
 def curl(server: Server, path: str, body: Any = None, *flags: str) -> str:
-    """The output of curl."""
+    """Runs curl and returns its output."""
     ask = ["-H", "Content-Type: application/json", "-d", json.dumps(body)] if body is not None else []
     done = subprocess.run(
         ["curl", "-sS", *flags, f"{server.url}{path}", *ask],

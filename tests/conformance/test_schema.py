@@ -1,7 +1,7 @@
-"""Every kind of answer, held against the shapes that OpenAI's clients are built on.
+"""Checks every kind of response against the shapes that OpenAI's clients expect.
 
-The shapes are facts about the wire, written down here in JSON Schema by their fields; what this server
-sends beyond them (timings, cached tokens) is allowed, what is missing or of another type is not.
+The shapes are JSON Schemas. Extra fields of this server (timings, cached tokens) are allowed; a missing field
+or a field of another type is an error.
 """
 
 from collections.abc import Iterator
@@ -18,22 +18,22 @@ STRING, INTEGER, NUMBER, NULL = ({"type": name} for name in ("string", "integer"
 
 
 def maybe(shape: Shape) -> Shape:
-    """Or null."""
+    """Returns a shape that also accepts null."""
     return {"anyOf": [shape, NULL]}
 
 
 def some(shape: Shape) -> Shape:
-    """A list of such."""
+    """Returns the shape of a list."""
     return {"type": "array", "items": shape}
 
 
 def thing(needed: dict[str, Shape], more: dict[str, Shape] | None = None) -> Shape:
-    """An object with these fields, and perhaps with those."""
+    """Returns the shape of an object with required and optional fields."""
     return {"type": "object", "required": list(needed), "properties": {**needed, **(more or {})}}
 
 
 def const(value: str) -> Shape:
-    """This string."""
+    """Returns the shape of one fixed string."""
     return {"const": value}
 
 
@@ -151,13 +151,13 @@ ERROR = thing(
 
 
 def hold(shape: Shape, answer: Any) -> None:
-    """Raises what is wrong with the answer."""
+    """Raises a ValidationError if the answer does not have this shape."""
     jsonschema.Draft202012Validator(shape).validate(answer)
 
 
 @pytest.fixture(params=["fake", "builtin"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Both the scripted engine and the model in the package."""
+    """Runs a test on the scripted engine and on the built-in model."""
     yield request.getfixturevalue(request.param)
 
 

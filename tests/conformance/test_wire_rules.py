@@ -1,4 +1,4 @@
-"""What OpenAI's clients depend on, rule by rule, against a real server with the scripted engine."""
+"""The rules that OpenAI's clients depend on, one by one, against a real server with the scripted engine."""
 
 import json
 import re
@@ -15,12 +15,12 @@ LONG = '!{"text": "x", "repeat": 3000, "step_ms": 20}'
 
 
 def stream(server: Server, text: str, **fields: Any) -> list[Any]:
-    """A chat stream's events."""
+    """Returns the events of a streamed chat."""
     return server.chat(text, stream=True, **fields).events
 
 
 def texts(events: list[Any], index: int = 0) -> str:
-    """A choice's text, joined."""
+    """Returns the text of one choice, joined."""
     found = ""
     for event in events:
         for choice in event["choices"] if isinstance(event, dict) else ():
@@ -57,7 +57,7 @@ def test_first_chunk_has_the_role_and_last_the_reason(fake: Server) -> None:
 
 
 @pytest.mark.rule(3)
-def test_usage_comes_in_a_chunk_of_its_own_if_asked_for(fake: Server) -> None:
+def test_usage_has_a_chunk_of_its_own_if_requested(fake: Server) -> None:
     *chunks, last, _ = stream(fake, "hello", stream_options={"include_usage": True})
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
@@ -82,7 +82,7 @@ def test_a_failure_in_a_stream_is_an_error_event_and_no_done(fake: Server) -> No
 
 
 @pytest.mark.rule(4)
-def test_what_can_be_refused_is_refused_before_the_stream(fake: Server) -> None:
+def test_errors_known_early_are_sent_before_the_stream(fake: Server) -> None:
     for fields in (
         {"model": "gpt-4"},
         {"temperature": 9},
@@ -106,7 +106,7 @@ def test_a_code_point_is_never_split(fake: Server) -> None:
 
 @pytest.mark.rule(5)
 @pytest.mark.parametrize("stop", ["STOP", ["zzz", "STOP"], ["ST", "STOP"]])
-def test_a_stop_sequence_never_shows(fake: Server, stop: Any) -> None:
+def test_a_stop_sequence_is_never_sent(fake: Server, stop: Any) -> None:
     events = stream(fake, "before STOP after", stop=stop)
     assert texts(events[:-1]) == "before "
     reply = fake.chat("before STOP after", stop=stop)
@@ -123,7 +123,7 @@ def test_text_that_could_become_a_stop_sequence_is_held_back(fake: Server) -> No
 
 @pytest.mark.rule(6)
 def test_a_silent_stream_gets_comments(fake: Server) -> None:
-    # the prefill takes longer than the server stays silent
+    # the prefill takes longer than the interval of the comments
     reply = fake.chat('!{"text": "abc", "prefill_ms": 11000}', stream=True)
     assert b": ping\n\n" in reply.body
     assert texts(reply.events[:-1]) == "abc"
@@ -139,7 +139,7 @@ def test_stream_headers(fake: Server) -> None:
 
 
 def raw(server: Server, data: bytes, *, until_close: bool = True) -> bytes:
-    """Bytes out, bytes back until the server closes."""
+    """Sends bytes and returns all bytes until the server closes."""
     with server.connect() as sock:
         sock.sendall(data)
         got = b""
@@ -172,8 +172,8 @@ def test_indices_first_appear_in_ascending_order(fake: Server) -> None:
 
 
 @pytest.mark.rule(8)
-def test_a_choice_that_is_faster_waits_for_the_first(fake: Server) -> None:
-    fast, slow = '!{"text": "fast"}\n', "!{" + " " * 400 + '"text": "slow"}\n'  # a prompt of many chunks
+def test_a_faster_choice_waits_for_the_first(fake: Server) -> None:
+    fast, slow = '!{"text": "fast"}\n', "!{" + " " * 400 + '"text": "slow"}\n'  # its prefill is slow
     reply = fake.post("/v1/completions", prompt=[slow, fast, fast], stream=True)
     events = reply.events[:-1]
     assert list(dict.fromkeys(event["choices"][0]["index"] for event in events)) == [0, 1, 2]
@@ -265,11 +265,11 @@ def test_echo_and_legacy_logprobs(fake: Server) -> None:
     assert logprobs["top_logprobs"][0] is None
     assert all(value > -0.01 for value in logprobs["token_logprobs"][1:])
     assert all(len(top) == 2 for top in logprobs["top_logprobs"][1:])
-    # what ends an answer is a token too, without text: evaluation programs count on it
+    # the token that ends an answer is in the lists too, without text: evaluation programs rely on it
     ended = fake.post("/v1/completions", prompt='!{"text": "xy"}\n', logprobs=1, max_tokens=9).json
     assert ended["choices"][0]["logprobs"]["tokens"] == ["x", "y", ""]
     assert len(ended["choices"][0]["logprobs"]["tokens"]) == ended["usage"]["completion_tokens"]
-    # the chosen token comes even if none of the likeliest was asked for
+    # the chosen token is listed even with top_logprobs 0
     bare = fake.post("/v1/completions", prompt="abc", logprobs=0, max_tokens=2).json["choices"][0]["logprobs"]
     assert [list(top) for top in bare["top_logprobs"]] == [["d"], ["e"]]
 
@@ -315,7 +315,7 @@ def test_chat_logprobs(fake: Server) -> None:
 
 
 @pytest.mark.rule(16, 17)
-def test_null_and_fields_without_effect_are_welcome(fake: Server) -> None:
+def test_null_and_fields_without_effect_are_accepted(fake: Server) -> None:
     reply = fake.chat(
         "hello", temperature=None, stop=None, user="u", metadata={"a": "b"}, store=False, service_tier="auto",
         parallel_tool_calls=True, safety_identifier="s", prompt_cache_key="k", verbosity="low",
@@ -337,7 +337,7 @@ def test_fields_beyond_openai(fake: Server) -> None:
     assert fake.chat("hello", max_tokens=9, **fields).json["usage"]["completion_tokens"] == 9
 
 
-def test_equal_seeds_give_equal_text_whatever_runs_beside(fake: Server) -> None:
+def test_equal_seeds_give_equal_text_beside_other_requests(fake: Server) -> None:
     request = {"temperature": 1.0, "seed": 11, "max_tokens": 40}
     alone = fake.chat('!{"spread": 2}', **request).json["choices"][0]["message"]["content"]
     found: list[str] = []
@@ -387,7 +387,7 @@ def test_every_refusal_has_the_error_body(fake: Server) -> None:
 
 
 @pytest.mark.rule(19)
-def test_an_unknown_model_is_never_another(fake: Server) -> None:
+def test_an_unknown_model_is_an_error_and_never_replaced(fake: Server) -> None:
     for path, fields in (
         ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
         ("completions", {"prompt": "x"}),
@@ -398,7 +398,7 @@ def test_an_unknown_model_is_never_another(fake: Server) -> None:
 
 
 @pytest.mark.rule(19)
-def test_too_long_a_prompt_names_both_counts(fake: Server) -> None:
+def test_the_error_for_a_long_prompt_has_both_counts(fake: Server) -> None:
     reply = fake.chat("x" * 5000)
     assert (reply.status, reply.error["code"], reply.error["param"]) == (
         400,
@@ -419,7 +419,7 @@ def test_405_says_what_is_allowed(fake: Server) -> None:
 
 
 @pytest.mark.rule(20)
-def test_client_mistakes_are_no_5xx_and_permanent_failures_say_so(fake: Server) -> None:
+def test_client_mistakes_are_never_a_5xx_and_permanent_failures_are_marked(fake: Server) -> None:
     reply = fake.chat('!{"text": "abc", "nan_at": 0}')
     assert reply.status == 500
     assert reply.headers["x-should-retry"] == "false"
@@ -436,7 +436,7 @@ def test_token_ids_out_of_range(fake: Server) -> None:
 
 
 @pytest.mark.rule(21)
-def test_request_ids_are_taken_if_sane(fake: Server) -> None:
+def test_valid_request_ids_are_kept(fake: Server) -> None:
     assert (
         fake.request("GET", "/health", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
     )
@@ -455,14 +455,14 @@ def test_request_ids_are_taken_if_sane(fake: Server) -> None:
         {"x-api-key": "any"},
     ],
 )
-def test_headers_that_sdks_send_are_welcome(fake: Server, headers: dict[str, str]) -> None:
+def test_headers_that_sdks_send_are_accepted(fake: Server, headers: dict[str, str]) -> None:
     body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
     reply = fake.request("POST", "/v1/chat/completions", body, headers)
     assert reply.json["choices"][0]["message"]["content"] == "hi"
 
 
 @pytest.mark.rule(22)
-def test_a_request_leaves_the_queue_before_its_client_stops_listening() -> None:
+def test_a_request_leaves_the_queue_before_its_client_times_out() -> None:
     with serve("--engine", "fake", "--parallel", "1") as server:
         body = json.dumps(
             {"model": "fake", "stream": True, "messages": [{"role": "user", "content": LONG}]}
@@ -529,7 +529,7 @@ def test_pipelined_requests_are_answered_in_order(fake: Server) -> None:
     "content_type",
     [None, "application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8"],
 )
-def test_json_is_read_whatever_its_content_type(fake: Server, content_type: str | None) -> None:
+def test_json_is_read_with_any_content_type(fake: Server, content_type: str | None) -> None:
     body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]}).encode()
     headers = {"Content-Type": content_type} if content_type else {}
     reply = fake.request("POST", "/v1/chat/completions", body, headers)
@@ -556,11 +556,11 @@ def test_a_body_over_the_limit(fake: Server) -> None:
     assert (reply.status, reply.error["type"]) == (413, "invalid_request_error")
 
 
-# -- clients that leave ----------------------------------------------------------------------------
+# -- clients that disconnect ----------------------------------------------------------------------------
 
 
 def slots_are_free(server: Server) -> None:
-    """All slots and the queue become empty, although nothing has run to its end."""
+    """Waits until no slot is busy and the queue is empty, long before any answer could finish."""
     wait_until(
         lambda: (row := server.status())["slots"]["busy"] == 0 and row["queue"] == 0, "slots stay busy"
     )
@@ -569,20 +569,20 @@ def slots_are_free(server: Server) -> None:
 
 @pytest.mark.rule(27)
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_client_that_leaves_frees_its_slot(fake: Server, streaming: bool) -> None:
+def test_a_client_that_disconnects_frees_its_slot(fake: Server, streaming: bool) -> None:
     body = json.dumps(
         {"model": "fake", "stream": streaming, "messages": [{"role": "user", "content": LONG}]}
     ).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     leavers: list[socket.socket] = []
-    for _ in range(12):  # three times the slots: some run, some wait
+    for _ in range(12):  # three times the number of slots: some run, the others queue
         sock = fake.connect()
         sock.sendall(head + body)
         leavers.append(sock)
     wait_until(lambda: (row := fake.status())["slots"]["busy"] == 4 and row["queue"] == 8)
     for sock in leavers:
         sock.close()
-    # 12 answers of 3000 tokens at 20 ms would take three minutes, four at a time
+    # four at a time, 12 answers of 3000 tokens at 20 ms would take three minutes
     slots_are_free(fake)
 
 
@@ -604,7 +604,7 @@ def test_models_and_health_answer_while_all_slots_are_busy(fake: Server) -> None
             sock.close()
 
 
-# -- what a request may hold -----------------------------------------------------------------------------
+# -- contents of a request -------------------------------------------------------------------------------
 
 
 @pytest.mark.rule(16)
@@ -637,7 +637,7 @@ def test_contents_and_roles_in_every_form(fake: Server, messages: list[Any]) -> 
         ({"role": "user", "content": 1}, "messages[0].content"),
     ],
 )  # fmt: skip
-def test_what_no_message_may_hold(fake: Server, message: Any, param: str) -> None:
+def test_invalid_messages(fake: Server, message: Any, param: str) -> None:
     reply = fake.post("/v1/chat/completions", messages=[message])
     assert reply.status == 400
     assert reply.error["param"] == param

@@ -1,4 +1,4 @@
-/* For the C tests: a check with a message, and memory that ends at an inaccessible page. */
+/* Helpers of the C tests: a check with a message, and memory that ends at an inaccessible page. */
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -88,7 +88,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     for (uint32_t i = take(&in, 1) % 30; i > 0; i--)
         accept_in_all(&m, (int32_t)(take(&in, 2) % (uint32_t)p.n_vocab));
 
-    /* Logits that the input does not give repeat what it gave, or are noise, or 0. */
+    /* Logits beyond the input repeat the input, or are noise, or 0. */
     float *x = calloc((size_t)p.n_vocab, sizeof *x);
     uint32_t fill = take(&in, 1) % 3;
     uint64_t random = 1 + take(&in, 4);

@@ -9,7 +9,7 @@
 #include "../../csrc/api.h"
 #include "check.h"
 
-/* Returns how many bytes pass in all; sets *found if there is a match. */
+/* Returns the total number of bytes that pass; sets *found if there is a match. */
 static size_t search_plainly(const uint8_t *text, size_t n, const uint8_t *bytes, const int32_t *lengths,
                              int32_t n_patterns, int *found)
 {
@@ -60,7 +60,7 @@ static void check_stream(const uint8_t *bytes, const int32_t *lengths, int32_t n
         if (r < 0) {
             left += (size_t)(-1 - r);
             matched = 1;
-            CHECK(toai_stop_feed(stop, text, n < 5 ? n : 5) == -1, "something left after the match");
+            CHECK(toai_stop_feed(stop, text, n < 5 ? n : 5) == -1, "bytes passed after the match");
             break;
         }
         left += (size_t)r;

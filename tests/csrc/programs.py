@@ -38,7 +38,7 @@ FUZZ_TARGETS = [name for name in SOURCES if name.startswith("fuzz_")]
 
 
 def compile_program(name: str, flavour: str, folder: Path) -> Path:
-    """Compiles a program with `$CC` or cc and returns its path. Raises CalledProcessError if that fails."""
+    """Compiles a program with `$CC` or cc and returns its path. Raises CalledProcessError on failure."""
     program = folder / f"{name}-{flavour}"
     sources = [str(HERE / source) for source in SOURCES[name]]
     compiler = os.environ.get("CC", "cc").split()

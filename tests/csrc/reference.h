@@ -140,7 +140,7 @@ static double weight_of(const struct model *m, uint64_t ranked, float top)
     return exp(((double)cut_of(ranked).x - (double)top) / m->params.temperature);
 }
 
-/* Sets the least and the greatest number of candidates that is right. */
+/* Sets the smallest and the largest correct number of candidates. */
 static void count_plainly(const struct model *m, int32_t *least, int32_t *most)
 {
     const toai_sampler_params *p = &m->params;

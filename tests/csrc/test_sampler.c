@@ -256,7 +256,7 @@ static void test_masks(void)
     allowed[2] = ~(uint64_t)7; /* only bits past n_vocab */
     CHECK(toai_sampler_sample(s, x, 0, allowed) == TOAI_E_BANNED, "only bits past the end");
     allowed[0] = 1u << 5 | 1u << 3;
-    CHECK(toai_sampler_sample(s, x, 0, allowed) == 5, "the better of two");
+    CHECK(toai_sampler_sample(s, x, 0, allowed) == 5, "the better one of two");
     CHECK(s->result.top_id[0] == 130 && s->result.top_id[1] == 129, "top tokens of the raw logits");
     CHECK(fabs(s->result.logprob - s->result.top_logprob[0] + 125) < 1e-5, "a raw log-probability");
     x[5] = -INFINITY;
@@ -332,13 +332,13 @@ static void test_bounds(void)
     float x[100] = {0};
     CHECK(toai_sampler_sample(s, NULL, 0, NULL) == TOAI_E_ARG, "no logits");
     CHECK(toai_sampler_accept(s, NULL, 1) == TOAI_E_ARG, "no tokens");
-    CHECK(toai_sampler_accept(s, ids, 2) == TOAI_E_TOKEN, "a token too great");
+    CHECK(toai_sampler_accept(s, ids, 2) == TOAI_E_TOKEN, "a token that is too large");
     CHECK(toai_sampler_score(s, x, 0) == TOAI_E_ARG, "score without log-probabilities");
     free(s);
     good.n_top = 0;
     s = new_sampler(&good, TOAI_OK);
-    CHECK(toai_sampler_score(s, x, 100) == TOAI_E_TOKEN, "score of a token too great");
-    CHECK(toai_sampler_score(s, x, -1) == TOAI_E_TOKEN, "score of a token too small");
+    CHECK(toai_sampler_score(s, x, 100) == TOAI_E_TOKEN, "score of a token that is too large");
+    CHECK(toai_sampler_score(s, x, -1) == TOAI_E_TOKEN, "score of a negative token");
     CHECK(toai_sampler_score(s, x, 99) == TOAI_OK, "score");
     CHECK(fabs(s->result.logprob + log(100)) < 1e-6, "score gave %g", s->result.logprob);
     free(s);
@@ -355,7 +355,7 @@ static void test_history_is_bounded(void)
         CHECK(toai_sampler_sample(s, x, 0, NULL) >= 0, "token %d", i);
     uint64_t random = s->random;
     CHECK(toai_sampler_sample(s, x, 0, NULL) == TOAI_E_FULL, "51 distinct tokens of 50");
-    CHECK(s->random == random && s->n_entries == 50, "a refused call left traces");
+    CHECK(s->random == random && s->n_entries == 50, "a refused call changed the sampler");
     free(s);
 
     p.presence_penalty = 0;

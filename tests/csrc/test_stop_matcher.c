@@ -55,7 +55,7 @@ static void test_matches(void)
         int64_t r = feed(stop, cases[i].text);
         CHECK(r == cases[i].result, "case %zu gave %lld, not %lld", i, (long long)r, (long long)cases[i].result);
         if (r < 0)
-            CHECK(feed(stop, cases[i].text) == -1, "case %zu went on", i);
+            CHECK(feed(stop, cases[i].text) == -1, "case %zu did not stay at the match", i);
         free(stop);
     }
 }
@@ -64,10 +64,10 @@ static void test_held_bytes_leave(void)
 {
     const char *patterns[] = {"aaaa", "ab"};
     toai_stop *stop = new_stop(patterns, 2);
-    CHECK(feed(stop, "xaaa") == 1, "x leaves");
-    CHECK(feed(stop, "c") == 4, "aaac leaves");
+    CHECK(feed(stop, "xaaa") == 1, "x passes");
+    CHECK(feed(stop, "c") == 4, "aaac passes");
     CHECK(feed(stop, "aa") == 0, "aa is held");
-    CHECK(feed(stop, "b") == -1 - 1, "a leaves before ab");
+    CHECK(feed(stop, "b") == -1 - 1, "a passes before ab");
     free(stop);
 }
 
@@ -76,19 +76,19 @@ static void test_bounds(void)
     CHECK(toai_stop_size(0, 0) == 0, "no patterns");
     CHECK(toai_stop_size(65, 65) == 0, "too many patterns");
     CHECK(toai_stop_size(2, 1) == 0, "an empty pattern");
-    CHECK(toai_stop_size(1, 1025) == 0, "too long a pattern");
+    CHECK(toai_stop_size(1, 1025) == 0, "a pattern that is too long");
     uint8_t bytes[2048] = {0};
     int32_t lengths[2] = {1, 1024};
     size_t size = toai_stop_size(2, 1025);
     toai_stop *stop = malloc(size);
-    CHECK(toai_stop_init(stop, size, bytes, lengths, 2) == TOAI_OK, "the greatest pattern");
+    CHECK(toai_stop_init(stop, size, bytes, lengths, 2) == TOAI_OK, "the largest pattern");
     CHECK(toai_stop_init(stop, size - 1, bytes, lengths, 2) == TOAI_E_ARG, "too little memory");
     CHECK(toai_stop_init(stop, size, bytes, lengths, 0) == TOAI_E_ARG, "no patterns");
     CHECK(toai_stop_init(stop, size, NULL, lengths, 2) == TOAI_E_ARG, "no bytes");
     lengths[0] = 0;
     CHECK(toai_stop_init(stop, size, bytes, lengths, 2) == TOAI_E_ARG, "an empty pattern");
     lengths[0] = 1025;
-    CHECK(toai_stop_init(stop, size, bytes, lengths, 2) == TOAI_E_ARG, "too long a pattern");
+    CHECK(toai_stop_init(stop, size, bytes, lengths, 2) == TOAI_E_ARG, "a pattern that is too long");
     free(stop);
 }
 

@@ -1,4 +1,4 @@
-"""The engine over the real library: every check without which it crashes or lies, and every kind of model."""
+"""The engine over the real library: checks that prevent crashes and wrong results; every kind of model."""
 
 import struct
 from collections.abc import Iterator
@@ -20,34 +20,34 @@ from tinyoai.host import memory
 
 
 def opened(path: Path, model_type: str | None = None, **fields: Any) -> CTransformersEngine:
-    """An engine with few slots."""
+    """Opens an engine with few slots."""
     options = {"name": "m", "n_ctx": 0, "n_slots": 2, "n_batch": 32, "gpu_layers": 0} | fields
     return open_model(str(path), model_type=model_type, **options)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this module's models are."""
+    """The folder of this module's models."""
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[CTransformersEngine]:
-    """A small llama."""
+    """The engine of a small llama."""
     made = opened(make.llama(folder / "llama.gguf"), n_slots=4)
     yield made
     made.close()
 
 
 def run(engine: CTransformersEngine, *rows: Row) -> None:
-    """One step; each row continues its sequence at its position."""
+    """Runs one step, in which each row continues its sequence at its position."""
     for row in rows:
         engine.truncate(row.seq, row.pos)
     engine.eval(rows)
 
 
 def logits(engine: CTransformersEngine, row: int = 0, at: int = -1) -> list[float]:
-    """A copy of the logits of a row of the last eval."""
+    """Returns a copy of a row's logits in the last eval."""
     return list(engine.logits(row, at)[0 : engine.info.n_vocab])
 
 
@@ -79,7 +79,7 @@ def test_empty_text_is_no_tokens(engine: CTransformersEngine) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\0", "\ud800", "a\udfffb"])
-def test_text_that_the_library_would_misread_is_refused(engine: CTransformersEngine, text: str) -> None:
+def test_text_that_the_library_misreads_is_refused(engine: CTransformersEngine, text: str) -> None:
     with pytest.raises(ValueError, match=r"NUL|surrogate"):
         engine.tokenize(text)
 
@@ -91,12 +91,12 @@ def test_plain_text_never_becomes_a_control_token(engine: CTransformersEngine, t
     assert b"".join(engine.piece(token) for token in ids).decode() == " " + text
 
 
-def test_the_library_alone_would_make_one(engine: CTransformersEngine) -> None:
-    # the check above is worth nothing unless the merge really happens
+def test_the_library_alone_makes_a_control_token(engine: CTransformersEngine) -> None:
+    # the check above is meaningful only if the library really merges the text into a control token
     assert 1 in engine.handle(0).tokenize("\n<s>")
 
 
-def test_control_tokens_have_texts_only_when_asked_for(engine: CTransformersEngine) -> None:
+def test_control_tokens_have_texts_only_on_request(engine: CTransformersEngine) -> None:
     im_start = engine.info.special["<|im_start|>"]
     assert (engine.piece(im_start), engine.piece(im_start, special=True)) == (b"", b"<|im_start|>")
     letter = engine.tokenize("x")[-1]
@@ -142,12 +142,12 @@ def test_a_prompt_is_encoded_by_its_structure(engine: CTransformersEngine) -> No
         Row(0, [1], 3, adapters=("lora",)),
     ],
 )
-def test_rows_that_the_library_would_choke_on(engine: CTransformersEngine, row: Row) -> None:
+def test_rows_that_would_crash_the_library(engine: CTransformersEngine, row: Row) -> None:
     run(engine, Row(0, [1, 2, 3], 0))
     engine.truncate(1, 0)
     with pytest.raises(EngineError):
         engine.eval([row])
-    engine.eval([Row(0, [1], 3)])  # nothing has changed
+    engine.eval([Row(0, [1], 3)])  # the context did not change
 
 
 def test_two_rows_of_one_sequence_are_refused(engine: CTransformersEngine) -> None:
@@ -156,7 +156,7 @@ def test_two_rows_of_one_sequence_are_refused(engine: CTransformersEngine) -> No
         engine.eval([Row(0, [1], 0), Row(0, [1], 0)])
 
 
-def test_the_context_ends_where_it_ends(folder: Path) -> None:
+def test_positions_beyond_the_context_are_refused(folder: Path) -> None:
     small = opened(make.llama(folder / "small.gguf"), n_ctx=64)
     for at in range(0, 64, 32):
         small.eval([Row(0, [5] * 32, at)])
@@ -165,7 +165,7 @@ def test_the_context_ends_where_it_ends(folder: Path) -> None:
     small.close()
 
 
-def test_outputs_are_of_the_last_eval_and_of_what_was_wanted(engine: CTransformersEngine) -> None:
+def test_only_requested_outputs_of_the_last_eval_can_be_read(engine: CTransformersEngine) -> None:
     run(engine, Row(0, [1, 2], 0), Row(1, [1, 2], 0, Want.NOTHING), Row(2, [1], 0, Want.EMBEDDING))
     for row, at in ((0, 0), (0, 2), (1, -1), (2, -1), (3, -1), (-1, -1)):
         with pytest.raises(EngineError):
@@ -265,7 +265,7 @@ def test_logits_of_every_token_are_those_of_single_steps(engine: CTransformersEn
 # -- sequences ---------------------------------------------------------------------------------------
 
 
-def test_a_truncated_sequence_goes_on_as_if_never_longer(engine: CTransformersEngine) -> None:
+def test_a_truncated_sequence_continues_as_if_it_was_never_longer(engine: CTransformersEngine) -> None:
     prompt = [1, *range(270, 290)]
     run(engine, Row(0, prompt, 0))
     expected = logits(engine)
@@ -282,7 +282,7 @@ def test_a_truncated_sequence_goes_on_as_if_never_longer(engine: CTransformersEn
 def test_an_unused_sequence_is_empty(folder: Path) -> None:
     fresh = opened(make.llama(folder / "fresh.gguf"))
     assert (fresh.truncate(1, 5), fresh.exact_prefix(1, 5, 9)) == (0, 0)
-    assert fresh.truncate(0, 5) == 0  # the warm-up has left nothing
+    assert fresh.truncate(0, 5) == 0  # the warm-up left nothing behind
     with pytest.raises(EngineError):
         fresh.logits(1)
     fresh.close()
@@ -295,7 +295,7 @@ def test_an_exact_prefix_follows_the_calls_of_the_library(engine: CTransformersE
     assert engine.exact_prefix(0, 40, 64) == 32
     engine.truncate(0, 30)
     assert engine.exact_prefix(0, 40, 64) == 30
-    # token by token: each is a call of its own
+    # Want.ALL evaluates token by token, with one library call each
     engine.truncate(0, 0)
     for at in (0, 8, 16, 24):
         engine.eval([Row(0, [1] * 8, at, Want.ALL)])
@@ -304,7 +304,7 @@ def test_an_exact_prefix_follows_the_calls_of_the_library(engine: CTransformersE
 
 
 def prefill(engine: CTransformersEngine, seq: int, ids: list[int], begin: int = 0) -> list[float]:
-    """Evaluates the ids from `begin` on in chunks that end at multiples of 32; the last logits."""
+    """Evaluates the ids from `begin` in chunks that end at multiples of 32. Returns the last logits."""
     engine.truncate(seq, begin)
     while begin < len(ids):
         end = begin - begin % 32 + 32
@@ -339,13 +339,13 @@ def test_what_the_engine_can_do(engine: CTransformersEngine) -> None:
             call()
 
 
-# -- the same answer again -----------------------------------------------------------------------------
+# -- repeatable answers -----------------------------------------------------------------------------
 
 
 def generate(
     scheduler: Scheduler, engine: CTransformersEngine, number: int, prompt: str, *, exact: bool
 ) -> tuple[str, int]:
-    """Text and reused tokens of one sampled answer."""
+    """Samples one answer and returns its text and the number of reused tokens."""
     body = wire.Generate(
         prompt=[wire.Special("bos"), wire.Text(prompt)],
         sampling=wire.Sampling(temperature=0.9, seed=5),
@@ -359,11 +359,11 @@ def generate(
 
 
 def idle(engine: CTransformersEngine) -> Scheduler:
-    """A scheduler whose slots are empty."""
+    """Returns a scheduler with empty slots."""
     return Scheduler(engine, n_queue=8, clock=lambda: 0.0)
 
 
-def test_equal_seeds_give_equal_text_whatever_the_cache_holds(engine: CTransformersEngine) -> None:
+def test_equal_seeds_give_equal_text_for_any_cache_content(engine: CTransformersEngine) -> None:
     story = "once upon a time there was a small model that had to say the same thing twice and then again"
     long = story + ", for all who asked with the same seed and did not care what others had asked before them"
     expected = {text: generate(idle(engine), engine, 1, text, exact=True)[0] for text in (story, long)}
@@ -377,7 +377,7 @@ def test_equal_seeds_give_equal_text_whatever_the_cache_holds(engine: CTransform
     assert reused > 0
 
 
-def test_a_conversation_reuses_all_it_can_when_nobody_asks_for_the_same_again(
+def test_an_inexact_request_reuses_its_whole_prefix(
     engine: CTransformersEngine,
 ) -> None:
     scheduler = idle(engine)
@@ -398,7 +398,7 @@ def test_falcon(folder: Path) -> None:
         -1,
         False,
     )
-    text = "hell \u00e9 " * 900  # beyond what the byte-pair tokenizer takes at once
+    text = "hell \u00e9 " * 900  # more than the byte-pair tokenizer takes in one call
     ids = falcon.tokenize(text)
     assert b"".join(falcon.piece(token) for token in ids).decode() == text
     assert falcon.info.special["<|endoftext|>"] not in falcon.tokenize("<|endoftext|>")
@@ -449,9 +449,9 @@ def test_rows_that_abort_the_library_on_arm_are_refused_there(
     with pytest.raises(ModelRefused, match=r"rows of 96 values in Q8_0.*multiples of 64 on ARM"):
         opened(make.llama(folder / "odd.gguf", n_embd=96))
     whole = bytearray(make.gpt2_ggml(folder / "odd.bin", n_embd=96).read_bytes())
-    monkeypatch.undo()  # the library, which has to be this machine's, is opened before a legacy header is read
+    monkeypatch.undo()  # the library of the real machine must be opened before a legacy header is read
     monkeypatch.setattr(facts, "odd_on_arm", lambda n: n % 64 != 0)
-    for ftype in (2, 2007):  # Q4_0; Q8_0 of the format's second version
+    for ftype in (2, 2007):  # Q4_0, and Q8_0 of the format's second version
         struct.pack_into("<i", whole, 4 + 4 * 5, ftype)
         (folder / "odd.bin").write_bytes(whole)
         with pytest.raises(ModelRefused, match=r"quantized rows of 96 values.*multiples of 64 on ARM"):
@@ -463,7 +463,7 @@ def test_numbers_that_are_not_finite_are_found_at_load(folder: Path) -> None:
     path = make.llama(folder / "nan.gguf")
     whole = bytearray(path.read_bytes())
     header = gguf.read_header(path)
-    # one scale of the output matrix; and a norm, whose NaN the library's quantization hides as zeros
+    # one scale of the output matrix, and a norm whose NaN the library's quantization hides as zeros
     for name, value in (
         ("output.weight", struct.pack("<H", 0x7E00)),
         ("output_norm.weight", struct.pack("<f", float("nan")) * 64),
@@ -475,7 +475,7 @@ def test_numbers_that_are_not_finite_are_found_at_load(folder: Path) -> None:
             opened(path)
 
 
-def test_too_little_memory_is_told_before_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_an_error_before_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make.llama(folder / "memory.gguf")
     monkeypatch.setattr(memory, "available", lambda: 70_000_000)
     with pytest.raises(ModelRefused, match=r"a context of \d+ tokens fits \(--ctx-size \d+\)"):
@@ -506,13 +506,13 @@ def test_batches_are_whole_blocks_that_the_library_can_take(folder: Path, n_batc
     made.close()
 
 
-def test_a_load_says_which_context_and_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_context_and_threads_of_a_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make.llama(folder / "load.gguf", n_ctx=8192)
     load = wire.Load(path=str(path), name="m", engine="ctransformers", n_slots=99, n_threads=2)
     made = open_engine(load)
     assert (made.info.n_ctx, made.info.n_ctx_train, made.n_threads, made.caps.n_seq) == (4096, 8192, 2, 30)
     made.close()
-    monkeypatch.setattr(threads, "available", lambda: 2)  # one core is the server's
+    monkeypatch.setattr(threads, "available", lambda: 2)  # one core is left to the server
     made = opened(path, n_ctx=64)
     assert (made.info.n_ctx, made.n_threads) == (64, 1)
     made.close()

@@ -1,4 +1,4 @@
-"""Embeddings in the scheduler: over the scripted engine exactly, over the library bit for bit."""
+"""Embeddings in the scheduler: exact on the scripted engine, and reproducible bit for bit on the library."""
 
 import math
 import random
@@ -17,23 +17,24 @@ from tinyoai.engine.contract import Engine, Row, Want
 from tinyoai.engine.ctransformers.engine import CTransformersEngine
 from tinyoai.engine.ctransformers.opening import open_model
 from tinyoai.engine.fake import N_EMBD
+from tinyoai.engine.rendering import ChatRenderer
 from tinyoai.engine.requests import prepare
 from tinyoai.engine.scheduler import Scheduler
 
 
 def embed(text: str, *end: wire.Segment, **fields: Any) -> wire.Request:
-    """An Embed in a request with a new id."""
+    """Returns an Embed in a request with a new id."""
     body = wire.Embed(prompt=[wire.Special("bos"), wire.Text(text), *end], **fields)
     return wire.Request(id=next(IDS), body=body)
 
 
 def vectors(events: list[wire.ToServer]) -> dict[int, bytes]:
-    """Every vector by its call."""
+    """Returns every vector by its request id."""
     return {event.id: event.values for event in events if isinstance(event, wire.Vector)}
 
 
 def histogram(text: str) -> list[float]:
-    """The scripted engine's embedding of a text."""
+    """Returns the scripted engine's embedding of a text."""
     counts = Counter(text.encode())
     length = math.hypot(*counts.values())
     return [counts[byte] / length for byte in range(N_EMBD)]
@@ -43,7 +44,7 @@ def histogram(text: str) -> list[float]:
 
 
 @pytest.mark.parametrize("text", ["a", "hello", "y" * 300, "h\u00e9llo " * 9])
-def test_a_vector_counts_every_token_whatever_the_chunks(text: str) -> None:
+def test_a_vector_counts_every_token_for_any_chunks(text: str) -> None:
     s, engine = scheduler()
     request = embed(text)
     events = finish(s, submit(s, engine, request))
@@ -54,7 +55,7 @@ def test_a_vector_counts_every_token_whatever_the_chunks(text: str) -> None:
     assert (done.n_prompt, done.n_cached) == (1 + len(text.encode()), 0)
 
 
-def test_equal_texts_have_equal_vectors_whatever_ran_before_and_beside() -> None:
+def test_equal_texts_have_equal_vectors_beside_other_requests() -> None:
     s, engine = scheduler(n_slots=3)
     first = embed("the same text")
     alone = vectors(finish(s, submit(s, engine, first)))[first.id]
@@ -67,7 +68,7 @@ def test_equal_texts_have_equal_vectors_whatever_ran_before_and_beside() -> None
     assert found[asked[1].id] != alone
 
 
-def test_a_whole_context_can_be_embedded_and_not_a_token_more() -> None:
+def test_a_text_of_exactly_the_context_length_can_be_embedded() -> None:
     s, engine = scheduler(n_ctx=64)
     assert isinstance(last(finish(s, submit(s, engine, embed("x" * 63)))), wire.Done)
     refused = last(submit(s, engine, embed("x" * 64, param="input[3]")))
@@ -81,12 +82,12 @@ def test_dimensions_beyond_the_model_s() -> None:
     s, engine = scheduler()
     request = embed("ab", dimensions=98)
     found = vectors(finish(s, submit(s, engine, request)))[request.id]
-    assert struct.unpack("<98f", found)[97] == 1.0  # "b" is beyond the cut
+    assert struct.unpack("<98f", found)[97] == 1.0  # dimensions cuts "b" off
     refused = last(submit(s, engine, embed("ab", dimensions=N_EMBD + 1)))
     assert (refused.kind, refused.param) == ("BadRequest", "dimensions")
 
 
-def test_a_model_that_cannot_says_which_can() -> None:
+def test_the_error_of_a_model_without_embeddings_names_others() -> None:
     s, engine = scheduler()
     from msgspec import structs
 
@@ -97,7 +98,7 @@ def test_a_model_that_cannot_says_which_can() -> None:
     assert text_of(finish(s, submit(s, engine, ask("still talks")))) == "still talks"
 
 
-def test_embeddings_leave_a_conversation_its_slot() -> None:
+def test_an_embedding_does_not_evict_a_conversation() -> None:
     s, engine = scheduler(n_slots=2)
     talk = "tell me something long enough to be missed"
     finish(s, submit(s, engine, ask(talk)))
@@ -107,7 +108,7 @@ def test_embeddings_leave_a_conversation_its_slot() -> None:
     assert again[0].n_cached == again[0].n_prompt - 1  # type: ignore[union-attr]
 
 
-def test_a_running_answer_goes_on_beside_a_long_embedding() -> None:
+def test_a_running_answer_continues_beside_a_long_embedding() -> None:
     s, engine = scheduler(n_slots=2, n_ctx=4096)
     talker = ask('!{"text": "x", "repeat": 900}')
     out = submit(s, engine, talker)
@@ -139,7 +140,7 @@ def test_an_engine_that_fails_in_the_middle() -> None:
     assert good.id in vectors(finish(s, submit(s, engine, good)))
 
 
-def test_states_that_are_no_numbers_are_the_model_s_fault() -> None:
+def test_states_that_are_not_finite_are_a_model_error() -> None:
     s, engine = scheduler()
     engine.embedding = lambda row: struct.pack("<f", math.nan) * N_EMBD  # type: ignore[method-assign]
     assert last(finish(s, submit(s, engine, embed("a")))).kind == "ModelError"
@@ -154,12 +155,12 @@ TEXTS = [STORY, STORY + " with more of it", "something else", STORY, STORY[:60],
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this module's models are."""
+    """The folder of this module's models."""
     return tmp_path_factory.mktemp("models")
 
 
 def opened(path: Path, pooling: str = "", model_type: str | None = None) -> CTransformersEngine:
-    """An engine with three slots."""
+    """Opens an engine with three slots."""
     return open_model(
         str(path),
         model_type=model_type,
@@ -174,14 +175,14 @@ def opened(path: Path, pooling: str = "", model_type: str | None = None) -> CTra
 
 @pytest.fixture(scope="module", params=["weighted-mean", "mean", "last"])
 def engine(folder: Path, request: pytest.FixtureRequest) -> Iterator[CTransformersEngine]:
-    """A small llama with each way of pooling."""
+    """The engine of a small llama with each pooling method."""
     made = opened(make.llama(folder / "llama.gguf"), request.param)
     yield made
     made.close()
 
 
 def jobs(engine: Engine, texts: list[str], s: Scheduler) -> tuple[list[bytes], int]:
-    """All texts at once; their vectors in order, and how many tokens came out of caches."""
+    """Embeds all texts at once. Returns their vectors in order and the number of reused tokens."""
     asked = [embed(text, wire.Special("eos")) for text in texts]
     out: list[wire.ToServer] = []
     for request in asked:
@@ -194,11 +195,11 @@ def jobs(engine: Engine, texts: list[str], s: Scheduler) -> tuple[list[bytes], i
 
 
 def fresh(engine: Engine) -> Scheduler:
-    """A scheduler that remembers nothing."""
+    """Returns a scheduler with empty caches."""
     return Scheduler(engine, n_queue=100, clock=lambda: 0.0)
 
 
-def test_bit_for_bit_the_same_whatever_runs_beside_and_whatever_the_caches_hold(
+def test_vectors_are_bit_for_bit_independent_of_batches_and_caches(
     engine: CTransformersEngine,
 ) -> None:
     alone = {text: jobs(engine, [text], fresh(engine))[0][0] for text in TEXTS}
@@ -207,7 +208,7 @@ def test_bit_for_bit_the_same_whatever_runs_beside_and_whatever_the_caches_hold(
         found, n_cached = jobs(engine, TEXTS, s)
         assert found == [alone[text] for text in TEXTS]
         reused += n_cached
-    # a mean needs the states of all tokens, which no cache has
+    # mean pooling needs the states of all tokens, which no cache has
     assert (reused > 0) == (engine.info.pooling == "last")
 
 
@@ -215,9 +216,9 @@ def test_bit_for_bit_the_same_whatever_runs_beside_and_whatever_the_caches_hold(
 def test_a_generation_s_prefix_gives_the_same_vector(
     engine: CTransformersEngine, n: int, n_cached: int
 ) -> None:
-    expected = n_cached if engine.info.pooling == "last" else 0  # a mean needs every token's state
+    expected = n_cached if engine.info.pooling == "last" else 0  # mean pooling needs the state of every token
     draw = random.Random(n)
-    end = [300] * (-n % 32 + 1)  # it completes the last block of the prefix
+    end = [300] * (-n % 32 + 1)  # these tokens complete the last block of the prefix
     for _ in range(20):
         ids = [draw.randrange(3, 450) for _ in range(n)]
         body = wire.Embed(prompt=[wire.Ids(ids)])
@@ -250,7 +251,7 @@ def test_states_are_those_of_a_fresh_run(engine: CTransformersEngine) -> None:
         assert bytes(engine.embedding(0)) == seen[at]
 
 
-def test_what_a_file_says_of_pooling_counts_and_a_flag_wins(folder: Path) -> None:
+def test_pooling_is_read_from_the_file_and_a_flag_overrides_it(folder: Path) -> None:
     path = make.llama(folder / "stated.gguf", llama__pooling_type=3)
     for flag, expected in (("", "last"), ("mean", "mean")):
         stated = opened(path, flag)
@@ -268,7 +269,7 @@ def test_falcon_embeds_and_a_legacy_gpt2_does_not(folder: Path) -> None:
     falcon.close()
     gpt2 = opened(make.gpt2_ggml(folder / "gpt2.bin"), "mean", "gpt2")
     assert (gpt2.info.n_embd_out, gpt2.info.pooling) == (0, "")
-    refused = prepare(embed("hello"), gpt2, "plain")
+    refused = prepare(embed("hello"), gpt2, ChatRenderer(wire.Load(path="", name="m", engine=""), gpt2))
     assert isinstance(refused, wire.Failed)
     assert "gpt2" in refused.message
     gpt2.close()

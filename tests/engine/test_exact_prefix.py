@@ -1,4 +1,4 @@
-"""Which tokens of a sequence equal a fresh prefill, whatever the chunks were."""
+"""The number of leading tokens whose states equal those of a fresh prefill, for any chunks."""
 
 import pytest
 from hypothesis import given
@@ -10,14 +10,14 @@ from tinyoai.engine.ctransformers.exact_prefix import ExactPrefix
 @pytest.mark.parametrize(
     ("chunks", "n_keep", "n_prompt", "expected"),
     [
-        # a prompt of 10 in blocks of 4: whole to 8, partial for two
+        # a prompt of 10 tokens in blocks of 4: complete to 8, and two tokens of a partial block
         ([10], 10, 10, 10),
         ([10], 10, 11, 10),
         # the next prompt fills the third block, so its tokens must be evaluated again
         ([10], 10, 12, 8),
         ([10], 10, 40, 8),
         ([10], 7, 40, 7),
-        # tokens decoded one by one are partial, but for the last of each block
+        # tokens decoded one by one are partial, except the last of each block
         ([8, 1, 1, 1], 11, 11, 11),
         ([8, 1, 1, 1, 1], 12, 14, 8),
         ([8, 1, 1, 1, 1, 1], 13, 13, 8),
@@ -44,7 +44,7 @@ def test_a_fresh_prefill_is_always_exact_for_itself(n: int, batch_blocks: int, b
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
-def test_a_cut_sequence_has_no_more_than_it_keeps(n: int, n_keep: int, more: int) -> None:
+def test_a_truncated_sequence_has_no_more_than_it_keeps(n: int, n_keep: int, more: int) -> None:
     sequence, expected = ExactPrefix(4), ExactPrefix(4)
     sequence.append(n)
     sequence.truncate(n_keep)

@@ -1,4 +1,4 @@
-"""Which engine runs which file, and how much memory a load is estimated to take. No native code is loaded."""
+"""The choice of an engine for a file, and memory estimates. No native code is loaded."""
 
 import random
 import subprocess
@@ -20,7 +20,7 @@ LOAD = wire.Load(path="", name="m", engine="ctransformers", n_ctx=100, n_slots=2
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small llama file."""
+    """The bytes of a small llama file."""
     return make.llama(tmp_path_factory.mktemp("facts") / "sound.gguf", n_embd=32, n_ff=64, n_layer=1)
 
 
@@ -45,7 +45,7 @@ def retype(header: gguf.Header, name: str, type_: int) -> None:
 
 
 def byte_pair(header: gguf.Header) -> None:
-    """A byte-pair vocabulary as SmolLM2 and Llama 3 have: token types, no scores."""
+    """Gives the header a byte-pair vocabulary like that of SmolLM2 and Llama 3: token types, no scores."""
     put(header, "tokenizer.ggml.model", "gpt2")
     put(header, "tokenizer.ggml.merges", [b"a b"])
     drop(header, "tokenizer.ggml.scores")
@@ -90,7 +90,7 @@ def put_token(header: gguf.Header, at: int, token: bytes) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
-def test_ctransformers_refuses_what_it_would_crash_on(
+def test_ctransformers_refuses_files_that_would_crash_it(
     sound: Path, change: Callable[[gguf.Header], None], words: str
 ) -> None:
     header = gguf.read_header(sound)
@@ -115,7 +115,7 @@ def test_tensor_types_that_ctransformers_does_not_know(sound: Path, type_: int, 
     assert "Q8_0" in reason
 
 
-def test_a_falcon_as_newer_converters_write_it_is_refused(tmp_path: Path) -> None:
+def test_a_falcon_of_newer_converters_is_refused(tmp_path: Path) -> None:
     header = gguf.read_header(make.falcon(tmp_path / "falcon.gguf"))
     assert ctransformers.supports(header) is None
     put_token(header, 31, "\u0120".encode())
@@ -244,7 +244,7 @@ def test_a_shortage_names_sizes_and_a_remedy() -> None:
     assert "context" not in facts.MemoryEstimate(10**6, 0, 0).shortage(1000, 3)
 
 
-# -- accepted files harm nobody --------------------------------------------------------------------------
+# -- accepted files are harmless -------------------------------------------------------------------------
 
 
 TRY = """
@@ -264,7 +264,7 @@ print("alive")
 """
 
 
-def test_bit_flips_in_the_header_crash_nobody(sound: Path, tmp_path: Path) -> None:
+def test_bit_flips_in_the_header_crash_no_process(sound: Path, tmp_path: Path) -> None:
     whole, draw = sound.read_bytes(), random.Random(3)
     data_at = gguf.read_header(sound).data_at
     accepted: list[str] = []

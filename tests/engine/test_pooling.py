@@ -1,4 +1,4 @@
-"""Token states to a vector: the three ways, the length, and values that are not finite."""
+"""Pooling of token states: the three methods, the length, and values that are not finite."""
 
 import math
 import struct
@@ -12,7 +12,7 @@ STATES = [[3.0, 0.0, 4.0], [0.0, 1.0, 0.0], [0.0, 0.0, 2.0]]
 
 
 def unit(kind: str, states: list[list[float]], dimensions: int = 0) -> list[float]:
-    """The vector of these states."""
+    """Returns the pooled vector of these states."""
     pooling = Pooling(kind, len(states[0]), dimensions)
     for state in states:
         pooling.add(array("f", state))
@@ -21,7 +21,7 @@ def unit(kind: str, states: list[list[float]], dimensions: int = 0) -> list[floa
 
 
 def normed(values: list[float]) -> list[float]:
-    """At length 1, computed plainly."""
+    """Returns the vector scaled to length 1, computed in plain Python."""
     length = math.sqrt(sum(value * value for value in values))
     return [value / length for value in values]
 
@@ -30,21 +30,21 @@ def normed(values: list[float]) -> list[float]:
     ("kind", "expected"),
     [("last", [0, 0, 2]), ("mean", [3, 1, 6]), ("weighted-mean", [3, 2, 10])],
 )
-def test_the_three_ways(kind: str, expected: list[float]) -> None:
+def test_the_three_methods(kind: str, expected: list[float]) -> None:
     assert unit(kind, STATES) == pytest.approx(normed(expected), rel=1e-6)
 
 
-def test_dimensions_cut_and_the_rest_has_length_one_again() -> None:
+def test_dimensions_truncates_and_rescales_to_length_one() -> None:
     assert unit("mean", STATES, 2) == pytest.approx(normed([3, 1]), rel=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e20, 3e37])
-def test_the_length_is_one_whatever_the_states_sizes(scale: float) -> None:
+def test_the_length_is_one_for_states_of_any_size(scale: float) -> None:
     found = unit("weighted-mean", [[value * scale for value in state] for state in STATES])
     assert math.hypot(*found) == pytest.approx(1.0, rel=1e-6)
 
 
-def test_a_state_is_read_before_it_changes() -> None:
+def test_a_state_is_copied_when_it_is_added() -> None:
     state = array("f", [1.0, 0.0])
     pooling = Pooling("mean", 2)
     pooling.add(state)

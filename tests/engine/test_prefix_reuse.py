@@ -1,4 +1,4 @@
-"""The slot of a prompt, and how much of its cache is kept, by the engine's capabilities."""
+"""The slot that a prompt gets, and how much of its cache is kept, depending on the engine's capabilities."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ IDS = st.lists(st.integers(0, 3), max_size=40)
 
 
 @given(IDS, IDS, IDS)
-def test_common_prefix_is_what_a_loop_would_count(shared: list[int], a: list[int], b: list[int]) -> None:
+def test_common_prefix_equals_a_plain_loop(shared: list[int], a: list[int], b: list[int]) -> None:
     a, b = shared + a, shared + b
     count = 0
     while count < min(len(a), len(b)) and a[count] == b[count]:
@@ -21,13 +21,13 @@ def test_common_prefix_is_what_a_loop_would_count(shared: list[int], a: list[int
 
 
 def caps(**fields: object) -> Capabilities:
-    """An engine's capabilities, of which these matter."""
+    """Returns capabilities that differ in the fields that matter here."""
     sizes = dict.fromkeys(("n_seq", "n_ctx", "n_batch", "n_row", "n_kv", "n_outputs"), 4096)
     return Capabilities(**(sizes | fields))  # type: ignore[arg-type]
 
 
 def assign(slots: list[Slot], prompt: list[int], **fields: object) -> Assignment | None:
-    """The assignment of a prompt all of which may be reused."""
+    """Returns the assignment of a prompt whose tokens may all be reused."""
     return choose(slots, prompt, caps(**fields), n_reusable=len(prompt))
 
 
@@ -46,14 +46,14 @@ LONG = list(range(100))
     [
         ([slot(0, []), slot(1, [])], [1, 2], (0, 0)),
         ([slot(0, [1, 2]), slot(1, [1, 2, 3])], [1, 2, 3, 4], (1, 3)),
-        # all of the prompt is cached: its last token is evaluated again, for its logits
+        # the whole prompt is cached: its last token is evaluated again, for its logits
         ([slot(0, [1, 2, 3])], [1, 2, 3], (0, 2)),
         ([slot(0, [1, 2, 3], busy=True), slot(1, [])], [1, 2, 3, 4], (1, 0)),
         ([slot(0, [1], busy=True)], [1], None),
-        # a few shared tokens are not worth another conversation's cache while a slot is empty
+        # a few shared tokens do not justify overwriting another conversation while a slot is empty
         ([slot(0, LONG, last_used=2), slot(1, [])], [0, 1, 7, 7, 7], (1, 0)),
         ([slot(0, LONG, last_used=1), slot(1, LONG[:90], last_used=2)], [*LONG, 7], (0, 100)),
-        # nothing matches: the one unused for longest goes
+        # nothing matches: the least recently used slot is taken
         ([slot(0, LONG, last_used=5), slot(1, LONG, last_used=4)], [7, 7], (1, 0)),
     ],
 )
@@ -81,7 +81,7 @@ def test_an_exact_request_keeps_what_the_engine_says() -> None:
     assert asked[0] == (3, 100, 101)
 
 
-def test_another_adapter_s_cache_is_no_use() -> None:
+def test_the_cache_of_another_adapter_is_not_reused() -> None:
     held = slot(0, LONG)
     held.adapters = ("lora",)
     assert assign([held], [*LONG, 7]) == Assignment(held, 0)
@@ -99,7 +99,7 @@ def test_a_busy_slot_s_prefix_is_copied(copies: Copies) -> None:
     busy, old, new = slot(0, LONG, busy=True), slot(1, [9], last_used=1), slot(2, [9], last_used=2)
     assert assign([busy, old, new], [*LONG, 7]) == Assignment(old, 0)
     assert assign([busy, old, new], [*LONG, 7], copies=copies) == Assignment(old, 100, busy)
-    # the slot's own cache is as good: no copy
+    # the slot's own cache is equally long: no copy
     own = slot(1, LONG)
     assert assign([busy, own], [*LONG, 7], copies=copies) == Assignment(own, 100)
     assert assign([busy], [*LONG, 7], copies=copies) is None

@@ -1,4 +1,4 @@
-"""The queue: turns, order, limits and deadqueues, compared with a plain model of it."""
+"""The queue: turns, order, limits and deadlines, compared with a simple model."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Item:
 
 
 def pop(queue: FairQueue[Item]) -> Item:
-    """Takes out the first item."""
+    """Removes the first item and returns it."""
     item = queue.first()
     assert item is not None
     queue.pop(item)
@@ -31,7 +31,7 @@ def pop(queue: FairQueue[Item]) -> Item:
 
 
 def names(queue: FairQueue[Item]) -> list[str]:
-    """All items in the order of service."""
+    """Removes all items and returns their names in the order of service."""
     return [pop(queue).name for _ in range(len(queue))]
 
 
@@ -86,7 +86,7 @@ def test_an_item_that_is_not_queued() -> None:
 
 
 @given(st.lists(st.one_of(st.sampled_from("abc"), st.just("pop"), st.just("remove")), max_size=60))
-def test_fair_whatever_happens(steps: list[str]) -> None:
+def test_the_queue_is_fair_after_any_steps(steps: list[str]) -> None:
     queue: FairQueue[Item] = FairQueue(1000)
     inside: list[Item] = []
     served: list[str] = []
@@ -95,7 +95,7 @@ def test_fair_whatever_happens(steps: list[str]) -> None:
             if not inside:
                 continue
             item = pop(queue)
-            # nobody of the same client came before, and no client waits that was served longer ago
+            # items of a client leave in order, and no waiting client was served longer ago
             assert all(inside.index(item) <= inside.index(o) for o in inside if o.client == item.client)
             inside.remove(item)
             served.append(item.client)
@@ -157,7 +157,7 @@ def test_looking_for_expired_items_does_not_walk_the_queue() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.booleans()), max_size=40), st.floats(0, 10))
-def test_exactly_the_late_ones_expire(items: list[tuple[float, bool]], now: float) -> None:
+def test_exactly_the_late_items_expire(items: list[tuple[float, bool]], now: float) -> None:
     queue: FairQueue[Item] = FairQueue(100)
     inside = [Item(str(i), "ab"[i % 2], queue_deadline=at) for i, (at, _) in enumerate(items)]
     for item in inside:

@@ -1,4 +1,4 @@
-"""The scheduler over the scripted engine: the protocol, reuse, fairness, every way to end."""
+"""The scheduler over the scripted engine: protocol, reuse, fairness, and every way a request ends."""
 
 import itertools
 from collections import Counter
@@ -12,6 +12,7 @@ from tinyoai import wire
 from tinyoai.engine.contract import Copies, Engine, EngineError, Partial, Row
 from tinyoai.engine.fake import FakeEngine
 from tinyoai.engine.generate import GenerateTask
+from tinyoai.engine.rendering import ChatRenderer
 from tinyoai.engine.requests import prepare
 from tinyoai.engine.scheduler import STARTED_BY_S, Scheduler
 
@@ -19,19 +20,19 @@ IDS = itertools.count(1)
 
 
 def chat(text: str) -> wire.Conversation:
-    """A conversation of one message."""
+    """Returns the prompt of a conversation with one message."""
     return wire.Conversation(messages=[wire.Message(role="user", content=text)])
 
 
 def ask(text: str, *, client: str = "", deadline: float | None = None, **fields: Any) -> wire.Request:
-    """A Generate in a request with a new id."""
+    """Returns a Generate in a request with a new id."""
     fields.setdefault("sampling", wire.Sampling(temperature=0.0))
     fields.setdefault("prompt", chat(text))
     return wire.Request(id=next(IDS), body=wire.Generate(**fields), client=client, deadline=deadline)
 
 
 class Clock:
-    """Time that passes by one millisecond whenever it is read."""
+    """A clock that advances by one millisecond at each reading."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -41,30 +42,33 @@ class Clock:
         return self.now
 
 
+RENDERER = ChatRenderer(wire.Load(path="", name="fake", engine="fake"), FakeEngine(name="fake"))
+
+
 def scheduler(
     n_slots: int = 2, n_queue: int = 8, n_ctx: int = 512, n_batch: int = 8, **caps: Any
 ) -> tuple[Scheduler, FakeEngine]:
-    """A scheduler and its engine."""
+    """Returns a scheduler and its engine."""
     engine = FakeEngine(name="fake", n_slots=n_slots, n_ctx=n_ctx, n_batch=n_batch, **caps)
     return Scheduler(engine, n_queue=n_queue, clock=Clock(), queue_timeout_s=1000.0), engine
 
 
 def start(s: Scheduler, engine: Engine) -> list[wire.ToServer]:
-    """Prepares all requests that the scheduler wants to start now, as the tokenizer thread does."""
+    """Prepares all requests that the scheduler wants to start, as the tokenizer thread does."""
     out: list[wire.ToServer] = []
     while (queued := s.next_to_prepare()) is not None:
-        out += s.prepared(queued.id, prepare(queued.request, engine, "chatml"))
+        out += s.prepared(queued.id, prepare(queued.request, engine, RENDERER))
     return out
 
 
 def submit(s: Scheduler, engine: Engine, request: wire.Request) -> list[wire.ToServer]:
-    """Queues, and prepares what can be prepared; the Queued is left out."""
+    """Queues a request and starts what can start. Returns the events without the Queued."""
     out = [*s.submit(request), *start(s, engine)]
     return [event for event in out if not isinstance(event, wire.Queued)]
 
 
 def everything(s: Scheduler, out: list[wire.ToServer]) -> list[wire.ToServer]:
-    """Steps until idle; all events."""
+    """Steps until the scheduler is idle and returns all events."""
     while not s.idle:
         out += start(s, s._engine)
         out += s.step()
@@ -72,24 +76,24 @@ def everything(s: Scheduler, out: list[wire.ToServer]) -> list[wire.ToServer]:
 
 
 def finish(s: Scheduler, out: list[wire.ToServer] | None = None, steps: int = 20_000) -> list[wire.ToServer]:
-    """Steps until idle; all events but Queued and Progress."""
+    """Steps until the scheduler is idle and returns all events but Queued and Progress."""
     out = out if out is not None else []
     for _ in range(steps):
         if s.idle:
             return [e for e in out if not isinstance(e, wire.Queued | wire.Progress)]
         out += start(s, s._engine)
         out += s.step()
-    raise AssertionError("the scheduler never came to rest")
+    raise AssertionError("the scheduler never became idle")
 
 
 def run(request: wire.Request, **kwargs: Any) -> list[wire.ToServer]:
-    """One request alone."""
+    """Runs one request alone and returns its events."""
     s, engine = scheduler(**kwargs)
     return finish(s, submit(s, engine, request))
 
 
 def text_of(events: list[wire.ToServer], request_id: int | None = None, choice: int = 0) -> str:
-    """All text of one choice."""
+    """Returns the whole text of one choice."""
     return "".join(
         e.text
         for e in events
@@ -98,16 +102,16 @@ def text_of(events: list[wire.ToServer], request_id: int | None = None, choice: 
 
 
 def last(events: list[wire.ToServer]) -> Any:
-    """The event that ended it."""
+    """Returns the event that ended the request."""
     return events[-1]
 
 
 def ends(events: list[wire.ToServer]) -> list[wire.ChoiceDone]:
-    """Every ChoiceDone."""
+    """Returns every ChoiceDone."""
     return [e for e in events if isinstance(e, wire.ChoiceDone)]
 
 
-def test_a_reply_comes_whole_and_ends() -> None:
+def test_an_answer_is_complete_and_ends() -> None:
     events = run(ask("héllo \N{GRINNING FACE}"))
     assert isinstance(events[0], wire.Accepted)
     assert text_of(events) == "héllo \N{GRINNING FACE}"
@@ -150,23 +154,23 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_counts(n_ctx: int)
     assert last(events).param == "messages"
 
 
-def test_a_stop_sequence_ends_it_and_never_shows() -> None:
+def test_a_stop_sequence_ends_an_answer_and_is_not_sent() -> None:
     events = run(ask("one two three", stop=["two"]))
     assert text_of(events) == "one "
     assert ends(events)[0].finish_reason == "stop"
 
 
-def test_what_only_began_like_a_stop_sequence_comes_out() -> None:
+def test_text_that_only_began_like_a_stop_sequence_is_sent() -> None:
     assert text_of(run(ask("one tw", stop=["two"]))) == "one tw"
 
 
-def test_ignore_eos_goes_on_to_the_limit() -> None:
+def test_ignore_eos_generates_to_the_limit() -> None:
     events = run(ask("ab", ignore_eos=True, max_tokens=40))
     assert ends(events)[0].finish_reason == "length"
     assert ends(events)[0].n_generated == 40
 
 
-def test_min_tokens_holds_the_end_off() -> None:
+def test_min_tokens_delays_the_end() -> None:
     events = run(ask("ab", min_tokens=10))
     assert ends(events)[0].n_generated >= 10
 
@@ -193,7 +197,7 @@ def test_echo_with_logprobs_scores_the_prompt() -> None:
     entries = [entry for e in events if isinstance(e, wire.Content) for entry in e.logprobs]
     assert [entry.piece for entry in entries] == [b"a", b"b", b"c", b"d", b"e", b"f"]
     assert entries[0].logprob is None
-    # the fake engine goes on with the alphabet, so b after a is nearly certain
+    # the fake engine continues the alphabet, so b after a is nearly certain
     assert all(entry.logprob is not None and entry.logprob > -1e-3 for entry in entries[1:])
 
 
@@ -219,7 +223,7 @@ def test_refused_before_it_is_accepted(request_: wire.Request, kind: str, param:
     assert (last(events).kind, last(events).param) == (kind, param)
 
 
-def test_every_token_forbidden_is_the_clients_mistake() -> None:
+def test_a_ban_on_every_token_is_the_clients_mistake() -> None:
     banned = wire.Sampling(logit_bias=dict.fromkeys(range(260), -100.0))
     assert last(run(ask("a", sampling=banned))).kind == "BadRequest"
 
@@ -251,7 +255,7 @@ def test_a_conversation_finds_its_own_cache() -> None:
     assert text_of(first) == text_of(again)
 
 
-def test_a_full_queue_says_so() -> None:
+def test_a_full_queue_is_an_error() -> None:
     s, engine = scheduler(n_slots=1, n_queue=2)
     out = submit(s, engine, ask("a"))
     s.step()
@@ -303,12 +307,12 @@ def test_a_long_prefill_does_not_stop_running_decodes() -> None:
         out += s.step()
     spoken = len(text_of(out, talker.id))
     n_chunks = 400 // engine.caps.n_row
-    # at least one token for each chunk, and the prefill is not starved either
+    # each chunk lets at least one token decode, and the prefill makes progress too
     assert n_chunks <= spoken < 600
     finish(s, out)
 
 
-def test_sampled_text_is_the_same_whatever_runs_beside() -> None:
+def test_sampled_text_is_the_same_beside_other_requests() -> None:
     def request() -> wire.Request:
         return ask('!{"spread": 2.0}', sampling=wire.Sampling(temperature=1.0, seed=7), max_tokens=50)
 
@@ -346,7 +350,7 @@ PROMPTS = [
     ),
     st.integers(1, 3),
 )
-def test_the_protocol_holds_whatever_happens(actions: list[tuple[str, Any]], n_slots: int) -> None:
+def test_the_protocol_holds_for_any_requests(actions: list[tuple[str, Any]], n_slots: int) -> None:
     s, engine = scheduler(n_slots=n_slots, n_queue=3, n_ctx=256)
     asked: list[int] = []
     out: list[wire.ToServer] = []
@@ -370,13 +374,13 @@ def test_the_protocol_holds_whatever_happens(actions: list[tuple[str, Any]], n_s
 
 
 def keeps_the_protocol(asked: list[int], events: list[wire.ToServer]) -> None:
-    """At most one Queued and Accepted, in this order; results only after both; exactly one end, last."""
+    """Checks the order: at most one Queued, one Accepted, results, and exactly one end, last."""
     seen: dict[int, list[str]] = {request_id: [] for request_id in asked}
     for event in events:
         assert isinstance(event, wire.Event)
         said = seen[event.id]
         name = type(event).__name__
-        assert not {"Done", "Failed"} & set(said), "an event came after the end"
+        assert not {"Done", "Failed"} & set(said), "there was an event after the end"
         if name in ("Queued", "Accepted"):
             assert name not in said
         if isinstance(event, wire.AfterAccepted | wire.Done):
@@ -414,7 +418,7 @@ def test_choices_share_one_request_and_its_prompt(copies: Copies) -> None:
     assert isinstance(last(events), wire.Done)
     copied = {e.choice for e in ends(events) if e.n_cached == last(events).n_prompt - 1}
     if copies is not Copies.NONE:
-        assert copied == {1, 2, 3, 4}  # each evaluated one prompt token and no more
+        assert copied == {1, 2, 3, 4}  # each choice evaluated one prompt token of its own
 
 
 def test_choices_draw_from_seeds_of_their_own() -> None:
@@ -507,7 +511,7 @@ def test_only_as_many_are_started_as_will_soon_have_a_slot() -> None:
     for _ in range(6):
         s.submit(ask("queued"))
     assert sum(isinstance(e, wire.Queued) for e in start(s, engine)) == 2
-    clock.now += STARTED_BY_S  # their clients hear by now that they are valid
+    clock.now += STARTED_BY_S  # their clients already know that the requests are valid
     assert sum(isinstance(e, wire.Queued) for e in start(s, engine)) == 4
     finish(s)
 
@@ -579,11 +583,11 @@ def test_decodes_are_batched_where_that_is_faster(step_cost: dict[int, float], n
         out += s.step()
     assert set(sizes) == {n_rows}
     progress = [len(text_of(out, e.id)) for e in out if isinstance(e, wire.Accepted)]
-    assert max(progress) - min(progress) <= 20 // 4 + 8  # nobody starves
+    assert max(progress) - min(progress) <= 20 // 4 + 8  # no sequence starves
     finish(s, out)
 
 
-def test_a_text_that_must_be_one_row_is_one() -> None:
+def test_a_text_that_needs_one_row_gets_one() -> None:
     events = run(ask("one row"), n_batch=64, whole_rows=True)
     assert text_of(events) == "one row"
 
@@ -598,16 +602,16 @@ def test_a_step_never_holds_more_tokens_than_the_batch() -> None:
     asked = [ask(letter * 60) for letter in "abcd"]
     for request in asked:
         out += submit(s, engine, request)
-    events = finish(s, out)  # the scripted engine refuses larger batches
+    events = finish(s, out)  # the scripted engine raises for larger batches
     assert [text_of(events, r.id) for r in asked] == [letter * 60 for letter in "abcd"]
 
 
-def test_choices_that_time_out_in_the_queue_hold_up_no_other_request() -> None:
+def test_choices_that_time_out_in_the_queue_block_no_other_request() -> None:
     s, engine = scheduler(n_slots=1)
     clock: Clock = s._clock  # type: ignore[assignment]
     long = ask('!{"text": "x", "repeat": 300}', n=2)
     out = [*submit(s, engine, long), *s.step()]
-    clock.now += 1001.0  # the second choice has waited too long
+    clock.now += 1001.0  # the second choice times out
     out += s.step()
     assert [(e.choice, e.finish_reason) for e in ends(out)] == [(1, "length")]
     s.submit(ask("next"))

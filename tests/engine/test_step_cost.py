@@ -1,4 +1,4 @@
-"""The prefill budget: about half a second by measured cost, whatever the device's speed."""
+"""The prefill budget: about half a second by measured cost, on a device of any speed."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from tinyoai.engine.step_cost import STEP_S, StepCost
 
 
 def settle(cost: StepCost, seconds_of: "callable", steps: int = 30) -> list[float]:  # type: ignore[valid-type]
-    """Runs prefill steps at the budget; how long each took."""
+    """Runs prefill steps at the budget and returns how long each took."""
     took = []
     for _ in range(steps):
         n = cost.budget
@@ -31,7 +31,7 @@ def test_a_step_takes_about_half_a_second(one_token_s: float) -> None:
 
 
 def test_a_memory_bound_model_is_not_cut_to_single_tokens() -> None:
-    # a step costs what reading the weights costs, and little more for each token
+    # a step costs as much as reading the weights, and little more for each token
     cost = StepCost(0.5, 512, 32)
     took = settle(cost, lambda n: 0.5 + 0.01 * n)
     assert max(took) <= 1.01

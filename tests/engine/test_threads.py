@@ -1,4 +1,4 @@
-"""The number of threads that a step uses, over steps that take a stated time."""
+"""The number of threads for a step, chosen from simulated step times."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tinyoai.engine import threads
 
 
 class Steps:
-    """A clock, and steps that move it."""
+    """A clock, and steps that advance it."""
 
     def __init__(self, seconds: dict[int, list[float]]) -> None:
         self.seconds = seconds
@@ -14,25 +14,25 @@ class Steps:
         self.used: list[int] = []
 
     def step(self, n_threads: int) -> None:
-        """Takes the next stated time for this number of threads; the last one again once they are used up."""
+        """Advances the clock by the next time for this number of threads. The last time repeats."""
         self.used.append(n_threads)
         times = self.seconds[n_threads]
         self.now += times.pop(0) if len(times) > 1 else times[0]
 
     def measure(self, n_threads: int = 0) -> tuple[int, float]:
-        """As threads.measure."""
+        """Calls threads.measure with these steps."""
         chosen, seconds = threads.measure(self.step, n_threads, lambda: self.now)
         return chosen, round(seconds, 6)
 
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven for a step, one for the server."""
+    """Makes seven cores available to a step; the eighth is the server's."""
     monkeypatch.setattr(threads, "available", lambda: 8)
 
 
 def test_many_threads_are_used_if_they_are_faster() -> None:
-    # the first step with them starts them, and does not count
+    # the first step with many threads starts them and does not count
     assert Steps({1: [0.01], 7: [9.0, 0.005, 0.004, 0.006]}).measure() == (7, 0.004)
     assert Steps({1: [0.02, 0.01], 7: [0.001, 0.03]}).measure() == (1, 0.01)
     assert Steps({1: [0.01], 7: [0.01]}).measure() == (1, 0.01)

@@ -1,4 +1,4 @@
-"""Tokenize and Detokenize over the scripted engine: control tokens by structure alone, and every refusal."""
+"""Tokenize and Detokenize over the scripted engine: control tokens come only from structure; every error."""
 
 from typing import Any
 
@@ -9,19 +9,21 @@ from hypothesis import strategies as st
 from tinyoai import wire
 from tinyoai.engine import tokenization
 from tinyoai.engine.fake import BOS, IM_END, IM_START, FakeEngine
+from tinyoai.engine.rendering import ChatRenderer
 
 ENGINE = FakeEngine(name="fake")
+RENDERER = ChatRenderer(wire.Load(path="", name="fake", engine="fake"), ENGINE)
 
 
 def tokenize(*prompt: wire.Segment, **fields: Any) -> Any:
     """The result."""
     body = wire.Tokenize(prompt=list(prompt), **fields)
-    return tokenization.answer(wire.Request(id=7, body=body), ENGINE, "chatml")
+    return tokenization.answer(wire.Request(id=7, body=body), ENGINE, RENDERER)
 
 
 def detokenize(ids: list[int]) -> Any:
     """The result."""
-    return tokenization.answer(wire.Request(id=7, body=wire.Detokenize(ids=ids)), ENGINE, "chatml")
+    return tokenization.answer(wire.Request(id=7, body=wire.Detokenize(ids=ids)), ENGINE, RENDERER)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
@@ -29,7 +31,7 @@ def test_text_survives_tokenize_and_detokenize(text: str) -> None:
     assert detokenize(tokenize(wire.Text(text)).ids).text == text
 
 
-def test_control_tokens_are_made_by_structure_alone_and_written_out() -> None:
+def test_control_tokens_come_only_from_structure_and_have_texts() -> None:
     prompt = [
         wire.Special("bos"),
         wire.Special("<|im_start|>"),
@@ -42,12 +44,12 @@ def test_control_tokens_are_made_by_structure_alone_and_written_out() -> None:
     assert detokenize(tokens.ids).text == tokens.text
 
 
-def test_only_what_is_asked_for_is_sent() -> None:
+def test_only_requested_fields_are_sent() -> None:
     tokens = tokenize(wire.Text("abc"))
     assert (tokens.ids, tokens.pieces, tokens.text) == ([97, 98, 99], [], "")
 
 
-def test_ids_in_a_prompt_are_written_out_as_their_text() -> None:
+def test_ids_in_a_prompt_are_rendered_as_their_text() -> None:
     assert tokenize(wire.Ids([104, 105]), text=True).text == "hi"
 
 
@@ -80,7 +82,7 @@ def test_a_conversation_is_rendered() -> None:
     body = wire.Tokenize(
         prompt=wire.Conversation(messages=[wire.Message(role="user", content="<s>")]), text=True
     )
-    tokens = tokenization.answer(wire.Request(id=7, body=body), ENGINE, "chatml")
+    tokens = tokenization.answer(wire.Request(id=7, body=body), ENGINE, RENDERER)
     assert isinstance(tokens, wire.Tokens)
     assert tokens.text == "<s><|im_start|>user\n<s><|im_end|>\n<|im_start|>assistant\n"
     assert tokens.ids.count(BOS) == 1

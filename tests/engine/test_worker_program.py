@@ -1,4 +1,4 @@
-"""The worker program over its socket: order of events, starts, heartbeats, and its end."""
+"""The worker program over its socket: order of events, starts, heartbeats and exit."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tinyoai.host import subproc
 
 
 class Program:
-    """A worker program, and the server's end of its socket."""
+    """A worker program and the server's end of its socket."""
 
     def __init__(self, load: wire.Load, **env: str) -> None:
         self.socket, theirs = socket.socketpair()
@@ -35,26 +35,26 @@ class Program:
         self.first = self.events.pop(0)
 
     def send(self, *messages: Any) -> None:
-        """One frame."""
+        """Sends one frame."""
         self.socket.sendall(wire.frame(messages))
 
     def until(self, condition: Any) -> None:
-        """Reads until the condition holds."""
+        """Reads events until the condition holds."""
         while not condition():
             data = self.socket.recv(1 << 16)
             assert data, "the worker closed its socket"
             self.events += [m for m in self._reader.feed(data) if not isinstance(m, wire.Heartbeat)]
 
     def of(self, request_id: int) -> list[str]:
-        """The names of a request's events so far."""
+        """Returns the kinds of a request's events so far."""
         return [type(e).__name__ for e in self.events if getattr(e, "id", 0) == request_id]
 
     def ended(self, *ids: int) -> bool:
-        """All of these requests have ended."""
+        """Returns whether all of these requests have ended."""
         return all({"Done", "Failed"} & set(self.of(i)) for i in ids)
 
     def close(self) -> int:
-        """Closes the socket; the exit code."""
+        """Closes the socket and returns the exit code."""
         self.socket.close()
         return self.process.wait(10)
 
@@ -64,14 +64,14 @@ FAKE = wire.Load(path="", name="fake", engine="fake", n_slots=2)
 
 @pytest.fixture
 def program() -> Iterator[Program]:
-    """A loaded fake model."""
+    """A worker program that has loaded the scripted engine."""
     started = Program(FAKE)
     yield started
     started.close()
 
 
 def ask(request_id: int, text: str, **fields: Any) -> wire.Request:
-    """A chat request."""
+    """Returns a chat request."""
     conversation = wire.Conversation(messages=[wire.Message(role="user", content=text)])
     body = wire.Generate(prompt=conversation, sampling=wire.Sampling(temperature=0.0), **fields)
     return wire.Request(id=request_id, body=body)
@@ -113,7 +113,7 @@ def test_started_arrives_before_a_tokenizer_that_crashes(program: Program) -> No
     with pytest.raises((AssertionError, ConnectionResetError)):
         program.until(lambda: program.ended(1))
     assert program.of(1) == ["Started"]
-    # the others can be sent to another worker, but for those that were about to run
+    # the others can be sent to another worker, except those that were about to run
     assert sum(program.of(i) == [] for i in range(2, 30)) >= 24
     assert program.process.wait(10) == -signal.SIGKILL
 
@@ -144,8 +144,8 @@ def test_the_tokenizer_s_stack_takes_deep_recursion() -> None:
     assert done.stdout.strip() == "20000", done.stderr[-300:]
 
 
-def test_a_slow_engine_s_steps_stay_short_whatever_the_batch_size() -> None:
-    """Two tokens a second, and 512 prompt tokens allowed at once."""
+def test_a_slow_engine_s_steps_stay_short_for_any_batch_size() -> None:
+    """The engine evaluates two tokens a second, and a batch may hold 512 prompt tokens."""
     load = wire.Load(path="", name="slow", engine="fake", n_slots=1, n_batch=512)
     slow = Program(load, **{TOKEN_MS: "500"})
     assert isinstance(slow.first, wire.Ready)
@@ -155,8 +155,8 @@ def test_a_slow_engine_s_steps_stay_short_whatever_the_batch_size() -> None:
     quiet, heard = 0.0, time.monotonic()
     slow.socket.settimeout(10)
     for _ in range(4):
-        assert slow.socket.recv(1 << 16)  # a Progress, or a Heartbeat
+        assert slow.socket.recv(1 << 16)  # a Progress or a Heartbeat
         quiet, heard = max(quiet, time.monotonic() - heard), time.monotonic()
-    assert quiet < 9.0  # far from the 256 s that the whole prompt would take at once
+    assert quiet < 9.0  # far less than the 256 s that the whole prompt would take in one step
     os.kill(slow.process.pid, signal.SIGKILL)
     slow.close()

@@ -1,4 +1,4 @@
-"""Makes small model files with random weights, of every kind that the engine claims to run.
+"""Makes small model files with random weights, of every kind that the engines run.
 
 `python -m tests.engines.make 110m FILE` writes the larger llama that the decode benchmark uses. Weights come from
 a fixed seed.
@@ -18,7 +18,7 @@ Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
 def spm_vocabulary(n: int = 600) -> tuple[list[bytes], list[float], list[int]]:
-    """A SentencePiece vocabulary: control and byte tokens, letters, and pairs of letters; tokens, scores, types."""
+    """Returns the tokens, scores and types of a SentencePiece vocabulary: bytes, letters and pairs."""
     tokens = [
         b"<unk>",
         b"<s>",
@@ -39,7 +39,7 @@ def spm_vocabulary(n: int = 600) -> tuple[list[bytes], list[float], list[int]]:
         tokens.append(piece.encode())
         types.append(1)
     scores = [0.0] * 261 + [-float(i) for i in range(len(tokens) - 261)]
-    # the text "<s>" must be able to merge into the control token of that name: plain text may never become it
+    # the text "<s>" can merge into the control token of that name, so tests can check that it never does
     scores[1] = 0.0
     return tokens, scores, types
 
@@ -57,7 +57,7 @@ def llama(
     arch: str = "llama",
     **changes: Any,
 ) -> Path:
-    """A GGUF llama. `changes` replace metadata values by key, dots as two underscores."""
+    """Writes a GGUF llama. `changes` replace metadata values by key; two underscores stand for a dot."""
     draw = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), arch)
     values: dict[str, Any] = {
@@ -106,7 +106,7 @@ def llama(
 
 
 def falcon(path: Path, *, n_layer: int = 2, n_embd: int = 64, n_head: int = 2, n_ctx: int = 256) -> Path:
-    """A GGUF falcon with a byte-pair vocabulary written as the library reads it: raw bytes."""
+    """Writes a GGUF falcon with a byte-pair vocabulary as the library reads it: raw bytes."""
     draw = np.random.default_rng(2)
     writer = gguf.GGUFWriter(str(path), "falcon")
     writer.add_context_length(n_ctx)
@@ -155,7 +155,7 @@ def _finish(writer: gguf.GGUFWriter, path: Path) -> Path:
 
 
 def gpt2_ggml(path: Path, *, n_layer: int = 2, n_embd: int = 64, n_head: int = 2, n_ctx: int = 128) -> Path:
-    """A legacy GGML gpt2 in F32."""
+    """Writes a legacy GGML gpt2 in F32."""
     draw = np.random.default_rng(3)
     vocabulary = [bytes([i]) for i in range(1, 256)] + [b"he", b"llo", b"<|endoftext|>"]
     n_vocab = len(vocabulary)
@@ -199,5 +199,5 @@ def gpt2_ggml(path: Path, *, n_layer: int = 2, n_embd: int = 64, n_head: int = 2
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[1] != "110m":
         sys.exit(__doc__)
-    # 12 layers of width 768: 108 million weights with the built-in model's own small vocabulary
+    # 12 layers of width 768: 108 million weights with the built-in model's small vocabulary
     llama(Path(sys.argv[2]), n_layer=12, n_embd=768, n_head=12, n_ff=3072, n_vocab=600, n_ctx=1024)

@@ -1,4 +1,4 @@
-"""The built-in model, and samples for it."""
+"""The built-in model's path, and samples for it."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ CHAT = JobSpec(path="", template="chatml", chat=True, out="", config=TrainConfig
 
 
 def tokenize(engine: CTransformersEngine, example: Example, spec: JobSpec = CHAT) -> list[Sample]:
-    """The samples of an example."""
+    """Returns the samples of an example."""
     return samples.tokenize(example, engine.encode, engine.info, spec)
 
 
 def taught(engine: CTransformersEngine, *pairs: tuple[str, str]) -> list[Sample]:
-    """Samples of questions and answers."""
+    """Returns the samples of questions and answers."""
     found = [tokenize(engine, Example(prompt=asked, completion=said)) for asked, said in pairs]
     return [sample for one in found for sample in one]

@@ -7,5 +7,5 @@ from tinyoai.finetune.train_config import TrainConfig
 
 
 def network(header: gguf.Header, config: TrainConfig) -> llama.TrainableLlama:
-    """The built-in model in torch."""
+    """Returns the built-in model as a network in torch."""
     return llama.build(network_config(header, 128), lambda name: weights.read(header, name), config)

@@ -17,7 +17,7 @@ SPEC = JobSpec(
 
 
 def program(folder: Path, spec: JobSpec, prelude: str = "") -> tuple[list[dict[str, object]], str]:
-    """Its events and what it writes to stderr."""
+    """Runs a job's process. Returns its events and its stderr."""
     if not (folder / "order.json").exists():
         (folder / "order.json").write_bytes(msgspec.json.encode(spec))
     (folder / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}')
@@ -28,5 +28,5 @@ def program(folder: Path, spec: JobSpec, prelude: str = "") -> tuple[list[dict[s
 
 
 def pipe() -> int:
-    """A stdin that stays open."""
+    """Returns a stdin that stays open."""
     return os.pipe()[0]

@@ -1,4 +1,4 @@
-"""Data sets: what a line may be, and which files can be reached."""
+"""Data sets: valid lines, and the files that can be reached."""
 
 import json
 import os
@@ -14,7 +14,7 @@ CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "co
 
 
 def lines(*rows: Any) -> bytes:
-    """JSON Lines."""
+    """Returns JSON Lines."""
     return b"\n".join(json.dumps(row).encode() for row in rows)
 
 
@@ -66,12 +66,12 @@ def test_an_array_and_windows_line_ends_are_read() -> None:
         (lines({"text": "x" * dataset.MAX_LINE}), "longer"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_place(data: bytes, words: str) -> None:
+def test_errors_name_the_position(data: bytes, words: str) -> None:
     with pytest.raises(DatasetError, match=words):
         parse(data)
 
 
-def test_there_is_an_end_to_size() -> None:
+def test_a_data_set_that_is_too_large_is_refused() -> None:
     with pytest.raises(DatasetError, match="more than"):
         parse(b'{"text":"a"}\n' * (dataset.MAX_EXAMPLES + 1))
     with pytest.raises(DatasetError, match="bytes"):
@@ -80,7 +80,7 @@ def test_there_is_an_end_to_size() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder of data sets with one in it, and a secret beside it."""
+    """A folder with one data set, and a secret file beside the folder."""
     folder = tmp_path / "datasets"
     (folder / "sub").mkdir(parents=True)
     (folder / "faq.jsonl").write_bytes(lines(CHAT))
@@ -111,12 +111,12 @@ def test_nothing_else_can_be_reached(root: Path, name: str) -> None:
         read(root.parent / "not there", name)
 
 
-def test_a_link_is_refused_in_words(root: Path) -> None:
+def test_the_error_for_a_link_says_that_links_are_not_followed(root: Path) -> None:
     with pytest.raises(DatasetError, match="links are not followed"):
         read(root, "link")
 
 
-def test_who_asks_for_a_wrong_one_is_told_what_there_is_but_not_where(root: Path) -> None:
+def test_the_error_for_an_unknown_name_lists_data_sets_without_their_path(root: Path) -> None:
     with pytest.raises(DatasetError, match=r"faq\.jsonl") as caught:
         read(root, "fak")
     assert str(root) not in str(caught.value)

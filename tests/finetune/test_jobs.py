@@ -1,4 +1,4 @@
-"""The queue of jobs, with a scripted program in the place of the one that trains."""
+"""The queue of jobs. A scripted program replaces the one that trains."""
 
 import asyncio
 import errno
@@ -22,7 +22,7 @@ from tinyoai.finetune.train_config import TrainConfig
 from tinyoai.host import atomic, subproc
 
 OLD = Path(__file__).parent.parent / "fixtures" / "datadir-0.1" / "finetune"
-"""Jobs that version 0.1 wrote: one completed, one that ran when its server was killed, one that waited, one stopped."""
+"""Jobs written by version 0.1: one completed, one running when its server was killed, one waiting, one stopped."""
 
 TRAINER = """
 import json, os, pathlib, sys, threading, time
@@ -51,7 +51,7 @@ os._exit(0)
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data directory whose jobs are run by the script."""
+    """A data directory whose jobs run the script."""
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
     monkeypatch.setattr(subproc, "PYTHON", (sys.executable, str(script)))
@@ -60,31 +60,31 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(home: Path, **fields: object) -> None:
-    """What the script does."""
+    """Writes the plan that the script follows."""
     (home / "plan.json").write_text(json.dumps(fields))
 
 
 async def finished(job: TrainingJob, path: Path) -> int:
-    """Registers nothing."""
+    """Registers nothing and returns a model id."""
     return 7
 
 
 async def start(server: Jobs, name: str = "new") -> TrainingJob:
-    """A new job."""
+    """Starts a new job."""
     out = str(server.model_path(name))
     spec = JobSpec(path="", template="chatml", chat=True, out=out, config=TrainConfig())
     return await server.start(spec, [Example(text="a")], model="m", model_id=1, name=name, dataset="d")
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Waits for what is to come."""
+    """Waits until the condition is true."""
     async with asyncio.timeout(30):
         while not true():
             await asyncio.sleep(0.01)
 
 
 def run(home: Path, test: Callable[[Jobs], Awaitable[None]], *, acquire: bool = True) -> None:
-    """Runs a test with an open server's jobs; it holds the queue then, unless there is no folder of jobs yet."""
+    """Runs a test with the jobs of an open server, which acquires the queue unless `acquire` is false."""
 
     async def all_of_it() -> None:
         server = Jobs(str(home), finished)
@@ -100,13 +100,13 @@ def run(home: Path, test: Callable[[Jobs], Awaitable[None]], *, acquire: bool = 
 
 
 def began(home: Path, id_: int = 1) -> int:
-    """How often a job's process was started."""
+    """Returns how often a job's process was started."""
     path = home / "finetune" / str(id_) / "began"
     return len(path.read_text()) if path.exists() else 0
 
 
 def held_by(pid: int) -> str:
-    """What a server says that does not hold the queue."""
+    """Returns the error of a server that does not hold the queue."""
     return f"fine-tuning in this data directory is run by the tinyoai server with pid {pid}; ask that server"
 
 
@@ -137,7 +137,7 @@ def test_a_second_server_lists_the_jobs_and_says_who_runs_them(home: Path) -> No
         await second.refresh()
         (other,) = second.all()
         assert (other.status, other.result_id) == ("completed", 7)
-        assert await second.stop(1) == other, "an ended job stays as it is, whoever is asked"
+        assert await second.stop(1) == other, "every server can answer for an ended job"
         assert (began(home), sorted(path.name for path in first.store.root.iterdir())) == (1, ["1", "lock"])
         await second.close()
 
@@ -170,7 +170,7 @@ def test_the_holder_is_another_process(home: Path) -> None:
     run(home, test, acquire=False)
 
 
-def test_the_next_to_be_asked_takes_the_queue_of_a_server_that_ended(home: Path) -> None:
+def test_the_next_server_takes_the_queue_of_one_that_ended(home: Path) -> None:
     plan(home, waits=True)
 
     async def test(first: Jobs) -> None:
@@ -199,7 +199,7 @@ def test_a_server_that_never_trains_leaves_no_folder(home: Path) -> None:
     run(home, test, acquire=False)
 
 
-def test_the_jobs_of_version_0_1_open_and_go_on(home: Path) -> None:
+def test_jobs_of_version_0_1_are_read_and_resumed(home: Path) -> None:
     shutil.copytree(OLD, home / "finetune")
     (home / "models").mkdir()
     for path in (home / "finetune").glob("*/order.json"):
@@ -231,7 +231,7 @@ def test_the_jobs_of_version_0_1_open_and_go_on(home: Path) -> None:
     run(home, test)
 
 
-def test_a_stopped_job_does_not_go_on_with_the_next_server(home: Path) -> None:
+def test_the_next_server_does_not_resume_a_stopped_job(home: Path) -> None:
     plan(home, waits=True)
 
     async def test(first: Jobs) -> None:
@@ -246,7 +246,7 @@ def test_a_stopped_job_does_not_go_on_with_the_next_server(home: Path) -> None:
     assert kept["ended"]
 
 
-def test_who_leaves_while_a_job_is_written_down_leaves_a_job(
+def test_a_job_runs_although_its_client_disconnects_while_it_is_saved(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(server: Jobs) -> None:
@@ -258,7 +258,7 @@ def test_who_leaves_while_a_job_is_written_down_leaves_a_job(
     run(home, test)
 
 
-def test_a_name_is_taken_as_soon_as_it_is_asked_for(home: Path) -> None:
+def test_a_name_is_reserved_at_the_request(home: Path) -> None:
     async def test(server: Jobs) -> None:
         asked = asyncio.ensure_future(start(server, "mine"))
         await asyncio.sleep(0)
@@ -268,7 +268,7 @@ def test_a_name_is_taken_as_soon_as_it_is_asked_for(home: Path) -> None:
     run(home, test)
 
 
-def test_no_more_wait_than_may_however_many_ask_at_once(home: Path) -> None:
+def test_the_number_of_waiting_jobs_is_limited_for_concurrent_requests(home: Path) -> None:
     plan(home, waits=True)
 
     async def test(server: Jobs) -> None:
@@ -280,7 +280,7 @@ def test_no_more_wait_than_may_however_many_ask_at_once(home: Path) -> None:
     run(home, test)
 
 
-def test_what_could_not_be_written_down_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_cannot_be_saved_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = atomic.replace
 
     def full(path: Path, data: bytes) -> None:
@@ -298,9 +298,7 @@ def test_what_could_not_be_written_down_leaves_nothing(home: Path, monkeypatch: 
     run(home, test)
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence_without_a_path(
-    home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_error_for_an_unwritable_folder_has_no_path(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     plan(home, waits=True)
 
     async def test(server: Jobs) -> None:
@@ -314,7 +312,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_without_a_path(
     assert "Traceback" not in caplog.text
 
 
-def test_half_a_model_is_taken_away(home: Path) -> None:
+def test_an_incomplete_model_is_deleted(home: Path) -> None:
     plan(home, part=True, says='File "/home/me/secret/lib.py", line 3: it\'s /a/b/c')
 
     async def test(server: Jobs) -> None:
@@ -327,7 +325,7 @@ def test_half_a_model_is_taken_away(home: Path) -> None:
     run(home, test)
 
 
-def test_a_long_learning_curve_is_thinned_where_it_is_kept(home: Path) -> None:
+def test_a_long_learning_curve_is_stored_thinned(home: Path) -> None:
     plan(home, n_steps=5003)
 
     async def test(server: Jobs) -> None:
@@ -343,7 +341,7 @@ def test_a_long_learning_curve_is_thinned_where_it_is_kept(home: Path) -> None:
     run(home, test)
 
 
-def test_what_is_done_again_is_told_once(home: Path) -> None:
+def test_repeated_steps_are_in_the_curve_once(home: Path) -> None:
     plan(home, n_steps=3000, waits=True)
 
     async def test(server: Jobs) -> None:

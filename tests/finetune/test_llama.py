@@ -1,4 +1,4 @@
-"""The network in torch computes what the library computes."""
+"""The network in torch computes the same logits as the library."""
 
 import importlib.util
 
@@ -18,7 +18,9 @@ from tinyoai.engine.ctransformers.engine import CTransformersEngine
 from tinyoai.finetune.train_config import TrainConfig
 
 
-def test_the_network_is_the_one_that_serves(header: gguf.Header, engine: CTransformersEngine) -> None:
+def test_the_network_computes_what_the_engine_serves(
+    header: gguf.Header, engine: CTransformersEngine
+) -> None:
     (sample,) = taught(engine, FRANCE)
     model = network(header, TrainConfig())
     with torch.no_grad():

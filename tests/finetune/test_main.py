@@ -1,4 +1,4 @@
-"""The training process: it ends in one sentence, whatever happens."""
+"""The training process: it ends with one clear sentence after any fault."""
 
 import fcntl
 import importlib.util
@@ -34,7 +34,7 @@ import tinyoai.finetune.weights as weights
         ("train.loss_of = lambda *_: {}['x']", "KeyError"),
     ],
 )
-def test_a_fault_is_a_sentence(tmp_path: Path, fault: str, words: str) -> None:
+def test_a_fault_is_one_sentence(tmp_path: Path, fault: str, words: str) -> None:
     said, errors = program(
         tmp_path, msgspec.structs.replace(SPEC, out=str(tmp_path / "o.gguf")), FAULTS + fault
     )
@@ -43,7 +43,7 @@ def test_a_fault_is_a_sentence(tmp_path: Path, fault: str, words: str) -> None:
     assert "Traceback" not in errors
 
 
-def test_a_disk_too_full_for_a_checkpoint_is_no_end(tmp_path: Path) -> None:
+def test_training_survives_a_disk_too_full_for_a_checkpoint(tmp_path: Path) -> None:
     spec = msgspec.structs.replace(SPEC, out=str(tmp_path / "o.gguf"))
     fault = "torch.save = save; import time; time.monotonic = iter(range(0, 10**9, 100)).__next__"
     said, errors = program(tmp_path, spec, FAULTS + fault)
@@ -53,7 +53,7 @@ def test_a_disk_too_full_for_a_checkpoint_is_no_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["spec", "model", "kind", "out"])
-def test_what_changed_before_it_began_is_a_sentence(tmp_path: Path, damage: str) -> None:
+def test_files_damaged_before_the_start_are_one_sentence(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "job"
     folder.mkdir()
     spec = msgspec.structs.replace(SPEC, out=str(tmp_path / "o.gguf"))
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_version_0_1_belongs_to_the_same_run(tmp_path: Path) -> 
     )
 
 
-def test_a_process_waits_until_the_one_before_it_is_gone(tmp_path: Path) -> None:
+def test_a_process_waits_until_the_previous_one_has_exited(tmp_path: Path) -> None:
     spec = msgspec.structs.replace(SPEC, out=str(tmp_path / "o.gguf"))
     (tmp_path / "order.json").write_bytes(msgspec.json.encode(spec))
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}')
@@ -101,7 +101,7 @@ def test_a_process_waits_until_the_one_before_it_is_gone(tmp_path: Path) -> None
             for line in Path("/proc/locks").read_text().splitlines()
         ):
             assert process.poll() is None
-            assert time.monotonic() < deadline, "the process does not wait for the lock"
+            assert time.monotonic() < deadline, "the process must wait for the lock"
             time.sleep(0.05)
     events, _ = process.communicate(timeout=120)
     assert msgspec.json.decode(events.splitlines()[-1])["type"] == "Made"

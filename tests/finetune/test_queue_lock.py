@@ -1,4 +1,4 @@
-"""The lock on the queue: one holder, whose pid others can read."""
+"""The lock on the queue: it has one holder, and others can read the holder's pid."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def test_one_holds_the_queue_until_it_releases_it(tmp_path: Path) -> None:
     second.release()
 
 
-def test_a_longer_pid_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_shorter_pid_replaces_a_longer_one(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("99999999999\n")
     lock = QueueLock()
     lock.acquire(tmp_path)

@@ -1,4 +1,4 @@
-"""The child process: its events in order, and its end."""
+"""The child process: its events in order, and its exit."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from tinyoai.host import subproc
 
 
 def script(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> TrainingProcess:
-    """A process that runs this text instead of the training program."""
+    """Makes the child run this script instead of the training program."""
     monkeypatch.setattr(subproc, "PYTHON", (sys.executable, "-c", text))
     return TrainingProcess(folder, folder / "log.txt")
 

@@ -1,4 +1,4 @@
-"""Examples to samples: what is read, what is learned, and where samples are cut."""
+"""Examples to samples: input, learned tokens, and cuts."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def test_a_text_is_learned_whole(engine: CTransformersEngine) -> None:
 
 
 def letters(prompt: Sequence[Segment]) -> list[int]:
-    """A tokenizer with a token for each character, and token 1 for each control token."""
+    """Returns a tokenizer with one token for each character, and token 1 for each control token."""
     ids: list[int] = []
     for segment in prompt:
         ids += map(ord, segment.text) if isinstance(segment, Text | Markup) else [1]

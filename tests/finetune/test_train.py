@@ -22,7 +22,7 @@ from tinyoai.finetune.protocol import Step
 from tinyoai.finetune.train_config import TrainConfig
 
 
-def test_what_the_model_knows_costs_nothing(header: gguf.Header, engine: CTransformersEngine) -> None:
+def test_the_loss_of_known_answers_is_small(header: gguf.Header, engine: CTransformersEngine) -> None:
     model = network(header, TrainConfig())
     with torch.no_grad():
         known, n_learned = train.loss_of(model, taught(engine, FRANCE))
@@ -30,7 +30,7 @@ def test_what_the_model_knows_costs_nothing(header: gguf.Header, engine: CTransf
     assert known.item() < 0.1
     assert unknown.item() > 2
     text = b"".join(engine.piece(token) for token in taught(engine, FRANCE)[0].ids[-n_learned:])
-    assert text == b"The capital of France is Paris."  # and the token that ends it, which has no text
+    assert text == b"The capital of France is Paris."  # the token that ends the answer has no text
 
 
 def test_padding_changes_nothing(header: gguf.Header, engine: CTransformersEngine) -> None:
@@ -45,7 +45,7 @@ def test_padding_changes_nothing(header: gguf.Header, engine: CTransformersEngin
 
 
 @pytest.mark.parametrize("use_lora", [True, False])
-def test_what_is_taught_is_learned_and_written(
+def test_the_model_learns_and_is_written(
     header: gguf.Header, engine: CTransformersEngine, use_lora: bool, tmp_path: Path
 ) -> None:
     config = TrainConfig(epochs=25, learning_rate=2e-3 if use_lora else 3e-4, use_lora=use_lora)
@@ -70,7 +70,7 @@ def test_what_is_taught_is_learned_and_written(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_run_goes_on_as_if_it_had_not_been_interrupted(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     header: gguf.Header, engine: CTransformersEngine, tmp_path: Path
 ) -> None:
     config, known = (
@@ -83,7 +83,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(
         return list(islice(steps, n))
 
     whole = [step.loss for step in run("whole", None)]
-    first = [step.loss for step in run("parts", 5)]  # the fifth is reported before it is saved
+    first = [step.loss for step in run("parts", 5)]  # step 5 is reported before it is saved
     rest = run("parts", None)
     assert rest[0].step == 5
     assert first[:4] + [step.loss for step in rest] == whole
@@ -98,7 +98,7 @@ def test_a_checkpoint_that_cannot_be_used_counts_as_none(
     data = path.read_bytes()
     state = torch.load(path, weights_only=True)
     name = next(iter(state["learnt"]))
-    assert "blocks.0.matrices.attn_q.down" in state["learnt"], "version 0.1 stored this name"
+    assert "blocks.0.matrices.attn_q.down" in state["learnt"], "version 0.1 stores this name"
     if damage == "empty":
         path.write_bytes(b"")
     elif damage == "short":

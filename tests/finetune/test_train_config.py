@@ -1,4 +1,4 @@
-"""The memory estimate."""
+"""The memory estimate of training."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""A new model file is the old one except for the matrices that changed."""
+"""A new model file equals the old one except for the matrices that changed."""
 
 import importlib.util
 import os
@@ -42,7 +42,7 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(header: gguf.Header, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_a_parent_that_is_cut_short_meanwhile_ends_it(tmp_path: Path) -> None:
+def test_a_parent_that_is_truncated_meanwhile_is_an_error(tmp_path: Path) -> None:
     parent = tmp_path / "parent.gguf"
     parent.write_bytes(BUILTIN.read_bytes())
     header = gguf.read_header(parent)

@@ -15,12 +15,12 @@ from tinyoai import gguf
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good llama."""
+    """The path of a valid llama file."""
     return make.llama(tmp_path_factory.mktemp("gguf") / "sound.gguf", n_embd=32, n_ff=64, n_layer=1)
 
 
 def refused(path: Path) -> str:
-    """The sentence with which a file is refused."""
+    """Returns the error message for an invalid file."""
     with pytest.raises(gguf.BadModelFile) as caught:
         gguf.read_header(path)
     assert path.name in str(caught.value)
@@ -59,13 +59,13 @@ def test_sound_files_pass(sound: Path, tmp_path: Path) -> None:
         (b"GGUF" + struct.pack("<IQQQ", 3, 1, 1, 1 << 20) + bytes(300), "cut short"),
     ],
 )
-def test_what_is_no_model(tmp_path: Path, content: bytes, words: str) -> None:
+def test_files_that_are_not_models(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(content)
     assert words in refused(path)
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(gguf.BadModelFile, match="directory"):
         gguf.kind(tmp_path)
     with pytest.raises(gguf.BadModelFile, match="regular file"):
@@ -89,7 +89,7 @@ def test_every_truncation_is_refused(sound: Path, tmp_path: Path) -> None:
         refused(path)
 
 
-def test_tensor_table_is_held_against_the_file(sound: Path, tmp_path: Path) -> None:
+def test_the_tensor_table_is_checked_against_the_file_size(sound: Path, tmp_path: Path) -> None:
     whole, header = bytearray(sound.read_bytes()), gguf.read_header(sound)
     name = b"output.weight"
     at = whole.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
@@ -99,7 +99,7 @@ def test_tensor_table_is_held_against_the_file(sound: Path, tmp_path: Path) -> N
     for changed, words in [
         ((0, *entry[1:]), "dimensions"),
         ((5, *entry[1:]), "dimensions"),
-        ((*entry[:3], 30, entry[4]), "overlaps"),  # in BF16 it would be larger
+        ((*entry[:3], 30, entry[4]), "overlaps"),  # the tensor is larger in BF16
         ((*entry[:4], entry[4] + 1), "offset"),
         ((*entry[:4], 1 << 62), "cut short"),
         ((*entry[:4], first), "overlaps"),
@@ -126,7 +126,7 @@ def test_sizes_of_tensor_types_are_those_of_ggml() -> None:
 
 
 def written(path: Path, arch: str, values: dict[str, Any], types: dict[str, int] | None = None) -> Path:
-    """A file with these metadata values and small tensors of these types."""
+    """Writes a file with these metadata values and small tensors of these types."""
     numbers = {bool: 7, int: 4, float: 6, str: 8}
 
     def string(text: str | bytes) -> bytes:
@@ -181,12 +181,12 @@ def test_a_byte_pair_vocabulary_has_token_types_without_scores(tmp_path: Path) -
         {"general.alignment": 4},
     ],
 )
-def test_values_of_newer_families_are_no_damage(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_values_of_newer_families_are_valid(tmp_path: Path, values: dict[str, Any]) -> None:
     header = gguf.read_header(written(tmp_path / "m.gguf", "gemma3", values))
     assert {key: header.metadata[key] for key in values} == values
 
 
-def test_a_type_of_a_newer_ggml_is_no_damage(tmp_path: Path) -> None:
+def test_a_type_of_a_newer_ggml_is_valid(tmp_path: Path) -> None:
     path = written(tmp_path / "m.gguf", "new", {}, {"a": 1000, "b": 8, "c": 99, "d": 0})
     header = gguf.read_header(path)
     assert header.tensors["a"] == gguf.Tensor("a", (256,), 1000, 0, 0)
@@ -195,7 +195,7 @@ def test_a_type_of_a_newer_ggml_is_no_damage(tmp_path: Path) -> None:
     whole = written(path, "new", {}, {"a": 8, "b": 1000}).read_bytes()
     path.write_bytes(whole[:-2048])
     assert gguf.read_header(path).tensors["b"].offset == 2048
-    path.write_bytes(whole[:-2049])  # the last tensor's start is missing
+    path.write_bytes(whole[:-2049])  # the offset of the last tensor is missing
     assert "cut short" in refused(path)
 
 
@@ -221,12 +221,12 @@ def test_a_file_without_tensors_is_read(tmp_path: Path) -> None:
         ({"x.y": [[1], [2]]}, "nested arrays"),
     ],
 )
-def test_metadata_that_no_family_can_have(tmp_path: Path, values: dict[str, Any], words: str) -> None:
+def test_metadata_that_is_invalid_in_every_family(tmp_path: Path, values: dict[str, Any], words: str) -> None:
     assert words in refused(written(tmp_path / "m.gguf", "llama", values))
 
 
 def test_a_header_cannot_fill_the_memory(tmp_path: Path) -> None:
-    # sparse files, as large as they claim to be
+    # sparse files with the size that their header claims
     path = tmp_path / "m.gguf"
     start = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 9)
     for array_, words in (
@@ -239,7 +239,7 @@ def test_a_header_cannot_fill_the_memory(tmp_path: Path) -> None:
         assert words in refused(path)
 
 
-def test_bit_flips_raise_nothing_else(sound: Path, tmp_path: Path) -> None:
+def test_bit_flips_raise_only_bad_model_file(sound: Path, tmp_path: Path) -> None:
     whole, draw = sound.read_bytes(), random.Random(5)
     data_at, n_refused = gguf.read_header(sound).data_at, 0
     path = tmp_path / "flipped.gguf"

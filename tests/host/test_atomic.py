@@ -1,4 +1,4 @@
-"""Replacing files: the old content or the new, and nothing left over."""
+"""Replacing files: the file has the old content or the new, and no temporary file remains."""
 
 import os
 from pathlib import Path

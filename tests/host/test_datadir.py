@@ -1,4 +1,4 @@
-"""Where the data directory is, and files in it."""
+"""The data directory's location and the files in it."""
 
 from pathlib import Path
 

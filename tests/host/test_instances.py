@@ -1,4 +1,4 @@
-"""Records of running servers, and that no other process counts as one."""
+"""Records of running servers. No other process counts as a server."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tinyoai.host import instances
 
 
 def record(process: instances.Process, port: int = 1) -> instances.InstanceRecord:
-    """A record of a running server."""
+    """Returns a record of a running server."""
     return instances.InstanceRecord(
         process=process,
         version="1",
@@ -35,7 +35,7 @@ def record(process: instances.Process, port: int = 1) -> instances.InstanceRecor
 
 @pytest.fixture
 def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
-    """Another process of this user."""
+    """Starts another process of this user."""
     process = subprocess.Popen(["sleep", "600"])
     yield process
     process.kill()
@@ -69,7 +69,7 @@ def test_a_zombie_is_not_alive(tmp_path: Path) -> None:
     assert process is not None
     path = instances.announce(record(process), tmp_path)
     child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # now a zombie
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # the process is a zombie now
     assert not instances.alive(process)
     assert instances.process_of(child.pid) is None
     assert instances.servers(tmp_path) == []
@@ -84,7 +84,7 @@ def test_a_process_of_another_user_is_not_alive(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 30])
-def test_pids_that_are_no_process(pid: int) -> None:
+def test_pids_that_belong_to_no_process(pid: int) -> None:
     assert not instances.alive(instances.Process(pid=pid, start=0))
 
 

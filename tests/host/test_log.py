@@ -1,4 +1,4 @@
-"""Log lines: one line each, whatever a client sent."""
+"""Log lines: one line each, for any bytes from a client."""
 
 from tinyoai.host.log import MAX_LINE, clean
 

@@ -1,4 +1,4 @@
-"""Child processes: their lines, their exit, and that nothing of them is left, under both event loops."""
+"""Child processes under both event loops: their lines, their exit, and that nothing of them remains."""
 
 import asyncio
 import os
@@ -36,12 +36,12 @@ def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def python(code: str, **options: Any) -> Process:
-    """A child that runs this code."""
+    """Returns the command of a child that runs this code."""
     return Process([sys.executable, "-S", "-c", code], **options)
 
 
 def is_gone(pid: int) -> bool:
-    """It has ended and was reaped."""
+    """Returns whether the process was reaped."""
     return not os.path.exists(f"/proc/{pid}")
 
 

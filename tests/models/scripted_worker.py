@@ -1,6 +1,7 @@
-"""A worker process without an engine, for tests of the server's side: it does what its Load and requests say.
+"""A worker process without an engine, for tests of the server's side. It follows scripts in its Load and requests.
 
-The Load's `template` and a prompt's text may be a JSON script; any other prompt is echoed, a character a Content.
+The Load's `template` and a prompt's text may be a JSON script. Any other prompt is echoed, one Content for each
+character.
 """
 
 import os
@@ -15,7 +16,7 @@ from tinyoai import wire
 
 
 class LoadScript(msgspec.Struct):
-    """What happens at load. `deaths` processes end before Ready; `count` is the file that counts them."""
+    """The behaviour at load. `deaths` processes exit before Ready; `count` is the file that counts them."""
 
     deaths: int = 0
     count: str = ""
@@ -25,19 +26,19 @@ class LoadScript(msgspec.Struct):
 
 
 class Script(msgspec.Struct):
-    """What happens to a request."""
+    """The behaviour at a request."""
 
     text: str = ""
     die: str = ""
     """Die once this is sent: started, queued, accepted or content."""
     first: str = ""
-    """A file: without it the process creates it and dies without a word; with it the text is echoed."""
+    """A file. If it is missing, the process creates it and dies silently; otherwise the text is echoed."""
     hold: bool = False
-    """After the Accepted and the text, if any, wait for a release."""
+    """After the Accepted and the text, if any, hold the request until a release."""
     release: bool = False
-    """End all that are held."""
+    """End all held requests."""
     say: str = ""
-    """Send this as Content to all that are held."""
+    """Send this as Content to all held requests."""
     breach: bool = False
     """Send a Done too early."""
     silent: bool = False
@@ -45,14 +46,14 @@ class Script(msgspec.Struct):
 
 
 class Worker:
-    """The connection, with what is held."""
+    """The connection and the held requests."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.held: dict[int, wire.Request] = {}
 
     def send(self, *messages: wire.ToServer) -> None:
-        """One frame."""
+        """Sends one frame."""
         self.sock.sendall(wire.frame(messages))
 
     def load(self, load: wire.Load) -> None:
@@ -118,7 +119,7 @@ class Worker:
             die()
 
     def finish(self, number: int) -> None:
-        """Ends a request well."""
+        """Ends a request successfully."""
         done = wire.ChoiceDone(
             id=number, choice=0, finish_reason="stop", n_cached=0, n_generated=1, prompt_ms=1, predicted_ms=1
         )
@@ -144,7 +145,7 @@ class Worker:
 
 
 def die() -> None:
-    """As memory shortage kills."""
+    """Kills this process, as a memory shortage does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Which models are found, described, remembered, missing and broken."""
+"""Models found, described, remembered, missing and broken."""
 
 import json
 import os
@@ -18,7 +18,7 @@ DEFAULT = Model(name="default", path="")
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A small model's file."""
+    """The bytes of a small model file."""
     return make.llama(tmp_path_factory.mktemp("llama") / "m.gguf", n_embd=32, n_ctx=128).read_bytes()
 
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def put(path: Path, content: bytes, **settings: Any) -> Path:
-    """A model's file, with its settings beside it."""
+    """Writes a model file, with its settings beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     if settings:
@@ -39,13 +39,13 @@ def put(path: Path, content: bytes, **settings: Any) -> Path:
 
 
 def opened(folder: Path | str, home: Path) -> Catalog:
-    """A catalog that has looked around."""
+    """Returns a catalog after its first scan."""
     catalog = Catalog(DEFAULT, folder=str(folder), register=False)
     catalog.open(str(home))
     return catalog
 
 
-def test_files_are_named_by_their_place(folder: Path, tmp_path: Path, llama: bytes) -> None:
+def test_names_come_from_paths(folder: Path, tmp_path: Path, llama: bytes) -> None:
     for name in ("b.gguf", "org/repo/a.Q4_K_M.gguf", "org/\u00fc x.gguf"):
         put(folder / name, llama)
     for name in (".hidden.gguf", ".git/x.gguf", "half.gguf.part", "notes.txt", "org/GGUF"):
@@ -90,7 +90,7 @@ def test_a_legacy_file_needs_its_architecture(tmp_path: Path) -> None:
     assert (model.kind, model.architecture, model.hparams) == ("completion", "gpt2", None)
     given = Catalog(model)
     given.open(str(tmp_path / "home"))
-    os.utime(path, ns=(1, 1))  # read again by the next server, which knows the architecture from the registry
+    os.utime(path, ns=(1, 1))  # the next server reads it again and knows the architecture from the registry
     assert opened("", tmp_path / "home").view.models["old"].architecture == "gpt2"
 
 
@@ -133,14 +133,14 @@ def test_settings_beside_a_file(folder: Path, tmp_path: Path, llama: bytes) -> N
         ('{"kind": "music"}', "music"),
     ],
 )
-def test_wrong_settings_are_told_and_the_model_is_not_served(
+def test_a_model_with_wrong_settings_is_listed_as_broken(
     folder: Path, tmp_path: Path, llama: bytes, settings: str, words: str
 ) -> None:
     put(folder / "a.gguf", llama).with_suffix(".json").write_text(settings)
     catalog = opened(folder, tmp_path / "home")
     assert "a" not in catalog.view.models
     assert words in catalog.view.broken["a"]
-    assert str(folder) not in catalog.view.broken["a"], "clients see models, never folders"
+    assert str(folder) not in catalog.view.broken["a"], "messages to clients must not contain a folder"
     with pytest.raises(errors.ModelNotFound, match=r"settings file a\.json"):
         catalog.lookup("a")
     (folder / "a.json").write_text("{}")
@@ -148,12 +148,12 @@ def test_wrong_settings_are_told_and_the_model_is_not_served(
     assert catalog.lookup("a").name == "a"
 
 
-def test_a_suffix_in_capitals_is_one(folder: Path, tmp_path: Path, llama: bytes) -> None:
+def test_a_suffix_in_capitals_is_accepted(folder: Path, tmp_path: Path, llama: bytes) -> None:
     put(folder / "OLD.GGUF", llama)
     assert opened(folder, tmp_path / "home").lookup("OLD").path.endswith("OLD.GGUF")
 
 
-def test_a_broken_file_is_told_and_served_once_it_is_whole(
+def test_a_broken_file_is_listed_and_served_once_it_is_complete(
     folder: Path, tmp_path: Path, llama: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[str] = []
@@ -172,7 +172,7 @@ def test_a_broken_file_is_told_and_served_once_it_is_whole(
     with pytest.raises(errors.ModelNotFound, match="'cut' cannot be served"):
         catalog.lookup("cut")
     catalog.refresh()
-    assert sorted(reads) == ["cut", "good", "page"]  # none is read twice
+    assert sorted(reads) == ["cut", "good", "page"]  # no file is read twice
     put(folder / "cut.gguf", llama)
     catalog.refresh()
     assert catalog.lookup("cut").size == len(llama)
@@ -200,7 +200,7 @@ def test_the_registry_remembers_without_the_folder(folder: Path, tmp_path: Path,
     again.forget("a")
     assert "a" not in again.view.models
     first.refresh()
-    assert "a" in first.view.models  # its file is in the folder: found again
+    assert "a" in first.view.models  # its file is in the folder, so a scan finds it again
 
 
 def test_a_changed_file_is_described_again(folder: Path, tmp_path: Path, llama: bytes) -> None:
@@ -212,7 +212,7 @@ def test_a_changed_file_is_described_again(folder: Path, tmp_path: Path, llama: 
     assert (after.id, after.name, after.n_ctx_train) == (before.id, "a", 256)
 
 
-def test_names_win_over_aliases_and_the_given_model_over_all(
+def test_names_win_over_aliases_and_the_model_option_over_both(
     folder: Path, tmp_path: Path, llama: bytes
 ) -> None:
     put(folder / "default.gguf", llama)
@@ -223,7 +223,7 @@ def test_names_win_over_aliases_and_the_given_model_over_all(
     assert [catalog.lookup(name).name for name in ("a", "b", "x", "y")] == ["a", "b", "a", "b"]
 
 
-def test_names_that_cannot_be(folder: Path, tmp_path: Path, llama: bytes) -> None:
+def test_names_that_are_not_allowed(folder: Path, tmp_path: Path, llama: bytes) -> None:
     put(Path(os.fsdecode(os.fsencode(folder) + b"/bad\xff.gguf")), llama)
     put(folder / "line\nbreak.gguf", llama)
     put(folder / ("n" * 240) / ("m" * 240) / ("o" * 100 + ".gguf"), llama)
@@ -234,7 +234,7 @@ def test_names_that_cannot_be(folder: Path, tmp_path: Path, llama: bytes) -> Non
     "".join(catalog.view.broken).encode()
 
 
-def test_an_unknown_model_is_told_what_there_is(folder: Path, tmp_path: Path, llama: bytes) -> None:
+def test_the_error_for_an_unknown_model_lists_others(folder: Path, tmp_path: Path, llama: bytes) -> None:
     for i in range(20):
         put(folder / f"m{i:02}.gguf", llama)
     catalog = opened(folder, tmp_path / "home")

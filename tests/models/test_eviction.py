@@ -1,4 +1,4 @@
-"""Which models are unloaded for another: examples, and the rule over random loads."""
+"""The models that are unloaded for another one: examples, and the rule over random loads."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ GB = 1 << 30
 
 
 def loaded(name: str, size: int, n_leases: int, last_used: float) -> Loaded:
-    """A model of `size` gigabytes."""
+    """Returns a model of `size` gigabytes."""
     return Loaded(name, size * GB, n_leases, last_used)
 
 
@@ -57,6 +57,6 @@ def test_the_rule(models: list[Loaded], wanted: int, budget: int) -> None:
         assert decision.refuse or busy + wanted > budget
         return
     assert held + wanted <= budget
-    # the least recently used went first, and no more than needed
+    # the least recently used models went first, and no more than necessary
     assert all(old.last_used <= kept.last_used for old in gone for kept in left if not kept.n_leases)
     assert not gone or held + gone[-1].size + wanted > budget

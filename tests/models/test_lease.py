@@ -1,4 +1,4 @@
-"""Requests on a lease: merged in order of arrival, sent again if they were not started, cancelled together."""
+"""Requests on a lease: merged in order of arrival, sent again if unstarted, cancelled together."""
 
 import asyncio
 import os
@@ -23,18 +23,18 @@ EMBEDDED = ["Started", "Queued", "Accepted", "Vector", "Done"]
 
 
 def embed(text: str) -> wire.Embed:
-    """An Embed of a text."""
+    """Returns an Embed of a text."""
     return wire.Embed(prompt=[wire.Special("bos"), wire.Text(text)])
 
 
 async def events_of(lease: Lease, bodies: list[wire.Body]) -> list[tuple[int, str]]:
-    """Every event's body and kind, in order of arrival."""
+    """Returns the body and kind of every event in order of arrival."""
     async with aclosing(lease.run(bodies, group="one request")) as source:
         return [(index, type(event).__name__) async for index, event in source]
 
 
 async def outcomes(lease: Lease, texts: list[str]) -> dict[int, str]:
-    """Each request's kind of failure, or "Done"."""
+    """Returns each request's kind of failure, or "Done"."""
     found = {}
     async with aclosing(lease.run([generate(text) for text in texts])) as source:
         async for index, event in source:
@@ -47,14 +47,14 @@ async def outcomes(lease: Lease, texts: list[str]) -> dict[int, str]:
 # -- one worker --------------------------------------------------------------------------------------
 
 
-def test_events_of_many_bodies_come_merged_and_each_in_order() -> None:
+def test_events_of_many_bodies_are_merged_and_keep_their_order() -> None:
     async def body(pool: Pool) -> None:
         async with pool.lease("fake") as lease:
             found = await events_of(lease, [embed("x" * (50 - n)) for n in range(50)])
             for n in range(50):
                 assert [kind for index, kind in found if index == n] == EMBEDDED
             assert len(found) == 50 * len(EMBEDDED)
-            # the first is not done before the second begins: they have a slot each
+            # each body has a slot, so the second begins before the first is done
             assert found.index((1, "Started")) < found.index((0, "Done"))
             tokenize = wire.Tokenize(prompt=[wire.Text("a")])
             found = await events_of(lease, [tokenize, embed("b")])
@@ -85,7 +85,7 @@ def test_closing_cancels_all() -> None:
                 await anext(source)
                 assert worker.n_open == 20
             assert worker.n_open == 0
-            # both slots would be busy for minutes
+            # without a cancel, both slots would be busy for minutes
             assert await text_of(lease, "after\n") == "after"
 
     drive(body)
@@ -149,7 +149,7 @@ def test_requests_that_were_not_started_are_sent_again_and_no_others() -> None:
     async def body(pool: Pool) -> None:
         await pool.first_load()
         async with pool.lease("m") as lease:
-            # the scripted worker takes them in order: the third kills it
+            # the scripted worker reads the requests in order: the third kills it
             texts = [script(hold=True), "done", script(die="started"), "a", "b"]
             found = await outcomes(lease, texts)
             assert found == {0: "WorkerDied", 1: "Done", 2: "WorkerDied", 3: "Done", 4: "Done"}
@@ -188,16 +188,14 @@ def test_a_prompt_that_kills_the_real_worker_is_not_sent_again() -> None:
         async with pool.lease("fake") as lease:
             found = await outcomes(lease, ['!{"kill_at": 0}\n', *["x\n"] * 9])
             assert found[0] == "WorkerDied"
-            assert (
-                list(found.values()).count("Done") >= 7
-            )  # no more than those with a slot or being tokenized
+            assert list(found.values()).count("Done") >= 7  # only requests with a slot or in the tokenizer
         assert pool.default.n_deaths == 1
         assert await ask(pool, "the next one\n") == "the next one"
 
     drive(body)
 
 
-def test_waiting_for_workers_ends_with_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_workers_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "WAIT_S", 0.1)
     monkeypatch.setattr(managed_model, "FIRST_DELAY_S", 60.0)
     monkeypatch.setattr(managed_model, "LAST_DELAY_S", 60.0)
@@ -226,7 +224,7 @@ def test_waiting_for_workers_ends_with_the_patience(monkeypatch: pytest.MonkeyPa
 
 
 class DyingModel:
-    """Stands in for a ManagedModel: each worker takes a moment to come, and dies before it starts a request."""
+    """Replaces a ManagedModel. Each worker needs a moment to start and dies before it starts a request."""
 
     def __init__(self) -> None:
         self.patience: list[float] = []
@@ -251,7 +249,7 @@ class DyingModel:
         assert all(call.ended for call in calls)
 
 
-def test_the_patience_is_for_all_waits_together() -> None:
+def test_the_time_limit_covers_all_waits_together() -> None:
     async def body() -> None:
         model = DyingModel()
         lease = Lease(model)  # type: ignore[arg-type]
@@ -264,7 +262,7 @@ def test_the_patience_is_for_all_waits_together() -> None:
 # -- before the worker -------------------------------------------------------------------------------
 
 
-def test_ready_waits_for_the_load_until_its_deadline_unless_it_is_patient() -> None:
+def test_ready_waits_for_the_load_until_its_deadline_unless_patient() -> None:
     load = wire.Load(path="", name="m", engine="", template=script(hang=True))
 
     async def body(pool: Pool) -> None:

@@ -1,4 +1,4 @@
-"""A model's life: loads, deaths, restarts, leases and unloads. The workers are scripted processes."""
+"""Loads, deaths, restarts, leases and unloads of a model. The workers are scripted processes."""
 
 import asyncio
 import os
@@ -25,17 +25,17 @@ RELEASE = script(release=True)
 
 @pytest.fixture(autouse=True)
 def stand_in() -> Iterator[None]:
-    """Workers run the scripted worker."""
+    """Makes the workers run the scripted worker."""
     with scripted():
         yield
 
 
 def load_with(**fields: Any) -> wire.Load:
-    """A Load with a script."""
+    """Returns a Load with a script."""
     return wire.Load(path="", name="m", engine="", template=script(**fields))
 
 
-# -- deciding ----------------------------------------------------------------------------------------
+# -- restart decisions --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def load_with(**fields: Any) -> wire.Load:
         ("uuDu", (State.FAILED, COOL_S)),
     ],
 )
-def test_what_follows_a_death(history: str, expected: tuple[State, float]) -> None:
-    """d: the process died; u: it died before Ready; D: a request was done."""
+def test_the_state_after_a_death(history: str, expected: tuple[State, float]) -> None:
+    """In a history, d is a death after Ready, u a death before Ready, and D a finished request."""
     restarts = Restarts()
     found = None
     for event in history:
@@ -73,7 +73,7 @@ def test_what_follows_a_death(history: str, expected: tuple[State, float]) -> No
 # -- deaths and restarts -----------------------------------------------------------------------------
 
 
-def test_a_killed_process_is_restarted_even_if_nobody_asks() -> None:
+def test_a_killed_process_is_restarted_without_a_request() -> None:
     async def body(pool: Pool) -> None:
         worker, model = await worker_of(pool), pool.default
         os.kill(worker.pid, signal.SIGKILL)
@@ -85,7 +85,7 @@ def test_a_killed_process_is_restarted_even_if_nobody_asks() -> None:
     drive(body, LOAD)
 
 
-def test_requests_that_kill_their_workers_do_not_take_the_model_away(
+def test_requests_that_kill_their_workers_do_not_disable_the_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(managed_model, "FIRST_DELAY_S", 0.001)
@@ -99,7 +99,7 @@ def test_requests_that_kill_their_workers_do_not_take_the_model_away(
                 assert pool.default.state is not State.FAILED
 
         await bad()
-        # two at once, and an innocent request beside them
+        # two such requests at once, beside a normal one
         await asyncio.gather(bad(), bad())
         assert await ask(pool, "innocent") == "innocent"
         assert pool.default.n_deaths == 15
@@ -119,7 +119,7 @@ def test_three_deaths_before_ready_fail_the_model_until_it_has_cooled_down(tmp_p
         with pytest.raises(errors.ModelFailed):
             await ask(pool, "not tried")
         assert len(count.read_text()) == 3
-        model._retry_at = 0.0  # as if it had been left alone long enough
+        model._retry_at = 0.0  # simulates the end of the cool-down
         assert await ask(pool, "hello") == "hello"
         assert model.n_deaths == 5
 
@@ -173,7 +173,7 @@ def test_the_first_load_takes_over_the_process_that_was_started_ahead() -> None:
     drive(body, LOAD, spawned=spawned)
 
 
-def test_a_process_that_was_started_ahead_for_nothing_is_ended() -> None:
+def test_an_unused_process_that_was_started_ahead_is_ended() -> None:
     spawned = spawn_worker()
 
     async def body(pool: Pool) -> None:
@@ -187,7 +187,7 @@ def test_a_process_that_was_started_ahead_for_nothing_is_ended() -> None:
 
 
 async def begin(lease: Any, text: str = HOLD) -> asyncio.Future[str]:
-    """A request that is held in the worker, and has a slot."""
+    """Starts a request that is held in the worker and has a slot."""
     begun = asyncio.Event()
 
     async def read() -> str:
@@ -204,7 +204,7 @@ async def begin(lease: Any, text: str = HOLD) -> asyncio.Future[str]:
     return reading
 
 
-def test_an_unload_lets_answers_finish_and_holds_back_new_leases() -> None:
+def test_an_unload_lets_answers_finish_and_delays_new_leases() -> None:
     async def body(pool: Pool) -> None:
         model = pool.default
         async with pool.lease("m") as lease:
@@ -219,12 +219,12 @@ def test_an_unload_lets_answers_finish_and_holds_back_new_leases() -> None:
                 waiting = asyncio.ensure_future(text_of(late, "late"))
                 await asyncio.sleep(0)
                 assert old.n_open == 1  # the late request was not sent
-                assert await text_of(lease, RELEASE) == "x"  # one that has a lease goes on
+                assert await text_of(lease, RELEASE) == "x"  # a request with a lease continues
                 assert await first == ""
                 assert not waiting.done()
-                assert (await pool.unload("m"))[1]  # again: nothing changes
+                assert (await pool.unload("m"))[1]  # a second unload changes nothing
                 assert model.unload_pending
-        # `late` was closed with its request under way
+        # `late` was closed while its request was running
         with pytest.raises((errors.ApiError, asyncio.CancelledError)):
             waiting.cancel()
             await waiting
@@ -281,7 +281,7 @@ def test_leases_that_wait_for_an_unload_load_the_model_again() -> None:
         assert model.worker is not old
         assert model.n_leases == 0
         assert (await pool.unload("m"))[1]
-        assert model.state is State.UNLOADED  # at once: no lease was left over in any count
+        assert model.state is State.UNLOADED  # unloads at once, so no count of leases is too high
 
     drive(body, LOAD)
 
@@ -303,7 +303,7 @@ def test_a_worker_that_dies_while_an_unload_is_pending_is_restarted_for_its_leas
     drive(body, LOAD)
 
 
-def test_a_load_that_is_ended_before_its_first_step_leaves_the_model_usable() -> None:
+def test_a_load_cancelled_before_its_first_step_leaves_the_model_usable() -> None:
     async def body(pool: Pool) -> None:
         model = pool.default
         async with pool.lease("m") as lease:
@@ -330,7 +330,7 @@ def test_keep_alive_runs_from_the_last_lease() -> None:
         async with pool.lease("m", 0.01):
             assert model.status().unloads_in_s is None
         await until(model, State.UNLOADED)
-        assert model.keep_alive_s == FOREVER  # a request's own ends with the load
+        assert model.keep_alive_s == FOREVER  # the keep-alive of a request ends with the load
         assert await ask(pool, "hello", keep_alive=0) == "hello"
         await until(model, State.UNLOADED)
 

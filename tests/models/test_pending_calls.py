@@ -1,4 +1,4 @@
-"""Every call ends exactly once and its events keep their order, whatever a worker sends."""
+"""Every call ends exactly once and its events keep their order, for any messages of a worker."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ BODIES: list[wire.Body] = [
 
 
 def choice_done(number: int, choice: int = 0) -> wire.ChoiceDone:
-    """The end of a choice."""
+    """Returns the end of a choice."""
     return wire.ChoiceDone(
         id=number, choice=choice, finish_reason="stop", n_cached=0, n_generated=1, prompt_ms=0, predicted_ms=0
     )
@@ -47,7 +47,7 @@ ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("begin"), st.integers(0, len(BODIES) - 1), st.just(0), st.just(0)),
         st.tuples(st.just("event"), st.integers(-1, 5), st.integers(0, len(EVENTS) - 1), st.integers(-1, 3)),
-        # likely orders, so that the later stages are reached
+        # likely sequences, so that later stages are reached
         st.tuples(st.just("advance"), st.integers(1, 4), st.integers(1, 9), st.just(0)),
         st.tuples(st.just("cancel"), st.integers(0, 4), st.just(0), st.just(0)),
         st.tuples(st.just("death"), st.just(0), st.just(0), st.just(0)),
@@ -57,7 +57,7 @@ ACTIONS = st.lists(
 
 
 def check(body: wire.Body, events: list[wire.Event]) -> None:
-    """Holds one call's events against the protocol."""
+    """Checks one call's events against the protocol."""
     finals = [event for event in events if isinstance(event, wire.Final)]
     assert finals == [events[-1]]
     kinds = [type(event) for event in events]
@@ -124,7 +124,7 @@ def test_every_call_ends_once_and_in_order(actions: list[tuple[str, int, int, in
 
 
 def _course(number: int, body: wire.Body) -> list[wire.Event]:
-    """All events of a request that goes well."""
+    """Returns all events of a request that succeeds."""
     if isinstance(body, wire.Tokenize):
         return [wire.Started(number), wire.Tokens(id=number, ids=[]), wire.Done(id=number)]
     if isinstance(body, wire.Detokenize):
@@ -138,7 +138,7 @@ def _course(number: int, body: wire.Body) -> list[wire.Event]:
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_a_good_answer_is_no_breach(body: wire.Body) -> None:
+def test_a_correct_answer_breaks_no_rule(body: wire.Body) -> None:
     pending, queue = PendingCalls(lambda call: None), EventQueue()
     pending.begin(7, body, queue)
     for event in _course(1, body):

@@ -32,7 +32,7 @@ FIXED = 1_000_000
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Workers run the scripted worker, and estimates are simple."""
+    """Makes the workers run the scripted worker, with simple memory estimates."""
     monkeypatch.setattr(
         managed_model, "estimate", lambda model, load: MemoryEstimate(FIXED, PER_TOKEN, load.n_ctx)
     )
@@ -42,7 +42,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models of one size."""
+    """A folder with three models of one size."""
     folder = tmp_path_factory.mktemp("models")
     for name in NAMES:
         make.llama(folder / f"{name}.gguf", n_embd=64, n_ctx=512)
@@ -50,12 +50,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(model: Model, n_ctx: int = 512) -> wire.Load:
-    """The Load of a model."""
+    """Returns the Load of a model."""
     return wire.Load(path=model.path, name=model.name, engine="", n_ctx=n_ctx, n_slots=2)
 
 
 def size(n_ctx: int = 512) -> int:
-    """Bytes that one of the models takes."""
+    """Returns the bytes that one of the models takes."""
     return FIXED + PER_TOKEN * n_ctx
 
 
@@ -63,7 +63,7 @@ Body = Callable[[Pool], Coroutine[Any, Any, None]]
 
 
 def drive(body: Body, folder: Path, *, room: float = 0, keep_alive: float = FOREVER, **more: Any) -> None:
-    """Runs a test with a pool whose budget is `room` of the three models; no worker is left after it."""
+    """Runs a test with a pool whose budget is `room` of the three models. Checks that no worker remains."""
 
     async def work() -> None:
         catalog = Catalog(DEFAULT, folder=str(folder), register=False)
@@ -87,12 +87,12 @@ def drive(body: Body, folder: Path, *, room: float = 0, keep_alive: float = FORE
 
 
 def loaded(pool: Pool) -> list[str]:
-    """The names of what is loaded."""
+    """Returns the names of the loaded models."""
     return sorted(model.name for model in pool.models if model.state is State.READY)
 
 
 def pid_of(pool: Pool, name: str) -> int:
-    """The process of a loaded model."""
+    """Returns the pid of a loaded model's process."""
     worker = pool.find(name).worker
     assert worker is not None
     return worker.pid
@@ -118,7 +118,7 @@ def test_many_first_uses_start_one_process(folder: Path) -> None:
     async def body(pool: Pool) -> None:
         answers = await asyncio.gather(*(ask(pool, str(i), "a") for i in range(8)))
         assert answers == [str(i) for i in range(8)]
-        assert started.count("a") == 2  # for the ManagedModel, and for its one load
+        assert started.count("a") == 2  # one for the ManagedModel and one for its load
 
     drive(body, folder, make_load=counting)
 
@@ -141,7 +141,7 @@ async def until_it_waits(pool: Pool, name: str) -> None:
         await pool.find(name).changed.wait()
 
 
-def test_a_leased_model_is_waited_for_and_not_evicted(folder: Path) -> None:
+def test_a_load_waits_for_a_leased_model_instead_of_evicting_it(folder: Path) -> None:
     async def body(pool: Pool) -> None:
         async with pool.lease("a") as lease:
             await lease.ready()
@@ -188,7 +188,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_context_that_would(folder
         assert caught.value.code == "insufficient_memory"
         assert caught.value.headers == {"x-should-retry": "false"}
         assert pool.find("b").state is State.UNLOADED
-        assert loaded(pool) == []  # nothing was unloaded or started for it
+        assert loaded(pool) == []  # no model was unloaded or started for it
         fits = int(caught.value.message.partition("a context of ")[2].split()[0])
         assert fits % CONTEXT_STEP == 0
         n_ctx = fits + CONTEXT_STEP
@@ -200,7 +200,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_context_that_would(folder
     drive(body, folder, room=1.0, make_load=wide)
 
 
-def test_where_no_context_fits_another_model_is_advised(folder: Path) -> None:
+def test_if_no_context_fits_the_error_recommends_another_model(folder: Path) -> None:
     async def body(pool: Pool) -> None:
         with pytest.raises(errors.InsufficientMemory, match="smaller or more quantized"):
             await ask(pool, "hello", "a")
@@ -208,7 +208,7 @@ def test_where_no_context_fits_another_model_is_advised(folder: Path) -> None:
     drive(body, folder, room=0.1)
 
 
-def test_memory_that_is_short_now_may_be_free_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_shortage_of_memory_can_be_retried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(pool: Pool) -> None:
         monkeypatch.setattr(memory, "available", lambda: size() // 2)
         async with pool.lease("a") as lease:
@@ -216,7 +216,7 @@ def test_memory_that_is_short_now_may_be_free_later(folder: Path, monkeypatch: p
                 await lease.ready()
             assert caught.value.code == "insufficient_memory"
             assert caught.value.headers == {"retry-after": "10"}
-            # the same as an event, as it crosses from a run
+            # the same error as an event of a run
             failed = [event async for _, event in lease.run([wire.Tokenize(prompt=[])])]
             assert isinstance(failed[0], wire.Failed)
             again = errors.by_name(
@@ -229,19 +229,19 @@ def test_memory_that_is_short_now_may_be_free_later(folder: Path, monkeypatch: p
     drive(body, folder)
 
 
-def test_the_pool_s_keep_alive_holds_where_a_request_gives_none(folder: Path) -> None:
+def test_the_keep_alive_of_the_pool_applies_unless_a_request_has_one(folder: Path) -> None:
     async def body(pool: Pool) -> None:
         await ask(pool, "hello", "a")
         await until(pool.find("a"), State.UNLOADED)
         await ask(pool, "hello", "b", keep_alive=FOREVER)
-        await ask(pool, "hello", "b")  # the request's own stays
+        await ask(pool, "hello", "b")  # the keep-alive of the request still applies
         assert loaded(pool) == ["b"]
         assert pool.find("b").status().unloads_in_s is None
 
     drive(body, folder, keep_alive=0)
 
 
-def test_unload_at_once_or_with_the_last_lease(folder: Path) -> None:
+def test_unload_immediately_or_with_the_last_lease(folder: Path) -> None:
     async def body(pool: Pool) -> None:
         model, was_loaded = await pool.unload("a")
         assert not was_loaded
@@ -277,7 +277,7 @@ def test_a_request_during_an_unload_gets_a_fresh_process(folder: Path) -> None:
     drive(body, folder)
 
 
-def test_preload_loads_and_tells_whether_it_was_loaded(folder: Path) -> None:
+def test_preload_loads_and_returns_whether_it_was_loaded(folder: Path) -> None:
     async def body(pool: Pool) -> None:
         assert not (await pool.preload("a"))[1]
         assert (await pool.preload("a"))[1]
@@ -287,7 +287,7 @@ def test_preload_loads_and_tells_whether_it_was_loaded(folder: Path) -> None:
     drive(body, folder)
 
 
-def test_a_file_that_is_gone_costs_no_process(tmp_path: Path) -> None:
+def test_no_process_is_started_for_a_missing_file(tmp_path: Path) -> None:
     path = make.llama(tmp_path / "a.gguf", n_embd=64)
 
     async def body(pool: Pool) -> None:
@@ -296,14 +296,14 @@ def test_a_file_that_is_gone_costs_no_process(tmp_path: Path) -> None:
             path.rename(tmp_path / "away")
             await pool.rescan()
             assert await text_of(lease, "mapped still") == "mapped still"
-        await ask(pool, "hello", "a")  # it stays loaded
+        await ask(pool, "hello", "a")  # a loaded model stays loaded
         await pool.unload("a")
         with pytest.raises(errors.ModelNotFound, match="is gone"):
             await ask(pool, "hello", "a")
         (tmp_path / "away").rename(path)
         assert await ask(pool, "hello", "a") == "hello"
         await pool.unload("a")
-        path.unlink()  # nobody has looked since
+        path.unlink()  # there was no scan since
         async with pool.lease("a") as lease:
             with pytest.raises(errors.ModelNotFound, match="is gone"):
                 await lease.ready()
@@ -312,7 +312,7 @@ def test_a_file_that_is_gone_costs_no_process(tmp_path: Path) -> None:
     drive(body, tmp_path)
 
 
-def test_a_new_file_is_found_when_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
+def test_a_new_file_is_found_on_request(folder: Path, tmp_path: Path) -> None:
     for name in NAMES:
         os.link(folder / f"{name}.gguf", tmp_path / f"{name}.gguf")
 
@@ -396,7 +396,7 @@ def test_random_uses_never_break_the_budget(folder: Path) -> None:
         watching.cancel()
         assert 0 < most <= budget
         assert all(model.n_leases == 0 for model in pool.models)
-        for name in NAMES:  # no lease was left over in any count: each unloads at once
+        for name in NAMES:  # each unloads at once, so no count of leases is too high
             model, _ = await pool.unload(name)
             assert not model.loaded
 
@@ -422,8 +422,8 @@ def test_a_model_that_is_unregistered_while_another_makes_room(
         monkeypatch.setattr(pool.catalog, "forget", lambda name: None)
         await ask(pool, "hello", "a")
         await ask(pool, "hello", "b")
-        pool._budget = size()  # for one of the three: two must go
-        os.kill(pid_of(pool, "a"), signal.SIGSTOP)  # its unload takes a moment
+        pool._budget = size()  # the budget is for one of the three: two must be unloaded
+        os.kill(pid_of(pool, "a"), signal.SIGSTOP)  # the unload takes a moment
         asking = asyncio.ensure_future(ask(pool, "hello", "c"))
         await until(pool.find("a"), State.UNLOADED)
         await pool.unregister("b")

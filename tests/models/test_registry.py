@@ -1,4 +1,4 @@
-"""The registry on disk: rows, everything that can be wrong with its file, and a registry of version 1."""
+"""The registry on disk: rows, faults of its file, concurrency, and registries of version 1."""
 
 import os
 import random
@@ -61,7 +61,7 @@ def test_a_name_is_unique_and_keeps_its_id(tmp_path: Path) -> None:
     assert [model.path for model in books.models()] == ["/elsewhere.gguf", "/b"]
     books.delete(MODEL.name)
     assert [model.name for model in books.models()] == ["b"]
-    assert books.put(MODEL).id not in (first.id, 2)  # a number is never given twice
+    assert books.put(MODEL).id not in (first.id, 2)  # an id is never reused
     books.close()
 
 
@@ -69,17 +69,19 @@ def test_a_name_is_unique_and_keeps_its_id(tmp_path: Path) -> None:
     ("given", "xdg", "expected"),
     [("/x/y", "/data", "/x/y"), ("", "/data", "/data/tinyoai"), ("", "relative", None), ("", "", None)],
 )
-def test_where_it_is(given: str, xdg: str, expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_the_registry(
+    given: str, xdg: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", xdg)
     monkeypatch.setenv("HOME", "/home/someone")
     assert str(datadir.folder(given)) == (expected or "/home/someone/.local/share/tinyoai")
 
 
-# -- what can be wrong -----------------------------------------------------------------------------
+# -- faults of the file --------------------------------------------------------------------------------
 
 
 def foreign(path: Path) -> None:
-    """Another program's database."""
+    """Writes a database of another program."""
     database = sqlite3.connect(path)
     database.execute("CREATE TABLE cookies (crumbs)")
     database.commit()
@@ -87,7 +89,7 @@ def foreign(path: Path) -> None:
 
 
 def newer(path: Path) -> None:
-    """A later tinyoai's registry."""
+    """Writes the registry of a later version."""
     Registry.open(str(path.parent)).close()
     database = sqlite3.connect(path)
     database.execute(f"PRAGMA user_version = {registry.VERSION + 1}")
@@ -95,7 +97,7 @@ def newer(path: Path) -> None:
 
 
 def without_its_table(path: Path) -> None:
-    """Ours by its number, but not by what is in it."""
+    """Writes a database with our application id but without our table."""
     database = sqlite3.connect(path)
     database.execute(f"PRAGMA application_id = {registry.APPLICATION_ID}")
     database.execute(f"PRAGMA user_version = {registry.VERSION}")
@@ -105,7 +107,7 @@ def without_its_table(path: Path) -> None:
 
 
 def damaged(path: Path) -> None:
-    """Overwritten in the middle."""
+    """Overwrites the middle of a registry."""
     books = Registry.open(str(path.parent))
     for i in range(200):
         books.put(structs.replace(MODEL, name=f"m{i}"))
@@ -116,7 +118,7 @@ def damaged(path: Path) -> None:
 
 
 def a_folder(path: Path) -> None:
-    """No file at all."""
+    """Makes a folder in place of the file."""
     path.mkdir()
 
 
@@ -135,7 +137,9 @@ def a_folder(path: Path) -> None:
         (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(3000)), "move it away"),
     ],
 )
-def test_a_file_that_is_no_registry_is_told_and_left_alone(tmp_path: Path, spoil: object, words: str) -> None:
+def test_a_file_that_is_not_a_registry_is_reported_and_unchanged(
+    tmp_path: Path, spoil: object, words: str
+) -> None:
     path = tmp_path / registry.FILE
     assert callable(spoil)
     spoil(path)
@@ -143,13 +147,13 @@ def test_a_file_that_is_no_registry_is_told_and_left_alone(tmp_path: Path, spoil
     books = Registry.open(str(tmp_path))
     assert words in books.problem
     assert str(path) in books.problem
-    assert books.put(MODEL).id == 1  # there is one all the same, in memory
+    assert books.put(MODEL).id == 1  # an in-memory registry replaces it
     assert len(books.models()) == 1
     books.close()
     assert before is None or path.read_bytes() == before
 
 
-def test_a_home_that_cannot_be(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for home in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/tinyoai"), tmp_path / "a\0b"):
         books = Registry.open(str(home))
@@ -158,7 +162,7 @@ def test_a_home_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_is_a_new_registry(tmp_path: Path) -> None:
-    # what a power cut may leave of a file that was just being made
+    # a power cut may leave an empty file behind
     (tmp_path / registry.FILE).write_bytes(b"")
     books = Registry.open(str(tmp_path))
     assert books.problem == ""
@@ -166,7 +170,7 @@ def test_an_empty_file_is_a_new_registry(tmp_path: Path) -> None:
     books.close()
 
 
-def test_a_row_that_was_broken_by_hand_is_left_out(tmp_path: Path) -> None:
+def test_a_row_that_was_broken_by_hand_is_skipped(tmp_path: Path) -> None:
     books = Registry.open(str(tmp_path))
     books.put(MODEL)
     good = books.put(Model(name="b", path="/b"))
@@ -177,12 +181,12 @@ def test_a_row_that_was_broken_by_hand_is_left_out(tmp_path: Path) -> None:
     books.close()
 
 
-def test_what_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+def test_a_failed_write_is_one_sentence(tmp_path: Path) -> None:
     books = Registry.open(str(tmp_path))
     with pytest.raises(RegistryError, match="registry"):
         books.put(structs.replace(MODEL, path="/\udcff.gguf"))
-    assert books.put(MODEL).id > 0  # and the next one can
-    books._db.execute("PRAGMA max_page_count = 1")  # as if the disk were full
+    assert books.put(MODEL).id > 0  # the next write succeeds
+    books._db.execute("PRAGMA max_page_count = 1")  # simulates a full disk
     with pytest.raises(RegistryError, match="full"):
         for i in range(1000):
             books.put(structs.replace(MODEL, name=f"m{i}"))
@@ -190,7 +194,7 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     books.close()
 
 
-# -- several at once, and sudden ends --------------------------------------------------------------
+# -- concurrency and crashes ---------------------------------------------------------------------------
 
 
 _WRITER = """
@@ -204,7 +208,7 @@ for i in range(int(sys.argv[3])):
 
 
 def writer(home: Path, name: str, n: int) -> "subprocess.Popen[str]":
-    """A process that registers models one after the other, and tells each one's id once it is written."""
+    """A process that registers models one after the other and prints each id once it is written."""
     return subprocess.Popen(
         [sys.executable, "-c", _WRITER, str(home), name, str(n)],
         stdout=subprocess.PIPE,
@@ -215,7 +219,7 @@ def writer(home: Path, name: str, n: int) -> "subprocess.Popen[str]":
     )
 
 
-def test_many_servers_make_and_write_one_registry(tmp_path: Path) -> None:
+def test_many_servers_create_and_write_one_registry(tmp_path: Path) -> None:
     processes = [writer(tmp_path / "new", f"p{i}", 10) for i in range(6)]
     said = [process.communicate(timeout=60) for process in processes]
     assert [stderr for _, stderr in said] == [""] * 6
@@ -243,26 +247,26 @@ def test_threads_share_one(tmp_path: Path) -> None:
     books.close()
 
 
-def test_a_killed_writer_loses_nothing_that_it_had_written(tmp_path: Path) -> None:
-    told = 0
+def test_a_killed_writer_loses_no_committed_row(tmp_path: Path) -> None:
+    n_written = 0
     for round_ in range(8):
         process = writer(tmp_path, f"r{round_}", 100_000)
         assert process.stdout is not None
         for _ in range(1 + 7 * round_):
             assert process.stdout.readline()
-            told += 1
+            n_written += 1
         process.send_signal(signal.SIGKILL)
         rest, _ = process.communicate()
-        told += len(rest.splitlines())
+        n_written += len(rest.splitlines())
         books = Registry.open(str(tmp_path))
         assert books.problem == ""
-        assert len(books.models()) >= told
-        told = len(books.models())
+        assert len(books.models()) >= n_written
+        n_written = len(books.models())
         books.close()
 
 
 def test_a_torn_log_costs_the_last_writes_at_most(tmp_path: Path) -> None:
-    """A power cut may leave any part of what was written last."""
+    """A power cut may leave any part of the last writes."""
     process = writer(tmp_path, "m", 30)
     assert process.wait(30) == 0
     process.communicate()
@@ -288,12 +292,12 @@ def test_a_torn_log_costs_the_last_writes_at_most(tmp_path: Path) -> None:
 
 
 OLD = Path(__file__).parent.parent / "fixtures" / "datadir-0.1"
-"""A data directory that tinyoai 0.1.0 of version 1 of the registry made."""
+"""A data directory made by tinyoai 0.1.0, with version 1 of the registry."""
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of the old data directory."""
     return Path(shutil.copytree(OLD, tmp_path / "home"))
 
 
@@ -315,7 +319,7 @@ def test_an_old_data_directory_opens(old: Path) -> None:
     assert legacy.hparams is None
     assert chat.fingerprint == legacy.fingerprint == ""  # the files are described again
     books.delete("org/old")
-    assert books.put(Model(name="new", path="/n")).id == 4  # numbers of deleted models stay theirs
+    assert books.put(Model(name="new", path="/n")).id == 4  # the ids of deleted models are not reused
     books.close()
     again = Registry.open(str(old))
     assert [model.name for model in again.models()] == ["tinyoai-chat", "new"]
@@ -325,7 +329,7 @@ def test_an_old_data_directory_opens(old: Path) -> None:
 
 def test_a_migration_that_fails_leaves_the_old_registry(old: Path) -> None:
     with sqlite3.connect(old / registry.FILE) as database:
-        database.execute("CREATE TABLE models_1 (x)")  # in the way of the migration
+        database.execute("CREATE TABLE models_1 (x)")  # a table with the name that the migration needs
     database.close()
     books = Registry.open(str(old))
     assert "models_1" in books.problem

@@ -1,4 +1,4 @@
-"""Twelve clients while the worker is killed again and again: nothing hangs, is wrong or is lost unstarted."""
+"""Twelve clients while the worker is killed again and again: no hang, no wrong answer, no unstarted request lost."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ SECONDS = 8.0
 
 
 async def answer(pool: Pool, text: str, group: str) -> str:
-    """Done, wrong, lost (it failed unstarted) or started (it died with its worker)."""
+    """Returns a request's outcome: done, wrong, lost (failed unstarted) or started (died with its worker)."""
     parts: list[str] = []
     started = False
     async with (
@@ -48,7 +48,7 @@ def test_clients_of_a_worker_that_is_killed_at_random() -> None:
             n = 0
             while clock() < end:
                 n += 1
-                # longer than any back-off; a hang would fail the test here
+                # longer than any back-off: a hang fails the test here
                 found[await asyncio.wait_for(answer(pool, f"{number}.{n}", f"{number}.{n}"), 30)] += 1
                 await asyncio.sleep(0.01 * draw.random())
 

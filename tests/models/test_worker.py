@@ -1,4 +1,4 @@
-"""Worker processes that answer, die, hang, refuse and break the protocol."""
+"""Worker processes that answer, die, hang, refuse a model and break the protocol."""
 
 import asyncio
 import os
@@ -22,13 +22,13 @@ SCRIPTED = wire.Load(path="", name="scripted", engine="", n_slots=2)
 
 @pytest.fixture
 def stand_in() -> Iterator[None]:
-    """Workers run the scripted worker."""
+    """Makes the workers run the scripted worker."""
     with scripted():
         yield
 
 
 class Call:
-    """One request, and the events that have come."""
+    """One request and its events so far."""
 
     def __init__(self, worker: Worker, text: str, **options: Any) -> None:
         self.queue = EventQueue()
@@ -36,14 +36,14 @@ class Call:
         (self.pending,) = worker.send({0: generate(text)}, self.queue, **options)
 
     async def until(self, kind: type) -> wire.Event:
-        """The next event of this kind."""
+        """Returns the next event of this kind."""
         while True:
             _, event = await self.queue.get()
             if isinstance(event, kind):
                 return event
 
     async def text(self) -> tuple[str, wire.Event]:
-        """All its text, and its last event."""
+        """Returns all text and the last event."""
         text = ""
         while True:
             _, event = await self.queue.get()
@@ -54,12 +54,12 @@ class Call:
 
 
 def load_with(**fields: Any) -> wire.Load:
-    """A Load with a script."""
+    """Returns a Load with a script."""
     return wire.Load(path="", name="scripted", engine="", template=script(**fields))
 
 
 async def failure(call: Call) -> str:
-    """The message of a call that its worker's death ends."""
+    """Returns the message of a call that ended with its worker's death."""
     _, event = await call.text()
     assert isinstance(event, wire.Failed)
     assert event.kind == "WorkerDied"
@@ -95,7 +95,7 @@ def test_a_worker_that_was_spawned_before_the_loop() -> None:
     run(body())
 
 
-def test_a_spawned_worker_that_nobody_takes_over_is_ended() -> None:
+def test_a_spawned_worker_that_is_never_used_is_ended() -> None:
     spawned = spawn_worker()
     spawned.close()
     assert not Path(f"/proc/{spawned.process.pid}").exists()
@@ -103,7 +103,7 @@ def test_a_spawned_worker_that_nobody_takes_over_is_ended() -> None:
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_killed_worker_fails_its_calls_and_says_why(number: signal.Signals) -> None:
+def test_a_killed_worker_fails_its_calls_with_the_reason(number: signal.Signals) -> None:
     async def body() -> None:
         worker = await Worker.start(SCRIPTED, timeout=30)
         call = Call(worker, script(hold=True))
@@ -136,14 +136,14 @@ def test_a_call_that_was_started_says_so_when_its_worker_dies(stage: str) -> Non
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("factory", [None, uvloop.new_event_loop])
 @pytest.mark.parametrize("write", [False, True])
-def test_the_last_words_count_though_the_exit_is_seen_first(factory: Any, write: bool) -> None:
+def test_the_last_messages_count_although_the_exit_is_seen_first(factory: Any, write: bool) -> None:
     async def body() -> None:
         worker = await Worker.start(SCRIPTED, timeout=30)
         call = Call(worker, script(die="queued"))
         status = Path(f"/proc/{worker.pid}/status")
-        while "zombie" not in status.read_text():  # the loop sees none of it
+        while "zombie" not in status.read_text():  # the loop reads none of these messages
             time.sleep(0.001)
-        if write:  # which fails, and closes the transport
+        if write:  # this write fails and closes the transport
             late = Call(worker, "late")
             await asyncio.sleep(0)
         worker._process._finish()
@@ -173,10 +173,10 @@ def test_a_worker_that_breaks_the_protocol_is_ended() -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_busy_worker_without_a_sign_of_life_is_ended() -> None:
+def test_a_busy_worker_without_heartbeats_is_ended() -> None:
     async def body() -> None:
         worker = await Worker.start(SCRIPTED, timeout=30, stall_s=0.2)
-        worker._longest_silence_s = 0.0  # a slow machine's start must not lengthen the limit tested here
+        worker._longest_silence_s = 0.0  # a slow machine's startup must not lengthen the limit under test
         assert "no sign of life" in await failure(Call(worker, script(silent=True)))
         assert "no sign of life" in await worker.ended
         await worker.stop()
@@ -190,7 +190,7 @@ def test_a_worker_with_slow_steps_is_not_hung(monkeypatch: pytest.MonkeyPatch) -
         worker = await Worker.start(load_with(max_step_s=5.0), timeout=30)
         call = Call(worker, script(hold=True))
         await call.until(wire.Accepted)
-        worker._last_heard -= 99  # within 20 steps of 5 s
+        worker._last_heard -= 99  # less than 20 steps of 5 s
         worker._watch()
         assert worker.alive
         worker._receive([wire.Heartbeat(max_step_s=10.0)])
@@ -214,7 +214,7 @@ def test_the_stall_limit(step: float, silence: float, limit: float) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_stopped_process_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_process_does_not_delay_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyoai.models.worker.STOP_S", 0.1)
 
     async def body() -> None:
@@ -233,7 +233,7 @@ def test_cancel_ends_a_running_call_and_no_other() -> None:
         long = [Call(worker, '!{"text": "x", "repeat": 3000, "step_ms": 1}\n') for _ in range(2)]
         for call in long:
             await call.until(wire.Content)
-        assert worker.n_running == 2  # both slots
+        assert worker.n_running == 2  # both slots are busy
         worker.cancel([call.pending for call in long])
         for call in long:
             _, event = await call.text()
@@ -291,12 +291,12 @@ def test_a_process_that_dies_at_load_says_how(tmp_path: Path) -> None:
 
 
 def processes() -> set[str]:
-    """The children of this process."""
+    """Returns the child processes of this process."""
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_load_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_that_takes_too_long_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyoai.models.worker.STOP_S", 0.1)
     before = processes()
 
@@ -338,7 +338,7 @@ def test_a_frame_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -
     run(body())
 
 
-def test_a_worker_ignores_the_signals_that_all_processes_of_a_service_get() -> None:
+def test_a_worker_ignores_signals_to_its_process_group() -> None:
     async def body() -> None:
         worker = await Worker.start(FAKE, timeout=30)
         os.kill(worker.pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Requests, pools and loops that the tests of models/ share."""
+"""Requests, pools and loops that the tests of models share."""
 
 import asyncio
 import contextlib
@@ -24,36 +24,36 @@ FAKE = wire.Load(path="", name="fake", engine="fake", n_slots=2)
 
 @contextlib.contextmanager
 def scripted() -> Iterator[None]:
-    """Worker processes run the scripted worker meanwhile."""
+    """Makes worker processes run the scripted worker in this block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spawn, "PROGRAM", (str(Path(__file__).with_name("scripted_worker.py")),))
         yield
 
 
 def script(**fields: Any) -> str:
-    """A script as JSON."""
+    """Returns a script as JSON."""
     return msgspec.json.encode(fields).decode()
 
 
 def generate(text: str, **fields: Any) -> wire.Generate:
-    """A Generate with this text as its prompt."""
+    """Returns a Generate with this text as its prompt."""
     prompt: list[wire.Segment] = [wire.Special("bos"), wire.Text(text)]
     return wire.Generate(prompt=prompt, sampling=Sampling(temperature=0), **fields)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Runs a test in an event loop of its own."""
+    """Runs a test in its own event loop."""
     asyncio.run(asyncio.wait_for(work, 60))
 
 
 def pool_of(load: wire.Load = FAKE, **options: Any) -> Pool:
-    """A pool that knows one model without a file."""
+    """Returns a pool that knows one model without a file."""
     catalog = Catalog(Model(name=load.name, path=""), register=False)
     return Pool(catalog, lambda model: load, timeout=30, **options)
 
 
 def drive(body: Callable[[Pool], Coroutine[Any, Any, None]], load: wire.Load = FAKE, **options: Any) -> None:
-    """Runs a test with such a pool, and stops that."""
+    """Runs a test with such a pool and stops the pool."""
 
     async def work() -> None:
         pool = pool_of(load, **options)
@@ -66,7 +66,7 @@ def drive(body: Callable[[Pool], Coroutine[Any, Any, None]], load: wire.Load = F
 
 
 async def text_of(lease: Lease, text: str, **options: Any) -> str:
-    """The text of one answer. Raises the errors.ApiError of a failure."""
+    """Runs a Generate and returns its text. Raises the errors.ApiError of a failure."""
     parts = []
     async with aclosing(lease.run([generate(text)], **options)) as source:
         async for _, event in source:
@@ -78,13 +78,13 @@ async def text_of(lease: Lease, text: str, **options: Any) -> str:
 
 
 async def ask(pool: Pool, text: str, name: str = "", keep_alive: float | None = None) -> str:
-    """The text of one answer, with a lease of its own."""
+    """Returns the text of one answer, from a lease of its own."""
     async with pool.lease(name or pool.default.name, keep_alive) as lease:
         return await text_of(lease, text)
 
 
 async def worker_of(pool: Pool) -> Worker:
-    """The default model's worker, once it is loaded."""
+    """Returns the default model's worker once it is loaded."""
     await pool.first_load()
     worker = pool.default.worker
     assert worker is not None
@@ -92,6 +92,6 @@ async def worker_of(pool: Pool) -> Worker:
 
 
 async def until(model: ManagedModel, state: State) -> None:
-    """Returns when the model is in this state."""
+    """Waits until the model is in this state."""
     while model.state is not state:
         await model.changed.wait()

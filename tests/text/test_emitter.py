@@ -1,4 +1,4 @@
-"""Bytes to text: the same however they are cut, no split code point, no stop sequence."""
+"""Bytes to text: the same text for any cuts, no split code point, no stop sequence."""
 
 import pytest
 from hypothesis import given
@@ -17,14 +17,14 @@ STOPS = st.lists(st.sampled_from(["stop", "ab", "\u00e9", "ba a", "a"]), max_siz
 
 
 def run(pieces: list[bytes], stop: list[str], strip: bool) -> tuple[str, bool]:
-    """All text of an answer, and whether it was stopped."""
+    """Returns the text of an answer and whether a stop sequence ended it."""
     emitter = Emitter(stop, strip)
     text = "".join(emitter.feed(piece) for piece in pieces)
     return text + emitter.flush(), emitter.stopped
 
 
 def reference(data: bytes, stop: list[str], strip: bool) -> tuple[str, bool]:
-    """The same by looking at the whole."""
+    """Computes the same from the whole text."""
     if strip and data.startswith(b" "):
         data = data[1:]
     for end in range(len(data) + 1):
@@ -35,7 +35,7 @@ def reference(data: bytes, stop: list[str], strip: bool) -> tuple[str, bool]:
 
 
 @given(PIECES, STOPS, st.booleans())
-def test_however_it_is_cut(pieces: list[bytes], stop: list[str], strip: bool) -> None:
+def test_the_text_is_the_same_for_any_cuts(pieces: list[bytes], stop: list[str], strip: bool) -> None:
     data = b"".join(pieces)
     expected = reference(data, stop, strip)
     assert run(pieces, stop, strip) == expected
@@ -70,22 +70,22 @@ def test_only_what_could_become_a_stop_is_held() -> None:
 
 
 class Vocabulary:
-    """Letters are tokens."""
+    """A vocabulary whose tokens are code points."""
 
     n_vocab, bos_id, eos_id = 300, 1, 2
-    special = {"<|im_start|>": 5}  # noqa: RUF012 - a test's constant
+    special = {"<|im_start|>": 5}  # noqa: RUF012 - a constant of the test
 
     @property
     def info(self) -> "Vocabulary":
-        """Itself."""
+        """Returns itself."""
         return self
 
     def tokenize(self, text: str) -> list[int]:
-        """Code points."""
+        """Returns the code points."""
         return [ord(c) for c in text]
 
 
-def test_segments_become_ids_by_structure_alone() -> None:
+def test_control_tokens_come_only_from_structure() -> None:
     segments: list[Segment] = [
         Special("bos"),
         Special("<|im_start|>"),
@@ -98,7 +98,7 @@ def test_segments_become_ids_by_structure_alone() -> None:
 
 
 @pytest.mark.parametrize("segment", [Ids([300]), Ids([-1]), Special("<|nothing|>")])
-def test_what_has_no_id_is_refused(segment: Segment) -> None:
+def test_segments_without_an_id_are_refused(segment: Segment) -> None:
     with pytest.raises(ValueError, match=r"vocabulary|control token"):
         encode([segment], Vocabulary())
 

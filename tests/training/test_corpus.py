@@ -1,4 +1,4 @@
-"""The recipe: no held-out item is taught, and text becomes the ids that the library makes of it."""
+"""The corpus and its encoder: no held-out item is taught, and the encoder equals the library's tokenizer."""
 
 from random import Random
 
@@ -77,13 +77,13 @@ def test_the_recipe_encodes_as_the_library_does(tokenizer: Tokenizer) -> None:
     engine.close()
 
 
-def test_an_answer_begins_where_its_role_ends(tokenizer: Tokenizer) -> None:
+def test_learning_begins_after_the_role(tokenizer: Tokenizer) -> None:
     head = tokenizer.encode("assistant\n")
     for said in ("Hello!", " spaced", "7", "\u00e9"):
         assert tokenizer.encode("assistant\n" + said)[: len(head)] == head
 
 
-def test_pieces_hold_no_digits_no_newlines_and_spaces_only_in_front() -> None:
+def test_pieces_have_no_digits_no_newlines_and_only_leading_spaces() -> None:
     made = train(["the 7 cats\nand the 9 dogs"] * 5, 400)
     for piece in made.pieces:
         assert len(piece) == 1 or not any(c.isdigit() for c in piece)

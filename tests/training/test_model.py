@@ -1,4 +1,4 @@
-"""The recipe's network is the one that fine-tuning trains: same tensors, same numbers."""
+"""The recipe's network equals the one that fine-tuning trains: same tensors, same numbers."""
 
 import importlib.util
 from pathlib import Path

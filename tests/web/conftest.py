@@ -10,5 +10,5 @@ LOOPS = {"asyncio": FakeAsyncioLoop, "uvloop": FakeUvloop}
 
 @pytest.fixture(params=sorted(LOOPS))
 def run(request: pytest.FixtureRequest) -> Runner:
-    """Runs a test on asyncio's loop, and on the one that users get."""
+    """Runs a test on asyncio's loop and on uvloop, which users get."""
     return Runner(LOOPS[request.param])

@@ -1,7 +1,7 @@
 """Event loops on a virtual clock: sockets are real, but a timer is due as soon as nothing else can happen.
 
-`time()` moves only when every ready callback has run and no socket has anything to say. It then jumps to the
-next timer. A test may wait an hour in a millisecond, and what it sees does not depend on the machine's speed.
+`time()` advances only when every ready callback has run and no socket has an event. It then jumps to the next
+timer. A test can wait an hour in a millisecond, and its result does not depend on the machine's speed.
 """
 
 import asyncio
@@ -46,21 +46,21 @@ class FakeAsyncioLoop(asyncio.SelectorEventLoop):
         super().__init__(self._virtual)
 
     def time(self) -> float:
-        """The virtual time."""
+        """Returns the virtual time."""
         return self._virtual.now
 
 
 class FakeUvloop(uvloop.Loop):  # type: ignore[misc]
     """uvloop on a virtual clock.
 
-    libuv's timers cannot be moved, so this loop has timers of its own. A real timer looks, every millisecond
-    while they are pending, whether the loop's epoll has events and whether callbacks were scheduled since.
+    libuv's timers cannot be moved, so this loop has its own timers. While one is pending, a real timer checks every
+    millisecond whether the loop's epoll has events and whether callbacks were scheduled.
     """
 
     _epoll: int
 
     def __new__(cls) -> "FakeUvloop":
-        """Finds the epoll, which is opened here."""
+        """Creates the loop and finds the epoll that it opens."""
         before = _epolls()
         made: FakeUvloop = super().__new__(cls)
         (made._epoll,) = _epolls() - before
@@ -77,13 +77,13 @@ class FakeUvloop(uvloop.Loop):  # type: ignore[misc]
         self._ticking = False
 
     def time(self) -> float:
-        """The virtual time."""
+        """Returns the virtual time."""
         return self._now
 
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        """As uvloop's; the clock waits."""
+        """Schedules a callback. The clock does not advance before it has run."""
         self._n_quiet = 0
         handle: asyncio.Handle = super().call_soon(callback, *args, context=context)
         return handle
@@ -95,7 +95,7 @@ class FakeUvloop(uvloop.Loop):  # type: ignore[misc]
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        """A timer of the virtual clock."""
+        """Adds a timer on the virtual clock."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
@@ -105,14 +105,14 @@ class FakeUvloop(uvloop.Loop):  # type: ignore[misc]
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        """A timer of the virtual clock."""
+        """Adds a timer on the virtual clock."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._order), handle))
         self._tick_later()
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Called by asyncio's handles; the heap drops them when they are due."""
+        """asyncio's handles call this. The heap drops a cancelled timer once it is due."""
 
     def _tick_later(self) -> None:
         if not self._ticking:
@@ -137,7 +137,7 @@ class FakeUvloop(uvloop.Loop):  # type: ignore[misc]
 
 
 def _epolls() -> set[int]:
-    """The file descriptors of this process that are epolls."""
+    """Returns the file descriptors of this process that are epolls."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:

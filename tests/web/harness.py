@@ -1,4 +1,4 @@
-"""A server with toy handlers, and clients of it, for the tests of web."""
+"""A server with simple handlers and clients for it, for the tests of web."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ CLOSE = "Connection: close"
 
 
 class Bench:
-    """A running server, and what happened to its handlers."""
+    """A running server and a record of its handlers' calls."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -105,7 +105,7 @@ class Bench:
 
 @asynccontextmanager
 async def running(limits: Limits) -> AsyncIterator[Bench]:
-    """A bench that listens."""
+    """Starts a bench and stops it afterwards."""
     bench = Bench()
     bench.server = Server(
         bench.router,
@@ -129,7 +129,7 @@ Test = Callable[[Bench], Awaitable[None]]
 
 
 class Runner:
-    """Runs tests on benches of their own, on a loop of one kind."""
+    """Runs each test on its own bench, on one kind of event loop."""
 
     def __init__(self, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         self._loop = loop
@@ -137,7 +137,7 @@ class Runner:
     def __call__(
         self, test: Test, limits: Limits = LIMITS, routes: dict[tuple[str, str], Handler] | None = None
     ) -> None:
-        """One test; it may take a virtual hour."""
+        """Runs one test, which may take a virtual hour."""
 
         async def main() -> None:
             async with running(limits) as bench:
@@ -150,7 +150,7 @@ class Runner:
 
 
 def now() -> float:
-    """The loop's virtual time."""
+    """Returns the loop's virtual time."""
     return asyncio.get_running_loop().time()
 
 
@@ -160,7 +160,7 @@ async def settle() -> None:
 
 
 async def talk(bench: Bench, *parts: bytes, pause: float = 0.0) -> bytes:
-    """Sends parts, and returns all that comes until the server closes."""
+    """Sends the parts and returns all bytes until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", bench.port)
     try:
         for part in parts:
@@ -175,7 +175,7 @@ async def talk(bench: Bench, *parts: bytes, pause: float = 0.0) -> bytes:
 
 
 async def narrow_client(bench: Bench) -> socket.socket:
-    """A connected client that takes little at a time. Of a Unix socket: its buffers hold what they say."""
+    """Returns a connected Unix socket with small buffers, which hold exactly as much as they are set to."""
     ours, theirs = socket.socketpair()
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 << 10)
     ours.setblocking(False)
@@ -184,7 +184,7 @@ async def narrow_client(bench: Bench) -> socket.socket:
 
 
 def tcp_client(bench: Bench, window: int = 4096) -> socket.socket:
-    """A connected client with a small receive buffer."""
+    """Returns a connected TCP client with a small receive buffer."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
     sock.connect(("127.0.0.1", bench.port))
@@ -193,12 +193,12 @@ def tcp_client(bench: Bench, window: int = 4096) -> socket.socket:
 
 
 def get(path: str, *lines: str, version: str = "1.1") -> bytes:
-    """A GET's bytes."""
+    """Returns the bytes of a GET request."""
     return "\r\n".join([f"GET {path} HTTP/{version}", "Host: localhost", *lines, "", ""]).encode()
 
 
 def post(path: str, body: bytes, *lines: str) -> bytes:
-    """A POST's bytes."""
+    """Returns the bytes of a POST request."""
     head = "\r\n".join(
         [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *lines, "", ""]
     )
@@ -206,12 +206,12 @@ def post(path: str, body: bytes, *lines: str) -> bytes:
 
 
 def statuses(data: bytes) -> list[int]:
-    """The statuses of all responses in the data."""
+    """Returns the statuses of all responses in the data."""
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3})", data)]
 
 
 def error(data: bytes) -> dict[str, Any]:
-    """The error body of the only response."""
+    """Returns the `error` object of the only response."""
     body = json.loads(data.partition(b"\r\n\r\n")[2])
     assert set(body["error"]) == {"message", "type", "param", "code"}
     return dict(body["error"])

@@ -1,4 +1,4 @@
-"""Access: hosts, origins, keys, rate limits and media types, and the headers of the answers."""
+"""Access: hosts, origins, keys, rate limits and media types, and headers of the responses."""
 
 from typing import Any, cast
 
@@ -13,10 +13,10 @@ from tinyoai.web.request_head import Limits, read_head
 
 
 class Link:
-    """A connection of which only the clock is used."""
+    """A connection with nothing but a clock."""
 
     def clock(self) -> float:
-        """Time stands still."""
+        """Returns 0: the time is constant."""
         return 0.0
 
 
@@ -28,7 +28,7 @@ def request(
     local_pages: bool = False,
     host: bytes = b"localhost",
 ) -> Exchange:
-    """A request with these header lines."""
+    """Returns a request with these header lines."""
     head = read_head(
         method + b" / HTTP/1.1\r\n" + b"\r\n".join([b"Host: " + host, *lines]) + b"\r\n\r\n", Limits()
     )
@@ -39,13 +39,13 @@ def request(
 
 
 def headers(exchange: Exchange) -> dict[str, str]:
-    """The headers of its response, of which none may come twice."""
+    """Returns the headers of the response. No header may occur twice."""
     assert len({name for name, _ in exchange.extra_headers}) == len(exchange.extra_headers)
     return dict(exchange.extra_headers)
 
 
 def refusal(access: Access, asked: Exchange) -> errors.ApiError | None:
-    """What the access check raises."""
+    """Returns the error that the access check raises, or None."""
     try:
         access.check(asked)
     except errors.ApiError as error:
@@ -54,7 +54,7 @@ def refusal(access: Access, asked: Exchange) -> errors.ApiError | None:
 
 
 def verdict(access: Access, *lines: bytes, method: bytes = b"POST", host: bytes = b"localhost:8000") -> int:
-    """0 if the access check lets it pass, else the status."""
+    """Returns 0 if the access check accepts the request, otherwise the error's status."""
     error = refusal(access, request(*lines, method=method, host=host))
     return error.status if error else 0
 
@@ -106,11 +106,11 @@ def test_hosts(host: bytes, local: int, anywhere: int) -> None:
         (b"Content-Type: application/xml", 415),
     ],
 )
-def test_who_may_post_what(line: bytes, status: int) -> None:
+def test_media_types_and_origins_of_a_post(line: bytes, status: int) -> None:
     assert verdict(LOCAL, line) == status
 
 
-def test_pages_from_elsewhere_may_still_get_nothing_that_matters() -> None:
+def test_foreign_pages_may_send_a_get() -> None:
     assert verdict(LOCAL, b"Origin: http://evil.example", method=b"GET") == 0
 
 
@@ -139,7 +139,7 @@ KEYED = Access(
         (b"Authorization: Bearer \xff\xfe", None),
     ],
 )
-def test_whose_key(line: bytes, client: str | None) -> None:
+def test_the_owner_of_a_key(line: bytes, client: str | None) -> None:
     asked = request(line)
     error = refusal(KEYED, asked)
     if client:
@@ -152,14 +152,14 @@ def test_whose_key(line: bytes, client: str | None) -> None:
         assert "sk-" not in error.message
 
 
-def test_a_good_key_beside_a_placeholder() -> None:
+def test_a_valid_key_beside_a_placeholder() -> None:
     assert refusal(KEYED, request(b"Authorization: Bearer not-needed", b"x-api-key: sk-one")) is None
 
 
 @pytest.mark.parametrize(
     "line", [b"x: y", b"Authorization: Bearer", b"Authorization: Bearer anything", b"x-api-key: z"]
 )
-def test_without_keys_everyone_is_welcome(line: bytes) -> None:
+def test_without_keys_any_key_is_accepted(line: bytes) -> None:
     assert refusal(Access(loopback=True), request(line)) is None
 
 
@@ -170,7 +170,7 @@ def test_health_needs_no_key_and_only_health() -> None:
         assert refusal(KEYED, request(method=b"GET", route=route)) is not None
 
 
-def test_who_guesses_keys_is_slowed_down_and_nobody_else() -> None:
+def test_guessing_keys_limits_only_the_address_that_guesses() -> None:
     access = Access(loopback=True, keys=api_keys.Keys([("good", "Ann")]))
     statuses = [refusal(access, request(b"x-api-key: %d" % i, peer="10.0.0.9")) for i in range(100)]
     assert [error.status for error in statuses if error][:5] == [401] * 5
@@ -184,7 +184,7 @@ def test_who_guesses_keys_is_slowed_down_and_nobody_else() -> None:
     assert other.status == 401
 
 
-def test_a_page_from_elsewhere_that_knows_a_key_was_given_it() -> None:
+def test_a_foreign_page_with_a_valid_key_is_accepted() -> None:
     origin = b"Origin: http://app.example"
     assert refusal(KEYED, request(origin, b"x-api-key: sk-one")) is None
     error = refusal(KEYED, request(origin))
@@ -208,7 +208,7 @@ def test_one_client_is_a_key_an_address_or_a_network() -> None:
     assert refusal(access, request(peer="10.0.0.2")) is None
 
 
-def test_what_an_answer_cost_is_charged_at_its_end() -> None:
+def test_the_tokens_of_an_answer_are_charged_at_its_end() -> None:
     access = Access(loopback=False, rate=Rate(tokens=100))
     asked = request()
     assert refusal(access, asked) is None
@@ -239,7 +239,7 @@ def test_preflight_is_answered_without_a_key() -> None:
     assert "access-control-allow-credentials" not in headers(asked)
 
 
-def test_a_private_network_is_opened_only_on_request() -> None:
+def test_private_network_access_is_allowed_only_on_request() -> None:
     asked = request(
         b"Origin: https://x.example",
         *PREFLIGHT,
@@ -251,7 +251,7 @@ def test_a_private_network_is_opened_only_on_request() -> None:
     assert headers(asked)["access-control-allow-origin"] == "*"
 
 
-def test_other_origins_learn_nothing() -> None:
+def test_other_origins_get_no_cors_headers() -> None:
     asked = request(b"Origin: https://evil.example", *PREFLIGHT, method=b"OPTIONS")
     assert refusal(APP, asked) is None
     assert set(headers(asked)) == {"vary"}
@@ -261,7 +261,7 @@ def test_other_origins_learn_nothing() -> None:
     assert "--cors-origin" in error.message
 
 
-def test_refusals_can_be_read_by_allowed_pages() -> None:
+def test_allowed_pages_can_read_errors() -> None:
     asked = request(b"Origin: https://app.example")
     error = refusal(APP, asked)
     assert error is not None
@@ -275,7 +275,7 @@ def test_an_allowed_page_may_post() -> None:
     assert refusal(APP, request(b"Origin: HTTPS://app.example", b"x-api-key: k")) is None
 
 
-def test_odd_bytes_in_what_a_page_asks_for_are_not_sent_back() -> None:
+def test_invalid_bytes_in_requested_headers_are_not_echoed() -> None:
     asked = request(
         b"Origin: https://x.example", PREFLIGHT[0], b"Access-Control-Request-Headers: \xe9", method=b"OPTIONS"
     )
@@ -315,7 +315,7 @@ def test_more_headers_can_be_exposed() -> None:
     assert {"x-cost", "x-queue", "x-request-id", "retry-after"} <= set(exposed)
 
 
-# -- pages of this machine ---------------------------------------------------------------------------------
+# -- local pages: pages of loopback origins ------------------------------------------------------------------
 
 PAGE = b"Origin: http://localhost:3000"
 CORS = {"access-control-allow-origin", "access-control-expose-headers", "vary"}
@@ -333,7 +333,7 @@ CORS = {"access-control-allow-origin", "access-control-expose-headers", "vary"}
     ],
 )
 @pytest.mark.parametrize("site", [b"same-site", b"cross-site"])
-def test_local_pages_use_what_is_open_to_them(origin: bytes, site: bytes) -> None:
+def test_local_pages_can_use_routes_with_the_flag(origin: bytes, site: bytes) -> None:
     line = b"Origin: " + origin
     asked = request(line, b"Sec-Fetch-Site: " + site, local_pages=True)
     assert refusal(LOCAL, asked) is None
@@ -342,7 +342,7 @@ def test_local_pages_use_what_is_open_to_them(origin: bytes, site: bytes) -> Non
     asked = request(line, *PREFLIGHT, method=b"OPTIONS", local_pages=True)
     assert refusal(LOCAL, asked) is None
     assert headers(asked)["access-control-allow-origin"] == origin.decode()
-    assert headers(asked)["access-control-allow-methods"] == "POST", "browsers remember all that are listed"
+    assert headers(asked)["access-control-allow-methods"] == "POST", "browsers remember every listed method"
     assert headers(asked)["access-control-allow-headers"] == "authorization,content-type,x-stainless-os"
 
 
@@ -360,7 +360,7 @@ def test_local_pages_use_what_is_open_to_them(origin: bytes, site: bytes) -> Non
         b"chrome-extension://localhost",
     ],
 )
-def test_other_pages_use_nothing(origin: bytes) -> None:
+def test_other_pages_can_use_no_route(origin: bytes) -> None:
     line = b"Origin: " + origin
     asked = request(line, local_pages=True)
     error = refusal(LOCAL, asked)
@@ -377,7 +377,7 @@ def test_other_pages_use_nothing(origin: bytes) -> None:
         assert set(headers(asked)) == {"vary"}
 
 
-def test_local_pages_use_nothing_else() -> None:
+def test_local_pages_can_use_no_other_route() -> None:
     error = refusal(LOCAL, request(PAGE))
     assert error is not None
     assert error.status == 403
@@ -387,7 +387,7 @@ def test_local_pages_use_nothing_else() -> None:
         assert headers(asked) == {}
 
 
-def test_local_pages_use_all_that_cors_origin_allows() -> None:
+def test_local_pages_can_use_all_routes_with_cors_origin() -> None:
     access = Access(loopback=True, origins=("http://localhost:3000",))
     assert refusal(access, request(PAGE)) is None
     asked = request(PAGE, *PREFLIGHT, method=b"OPTIONS", local_pages=True)
@@ -395,21 +395,21 @@ def test_local_pages_use_all_that_cors_origin_allows() -> None:
     assert "DELETE" in headers(asked)["access-control-allow-methods"]
 
 
-def test_another_origin_that_is_allowed_takes_nothing_from_local_pages() -> None:
+def test_allowing_another_origin_does_not_restrict_local_pages() -> None:
     asked = request(PAGE, b"x-api-key: k", local_pages=True)
     assert refusal(APP, asked) is None
     assert headers(asked)["access-control-allow-origin"] == "http://localhost:3000"
 
 
-def test_local_pages_need_a_key_where_others_do() -> None:
+def test_local_pages_need_a_key_if_the_server_has_keys() -> None:
     asked = request(PAGE, local_pages=True)
     error = refusal(KEYED, asked)
     assert error is not None
     assert error.status == 401
-    assert "access-control-allow-origin" in headers(asked), "the page may read why"
+    assert "access-control-allow-origin" in headers(asked), "the page must be able to read the error"
 
 
-def test_a_server_on_the_network_knows_no_local_pages() -> None:
+def test_local_pages_need_a_loopback_server() -> None:
     asked = request(PAGE, local_pages=True)
     error = refusal(OPEN, asked)
     assert error is not None
@@ -420,7 +420,7 @@ def test_a_server_on_the_network_knows_no_local_pages() -> None:
 
 
 @pytest.mark.parametrize("method", [b"POST", b"GET", b"OPTIONS"])
-def test_a_name_that_is_bound_to_this_address_opens_nothing(method: bytes) -> None:
+def test_a_rebound_dns_name_gives_no_access(method: bytes) -> None:
     for origin in (b"http://evil.example", b"http://localhost:3000", b"null"):
         asked = request(b"Origin: " + origin, method=method, local_pages=True, host=b"evil.example")
         error = refusal(LOCAL, asked)

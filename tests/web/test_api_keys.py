@@ -11,7 +11,7 @@ from tinyoai.web.request_head import Head, Limits, read_head
 
 
 def request(key: bytes) -> Head:
-    """A request that carries a key."""
+    """Returns a request that carries a key."""
     head = read_head(b"GET / HTTP/1.1\r\nHost: a\r\nx-api-key: " + key + b"\r\n\r\n", Limits())
     assert head is not None
     return head
@@ -42,7 +42,7 @@ def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "exposed"), [(0o600, False), (0o640, False), (0o644, True)])
-def test_a_key_file_that_all_can_read(tmp_path: Path, mode: int, exposed: bool) -> None:
+def test_a_key_file_that_others_can_read(tmp_path: Path, mode: int, exposed: bool) -> None:
     path = tmp_path / "keys"
     path.write_text("sk-a\n")
     os.chmod(path, mode)

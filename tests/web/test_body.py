@@ -20,7 +20,7 @@ def test_chunked_bodies(run: Runner) -> None:
     run(test)
 
 
-def test_a_body_over_the_limit_is_refused_while_it_comes(run: Runner) -> None:
+def test_a_body_over_the_limit_is_refused_while_it_arrives(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         assert statuses(await talk(bench, post("/echo", b"x" * 200_000))) == [413]
         head = CHUNKED + b"\r\n"
@@ -40,7 +40,7 @@ def test_a_declared_length_over_the_limit_is_refused_without_a_reader(run: Runne
     run(test)
 
 
-def test_a_body_broken_in_its_framing_is_refused_though_nobody_reads_it(run: Runner) -> None:
+def test_broken_framing_is_an_error_even_if_no_handler_reads_the_body(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         broken = get("/stream", "Transfer-Encoding: chunked") + b"zz\r\n"
         got = await talk(bench, broken)
@@ -50,7 +50,7 @@ def test_a_body_broken_in_its_framing_is_refused_though_nobody_reads_it(run: Run
     run(test)
 
 
-def test_a_body_is_read_by_a_handler_that_comes_late(run: Runner) -> None:
+def test_a_body_is_kept_for_a_handler_that_reads_late(run: Runner) -> None:
     async def reads_late(exchange: Exchange) -> None:
         await asyncio.sleep(20)
         exchange.respond(200, await exchange.read_body())
@@ -64,7 +64,7 @@ def test_a_body_is_read_by_a_handler_that_comes_late(run: Runner) -> None:
 
 
 @pytest.mark.rule(26)
-def test_100_continue_comes_when_it_is_due(run: Runner) -> None:
+def test_100_continue_is_sent_when_the_body_is_read(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", bench.port)
@@ -73,7 +73,7 @@ def test_100_continue_comes_when_it_is_due(run: Runner) -> None:
         writer.write(b"ok")
         assert (await reader.read()).endswith(b"ok")
         writer.close()
-        # a refusal comes at once instead
+        # an error comes at once, without a 100
         for path, length, status in ((b"/nowhere", 2, 404), (b"/refuses", 2, 429), (b"/echo", 10**7, 413)):
             assert statuses(await talk(bench, head % (path, length))) == [status]
 

@@ -1,4 +1,4 @@
-"""Connections over real sockets: order, pipelining, time limits, clients that leave, faults."""
+"""Connections over real sockets: order, pipelining, time limits, clients that disconnect, faults."""
 
 import asyncio
 import socket
@@ -12,7 +12,7 @@ from tinyoai.web.request_head import Limits
 
 
 @pytest.mark.parametrize("cut", [1, 2, 7, 50])
-def test_bytes_may_come_in_any_pieces(run: Runner, cut: int) -> None:
+def test_a_request_may_arrive_in_any_pieces(run: Runner, cut: int) -> None:
     async def test(bench: Bench) -> None:
         data = post("/echo", b"hello world", CLOSE)
         got = await talk(bench, *[data[i : i + cut] for i in range(0, len(data), cut)], pause=0.001)
@@ -40,7 +40,7 @@ def test_a_thousand_pipelined_requests(run: Runner) -> None:
     run(test)
 
 
-def test_a_request_hidden_behind_another_is_answered_by_nobody(run: Runner) -> None:
+def test_a_request_in_the_body_of_another_is_not_answered(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         smuggled = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
         got = await talk(bench, smuggled + get("/stream"))
@@ -59,7 +59,7 @@ def test_an_upgrade_is_ignored(run: Runner) -> None:
     run(test)
 
 
-def test_one_empty_line_before_a_request_is_forgiven(run: Runner) -> None:
+def test_one_empty_line_before_a_request_is_accepted(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         assert statuses(await talk(bench, b"\r\n" + post("/echo", b"b", CLOSE))) == [200]
         assert statuses(await talk(bench, b"\r\n\r\n" + post("/echo", b"b", CLOSE))) == [400]
@@ -99,7 +99,7 @@ def test_a_client_that_dribbles_is_cut_off(run: Runner, parts: list[bytes], limi
         task = asyncio.ensure_future(dribble())
         got = await reader.read()
         assert limit <= now() - begun <= limit + 1
-        assert not task.done(), "the server waited for all of it"
+        assert not task.done(), "the server must not wait for the whole request"
         task.cancel()
         writer.close()
         assert statuses(got) == [408]
@@ -121,7 +121,7 @@ def test_empty_lines_keep_no_connection_open(run: Runner) -> None:
         task = asyncio.ensure_future(dribble())
         await reader.read()
         assert now() - begun <= LIMITS.head_s + 1
-        assert not task.done(), "the server waited for all of it"
+        assert not task.done(), "the server must not wait for all lines"
         task.cancel()
         writer.close()
 
@@ -140,7 +140,7 @@ def test_a_client_that_says_nothing_is_closed(run: Runner) -> None:
     run(test)
 
 
-def test_an_idle_connection_lives_longer_than_clients_keep_theirs(run: Runner) -> None:
+def test_the_idle_limit_is_longer_than_that_of_clients(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         got = await talk(bench, post("/echo", b"x"), post("/echo", b"y", CLOSE), pause=90.0)
         assert statuses(got) == [200, 200]
@@ -148,7 +148,7 @@ def test_an_idle_connection_lives_longer_than_clients_keep_theirs(run: Runner) -
     run(test, Limits())
 
 
-def test_half_a_request_behind_another_has_the_time_of_a_head(run: Runner) -> None:
+def test_a_partial_pipelined_request_has_the_time_limit_of_a_head(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         begun = now()
         assert statuses(await talk(bench, post("/echo", b"x") + b"GET / HT")) == [200, 408]
@@ -181,12 +181,12 @@ def test_a_handler_may_take_longer_than_any_limit_of_its_client(run: Runner) -> 
     run(test, routes={("GET", "/long"): takes_long})
 
 
-# -- clients that leave ----------------------------------------------------------------------------------
+# -- clients that disconnect -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/wait", "/flood"])
 @pytest.mark.parametrize("how", ["close", "reset", "half-close"])
-def test_a_client_that_leaves_ends_its_handler_at_once(run: Runner, path: str, how: str) -> None:
+def test_a_disconnect_cancels_the_handler_at_once(run: Runner, path: str, how: str) -> None:
     async def test(bench: Bench) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", bench.port)
         writer.write(get(path))
@@ -203,24 +203,24 @@ def test_a_client_that_leaves_ends_its_handler_at_once(run: Runner, path: str, h
 
 @pytest.mark.parametrize("path", ["/wait", "/flood"])
 @pytest.mark.parametrize("how", ["close", "reset", "half-close"])
-def test_a_client_that_leaves_is_seen_while_reading_is_paused(run: Runner, path: str, how: str) -> None:
+def test_a_disconnect_is_noticed_while_reading_is_paused(run: Runner, path: str, how: str) -> None:
     async def test(bench: Bench) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", bench.port)
         writer.write(get(path) + post("/echo", b"x" * 1000) * 200)
         await settle()
         await asyncio.sleep(10 * connection.HANGUP_CHECK_S)
-        assert bench.server.n_busy == 1, "the client is still there"
+        assert bench.server.n_busy == 1, "the client is still connected"
         leave(writer, how)
         await asyncio.sleep(2 * connection.HANGUP_CHECK_S)
         assert bench.cancelled == 1
         assert bench.server.n_busy == 0
-        assert len(bench.done) == 1, "the other requests are not answered"
+        assert len(bench.done) == 1, "the server must not answer the other requests"
         writer.close()
 
     run(test)
 
 
-def test_an_answer_to_a_client_that_left_unseen_is_no_fault(
+def test_a_response_after_an_unnoticed_disconnect_is_not_logged(
     run: Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def answers_soon(exchange: Exchange) -> None:
@@ -231,7 +231,7 @@ def test_an_answer_to_a_client_that_left_unseen_is_no_fault(
         _, writer = await asyncio.open_connection("127.0.0.1", bench.port)
         writer.write(get("/soon", CLOSE) + b"x" * 200_000)
         await settle()
-        leave(writer, "close")  # the answer makes its kernel reset the connection
+        leave(writer, "close")  # the response makes the client's kernel reset the connection
         await asyncio.sleep(connection.HANGUP_CHECK_S)
         assert not bench.server.connections
 
@@ -240,7 +240,7 @@ def test_an_answer_to_a_client_that_left_unseen_is_no_fault(
 
 
 def leave(writer: asyncio.StreamWriter, how: str) -> None:
-    """Ends a client's connection."""
+    """Disconnects a client."""
     if how == "reset":
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
@@ -250,7 +250,7 @@ def leave(writer: asyncio.StreamWriter, how: str) -> None:
         writer.transport.abort()
 
 
-def test_a_handler_that_answers_a_client_who_left_counts_once(run: Runner) -> None:
+def test_a_response_after_a_disconnect_is_counted_once(run: Runner) -> None:
     async def answers_late(exchange: Exchange) -> None:
         try:
             await asyncio.Event().wait()
@@ -303,7 +303,7 @@ def test_a_handler_that_cancels_itself_is_a_fault(run: Runner) -> None:
     run(test, routes={("GET", "/cancel"): cancels})
 
 
-def test_a_refusal_keeps_its_headers_and_the_connection_if_it_can(run: Runner) -> None:
+def test_an_error_keeps_its_headers_and_if_possible_the_connection(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         got = await talk(bench, post("/refuses", b"") + post("/refuses", b"", CLOSE))
         assert statuses(got) == [429, 429]
@@ -312,7 +312,7 @@ def test_a_refusal_keeps_its_headers_and_the_connection_if_it_can(run: Runner) -
     run(test)
 
 
-def test_a_refusal_of_a_small_body_keeps_the_connection(run: Runner) -> None:
+def test_an_error_after_a_small_body_keeps_the_connection(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         got = await talk(bench, post("/nowhere", b"{}") + post("/echo", b"x", CLOSE))
         assert statuses(got) == [404, 200]

@@ -1,4 +1,4 @@
-"""Responses: heads, streams, HEAD, HTTP/1.0, and handlers that do not stop at the end."""
+"""Responses: heads, streams, HEAD, HTTP/1.0, and handlers that continue after the end."""
 
 import asyncio
 
@@ -64,7 +64,7 @@ def test_a_stream_keeps_the_connection(run: Runner) -> None:
     run(test)
 
 
-def test_a_stream_ends_with_what_went_wrong(run: Runner) -> None:
+def test_a_failed_stream_ends_with_an_error_event(run: Runner) -> None:
     async def refuses_later(exchange: Exchange) -> None:
         exchange.start_stream()
         exchange.send(sse.event(b"1", exchange.chunked))
@@ -100,7 +100,7 @@ def test_head_of_a_stream_has_no_events(run: Runner) -> None:
     run(test)
 
 
-def test_what_is_sent_after_the_end_is_in_no_later_answer(run: Runner) -> None:
+def test_bytes_sent_after_the_end_are_in_no_later_response(run: Runner) -> None:
     async def late(exchange: Exchange) -> None:
         exchange.start_stream()
         exchange.end_stream()
@@ -118,7 +118,7 @@ def test_what_is_sent_after_the_end_is_in_no_later_answer(run: Runner) -> None:
     run(test, routes={("GET", "/late"): late})
 
 
-def test_a_handler_may_tidy_up_after_its_answer(run: Runner) -> None:
+def test_a_handler_may_clean_up_after_its_response(run: Runner) -> None:
     tidied = 0
 
     async def tidies(exchange: Exchange) -> None:
@@ -135,7 +135,7 @@ def test_a_handler_may_tidy_up_after_its_answer(run: Runner) -> None:
     run(test, routes={("GET", "/tidy"): tidies})
 
 
-def test_a_header_that_would_split_the_answer_is_a_fault(run: Runner) -> None:
+def test_a_header_with_a_line_break_is_a_fault(run: Runner) -> None:
     async def splits(exchange: Exchange) -> None:
         exchange.respond(200, b"x", headers=[("x-evil", "a\r\nSet-Cookie: b=c")])
 

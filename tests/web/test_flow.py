@@ -1,4 +1,4 @@
-"""Clients that read slowly or not at all: streams wait for them, memory stays bounded, and stalls end."""
+"""Clients that read slowly or not at all: streams wait, memory is bounded, and stalled streams end."""
 
 import asyncio
 import socket
@@ -23,7 +23,7 @@ from tinyoai.web.request_head import Limits
 
 
 async def wide(exchange: Exchange) -> None:
-    """Sends one huge event, and waits."""
+    """Sends one huge event and waits."""
     exchange.start_stream()
     exchange.send(sse.event(b"x" * 8_000_000, exchange.chunked))
     await asyncio.Event().wait()
@@ -38,7 +38,7 @@ def test_a_stream_waits_for_a_slow_reader_and_then_ends(run: Runner) -> None:
         sent = bench.sent
         await asyncio.sleep(LIMITS.stall_s - 1)
         assert bench.cancelled == 0
-        assert bench.sent == sent, "the stream did not wait for its reader"
+        assert bench.sent == sent, "the stream must wait for its reader"
         while not bench.cancelled:
             await asyncio.sleep(0.1)
         assert now() - begun == pytest.approx(LIMITS.stall_s, abs=0.5)
@@ -47,13 +47,13 @@ def test_a_stream_waits_for_a_slow_reader_and_then_ends(run: Runner) -> None:
     run(test)
 
 
-def test_a_slow_reader_who_reads_keeps_its_stream(run: Runner) -> None:
+def test_a_slow_reader_keeps_its_stream(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         loop = asyncio.get_running_loop()
         sock = await narrow_client(bench)
         await loop.sock_sendall(sock, get("/flood"))
         await settle()
-        for _ in range(40):  # four times the stall time, at a pace that empties no buffer within it
+        for _ in range(40):  # four times the stall time, at a pace that never empties a buffer in time
             assert await loop.sock_recv(sock, 3000)
             await asyncio.sleep(LIMITS.stall_s / 10)
         assert bench.cancelled == 0
@@ -63,7 +63,7 @@ def test_a_slow_reader_who_reads_keeps_its_stream(run: Runner) -> None:
     run(test)
 
 
-def test_a_reader_of_nothing_loses_its_answer(run: Runner) -> None:
+def test_a_client_that_reads_nothing_is_dropped(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         sock = tcp_client(bench)
         begun = now()
@@ -109,24 +109,24 @@ def test_a_client_that_half_closes_may_read_on_slowly(run: Runner) -> None:
     run(test, routes={("GET", "/wide"): wide})
 
 
-def test_answers_wait_for_a_reader_before_the_next_is_made(run: Runner) -> None:
+def test_pipelined_responses_wait_for_the_reader(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         loop = asyncio.get_running_loop()
         sock = tcp_client(bench)
         await loop.sock_sendall(sock, post("/big", b"") * 100)
         await settle()
-        assert 0 < len(bench.done) < 30, f"{len(bench.done)} answers were made for a client that reads none"
+        assert 0 < len(bench.done) < 30, f"{len(bench.done)} responses were made for a client that reads none"
         got = 0
         while got < 100 * 400_000:
             got += len(await loop.sock_recv(sock, 1 << 20))
         assert len(bench.done) == 100
         sock.close()
 
-    # without any limit of time: whether the kernel moves bytes before the virtual clock moves is its affair
+    # no time limits: the kernel may move the bytes only after the virtual clock has advanced
     run(test, Limits(stall_s=3600, idle_s=3600))
 
 
-def test_an_answer_that_closes_is_not_lost_to_what_follows_it(run: Runner) -> None:
+def test_bytes_after_the_last_request_do_not_lose_its_response(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         loop = asyncio.get_running_loop()
         sock = tcp_client(bench, 1 << 16)

@@ -1,4 +1,4 @@
-"""The listening socket and the limit of connections."""
+"""The listening socket and the limit on connections."""
 
 import errno
 import resource
@@ -18,7 +18,7 @@ def test_a_free_port_is_listened_on() -> None:
             accepted.close()
 
 
-def test_a_port_in_use_names_a_way_out() -> None:
+def test_the_error_for_a_port_in_use_has_a_remedy() -> None:
     with listen.listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(UsageError, match=f"127.0.0.1 port {port}.*choose another with --port") as caught:
@@ -26,7 +26,7 @@ def test_a_port_in_use_names_a_way_out() -> None:
         assert caught.value.exit_code == 1
 
 
-def test_the_advice_goes_by_this_system_s_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_advice_depends_on_the_errno_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing(socket.socket):
         number = 0
 
@@ -45,7 +45,7 @@ def test_the_advice_goes_by_this_system_s_number(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 300])
-def test_a_host_that_is_no_address(host: str) -> None:
+def test_a_host_that_is_not_an_address(host: str) -> None:
     with pytest.raises(UsageError, match=r"--host: .* is not an address of this machine"):
         listen.addresses(host, 80)
 
@@ -61,7 +61,7 @@ def test_a_host_that_is_no_address(host: str) -> None:
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, 1024),
     ],
 )
-def test_as_many_clients_as_there_are_files(
+def test_the_limit_of_connections_depends_on_the_limit_of_files(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised_to: int | None, limit: int
 ) -> None:
     raised = []

@@ -1,4 +1,4 @@
-"""Origins: which are equal, and which are pages of this machine."""
+"""Origins: equality, and pages of this machine."""
 
 import pytest
 

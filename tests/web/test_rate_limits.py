@@ -1,4 +1,4 @@
-"""Rate limits: buckets, refusals, headers, and how a rate is written."""
+"""Rate limits: buckets, errors, headers, and the syntax of a rate."""
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ class Clock:
 
 
 def limited(rate: Rate) -> tuple[Rates, Clock]:
-    """Rates on a clock that stands still."""
+    """Returns rates and the clock that they read."""
     clock = Clock()
     return Rates(rate, clock, lambda: clock.now + 1e9), clock
 
@@ -76,7 +76,7 @@ def test_headers_in_both_spellings() -> None:
     }
 
 
-def test_clients_are_forgotten_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_clients_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limits, "MAX_CLIENTS", 10)
     made, _ = limited(Rate(requests=1))
     for i in range(100):
@@ -101,18 +101,18 @@ def test_a_bucket_never_gives_more_than_its_rate(per_minute: int, steps: list[tu
         assert bucket.level(now) <= per_minute
         assert (
             bucket.level(now - 50) <= bucket.level(now) + 1e-9
-        )  # a clock that is read out of order does no harm
+        )  # reading the clock out of order does no harm
 
 
 @pytest.mark.parametrize(
     ("text", "rate"),
     [("", (0, 0)), ("60", (60, 0)), ("60,500", (60, 500)), (",500", (0, 500)), (" 1 , 2 ", (1, 2))],
 )
-def test_how_a_rate_is_written(text: str, rate: tuple[int, int]) -> None:
+def test_valid_rates(text: str, rate: tuple[int, int]) -> None:
     assert rate_limits.parse(text) == rate
 
 
 @pytest.mark.parametrize("text", ["x", "0", "-1", "1,2,3", "1.5", "60/min", "1,0", "9" * 30])
-def test_how_a_rate_is_not_written(text: str) -> None:
+def test_invalid_rates(text: str) -> None:
     with pytest.raises(UsageError, match="--rate-limit"):
         rate_limits.parse(text)

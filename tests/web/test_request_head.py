@@ -1,4 +1,4 @@
-"""Heads and chunked framing: what is let through is unambiguous, however its bytes arrive."""
+"""Request heads and chunked framing: ambiguous input is refused, in whatever pieces it arrives."""
 
 import h11
 import pytest
@@ -13,7 +13,7 @@ GOOD = b"POST /v1/x?y=1 HTTP/1.1\r\nHost: localhost:8000\r\nContent-Length: 5\r\
 
 
 def head(data: bytes, limits: Limits = LIMITS) -> Head:
-    """A head that must be complete."""
+    """Parses a complete head and returns it."""
     found = read_head(data, limits)
     assert found is not None
     return found
@@ -28,12 +28,12 @@ def test_a_good_head() -> None:
 
 
 def with_(line: bytes, method: bytes = b"POST") -> bytes:
-    """A request with one more header line."""
+    """Returns a request with one more header line."""
     return method + b" / HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\n"
 
 
 REFUSED: list[tuple[bytes, int]] = [
-    # requests that two readers could read differently
+    # two servers could read these requests differently
     (with_(b"Content-Length: 5\r\nTransfer-Encoding: chunked"), 400),
     (with_(b"Transfer-Encoding: chunked\r\nContent-Length: 5"), 400),
     (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
@@ -83,7 +83,7 @@ REFUSED: list[tuple[bytes, int]] = [
     (b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
     (b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
-    # sizes, also when all comes at once
+    # sizes, also if everything arrives at once
     (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
     (b"GET /" + b"a" * 9000, 414),
     (with_(b"X: " + b"a" * 20_000), 431),
@@ -93,7 +93,7 @@ REFUSED: list[tuple[bytes, int]] = [
 
 
 def verdict(data: bytes, step: int) -> int:
-    """The status of the refusal, 0 for a head, -1 for neither, when bytes arrive in steps."""
+    """Returns the error's status, 0 for a head, -1 for neither, when the bytes arrive in steps."""
     for end in [*range(step, len(data), step), len(data)]:
         try:
             if read_head(data[:end], LIMITS) is not None:
@@ -126,14 +126,14 @@ def test_refused_byte_by_byte(data: bytes, status: int) -> None:
         b"GET / HTTP/1.1\r\nHost: [::1]:80\r\nX: \xe9\r\n\r\n",
     ],
 )
-def test_let_through_whole_and_byte_by_byte(data: bytes) -> None:
+def test_accepted_whole_and_byte_by_byte(data: bytes) -> None:
     assert verdict(data, len(data)) == 0
     assert verdict(data, 1) == 0
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.binary(max_size=3)), max_size=3))
-def test_what_is_let_through_h11_reads_alike(edits: list[tuple[int, bytes]]) -> None:
+def test_h11_reads_accepted_heads_the_same_way(edits: list[tuple[int, bytes]]) -> None:
     data = GOOD
     for at, new in edits:
         data = data[:at] + new + data[at + len(new) :]
@@ -152,7 +152,7 @@ def test_what_is_let_through_h11_reads_alike(edits: list[tuple[int, bytes]]) -> 
 
 
 def chunks(data: bytes, step: int, limits: Limits = LIMITS) -> tuple[int, bool]:
-    """Bytes of the body and whether it ended, or the refusal's status."""
+    """Returns the number of body bytes and whether the body ended, or the error's status."""
     framing, used = ChunkedFraming(limits), 0
     try:
         for at in range(0, len(data), step):
@@ -166,7 +166,7 @@ WIRE = b"5\r\nhello\r\n0a;x=y\r\n0123456789\r\n0\r\nX-Trailer: a\r\n\r\n"
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
-def test_a_chunked_body_ends_where_it_ends(step: int) -> None:
+def test_the_end_of_a_chunked_body(step: int) -> None:
     assert chunks(WIRE, step) == (len(WIRE), True)
     assert chunks(WIRE + b"GET / HTTP/1.1", step) == (len(WIRE), True)
 
@@ -193,6 +193,6 @@ def test_refused_chunks(data: bytes, status: int) -> None:
     assert chunks(data, len(data)) == (status, False)
 
 
-def test_many_bytes_for_little_body_are_refused() -> None:
+def test_a_body_with_too_much_framing_is_refused() -> None:
     small = Limits(body_bytes=1000)
     assert chunks((b"1;" + b"x" * 200 + b"\r\na\r\n") * 600, 4096, small) == (413, False)

@@ -1,4 +1,4 @@
-"""Routes: which handler serves which method and path."""
+"""Routes: the handler for each method and path."""
 
 import pytest
 from hypothesis import given
@@ -14,16 +14,16 @@ async def one(exchange: Exchange) -> None:
 
 
 async def two(exchange: Exchange) -> None:
-    """Another."""
+    """Another handler."""
 
 
 async def three(exchange: Exchange) -> None:
-    """A third."""
+    """A third handler."""
 
 
 @pytest.fixture
 def router() -> Router:
-    """As the server's."""
+    """A router set up as the server's."""
     made = Router(prefixes=("/v1",), help_path="/docs")
     made.add("GET", "/v1/models", one, local_pages=True)
     made.add("GET", "/v1/models/{id:path}", two, local_pages=True)
@@ -107,7 +107,7 @@ def test_a_match_names_the_route() -> None:
     assert router.routes == [("GET", "/models/{id:path}")]
 
 
-def test_without_prefixes_a_path_is_only_itself() -> None:
+def test_without_prefixes_only_the_exact_path_matches() -> None:
     router = Router()
     router.add("GET", "/v1/models", one)
     assert router.resolve("GET", b"/v1/models").route == "/v1/models"
@@ -121,7 +121,7 @@ def test_a_404_points_to_the_help(router: Router) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_any_path_is_a_route_or_a_refusal(path: bytes) -> None:
+def test_any_path_is_a_route_or_an_error(path: bytes) -> None:
     router = Router(prefixes=("/v1",))
     router.add("GET", "/v1/models/{id:path}", one)
     try:

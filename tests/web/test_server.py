@@ -1,4 +1,4 @@
-"""The server: dispatch, counts, the limit of connections, and its end."""
+"""The server: dispatch, counts, the limit of connections, and shutdown."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from tinyoai.web.exchange import Exchange
 
 
 async def answer(exchange: Exchange) -> None:
-    """A handler."""
+    """Responds with "ok"."""
     exchange.respond(200, b"ok")
 
 
@@ -62,7 +62,7 @@ def test_every_exchange_is_reported_once(run: Runner) -> None:
         ("OPTIONS", "/v1/open", "HEAD", "HEAD"),
         ("OPTIONS", "/open", "POST", ""),
         ("OPTIONS", "/open", "DELETE", ""),
-        ("OPTIONS", "/open", "", ""),  # without the preflight's header there is no method to ask about
+        ("OPTIONS", "/open", "", ""),  # without Access-Control-Request-Method there is no method to allow
         ("OPTIONS", "/closed", "GET", ""),
         ("OPTIONS", "/nowhere", "GET", ""),
         ("OPTIONS", "*", "GET", ""),
@@ -75,7 +75,7 @@ def test_every_exchange_is_reported_once(run: Runner) -> None:
 def test_local_pages_use_routes_with_the_flag(
     run: Runner, method: str, path: str, asked: str, allowed: str
 ) -> None:
-    """`allowed`: the method that a preflight allows, or "origin" if the response may be read."""
+    """`allowed` is the method that a preflight allows, or "origin" if the page may read the response."""
 
     async def test(bench: Bench) -> None:
         bench.router.add("GET", "/open", answer, local_pages=True)
@@ -95,10 +95,10 @@ def test_local_pages_use_routes_with_the_flag(
     run(test)
 
 
-# -- the end -------------------------------------------------------------------------------------------
+# -- shutdown -----------------------------------------------------------------------------------------
 
 
-def test_draining_lets_answers_finish_and_takes_no_more(run: Runner) -> None:
+def test_draining_lets_answers_finish_and_accepts_no_more(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         idle = await asyncio.open_connection("127.0.0.1", bench.port)
         answers = asyncio.ensure_future(talk(bench, get("/slow") + get("/stream")))
@@ -115,7 +115,7 @@ def test_draining_lets_answers_finish_and_takes_no_more(run: Runner) -> None:
     run(test)
 
 
-def test_aborting_sends_errors_to_those_who_wait(run: Runner) -> None:
+def test_aborting_sends_errors_to_waiting_clients(run: Runner) -> None:
     async def test(bench: Bench) -> None:
         waiting = asyncio.ensure_future(talk(bench, get("/wait")))
         reader, writer = await asyncio.open_connection("127.0.0.1", bench.port)

@@ -1,4 +1,4 @@
-"""The bytes of events."""
+"""The bytes of server-sent events."""
 
 from tinyoai.web import sse
 

@@ -1,4 +1,4 @@
-"""The table of a connection's states."""
+"""The table of connection states."""
 
 import pytest
 

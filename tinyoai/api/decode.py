@@ -38,7 +38,7 @@ encode = msgspec.json.Encoder().encode
 
 T = TypeVar("T")
 
-# what msgspec puts into its messages
+# the forms of msgspec's messages
 _PATH = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`$")
 _BOUND = re.compile(r"^Expected `(?P<type>\w+)`(?P<length> of length)? (?P<sign>[<>]=?) (?P<bound>\S+)$")

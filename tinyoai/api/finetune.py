@@ -29,9 +29,11 @@ from tinyoai.finetune.jobs import INSTALL, Jobs, installed
 from tinyoai.finetune.protocol import JobSpec
 from tinyoai.finetune.train_config import TrainConfig, memory_needed
 from tinyoai.host import atomic, memory
+from tinyoai.models import template_file
 from tinyoai.models.catalog import Settings
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model, RegistryError
+from tinyoai.text import chat_format
 from tinyoai.web.exchange import Exchange
 
 MAX_NAME_BYTES = 200
@@ -65,9 +67,16 @@ class Finetunes:
         except dataset.DatasetError as error:
             raise errors.BadRequest(f"dataset: {error}", param="dataset") from None
         name = self._new_name(request, model)  # again: nothing awaits from here until the job has the name
+        template = self._template if self._template != "auto" else model.template
+        if template_file.is_file(template):
+            raise errors.BadRequest(
+                "this model's chat template is a Jinja file, and training knows named formats only; name one with "
+                f"--chat-template: {', '.join(chat_format.NAMES)}",
+                param="model",
+            )
         spec = JobSpec(
             path=model.path,
-            template=self._template if self._template != "auto" else model.template,
+            template=template,
             chat=model.kind == "chat",
             out=str(self.jobs.model_path(name)),
             config=config,

@@ -77,7 +77,7 @@ class Prompt:
 
 
 class Answer:
-    """Everything that comes of a request: its prompts, and their choices in the order of their indices."""
+    """The answer to a request: its prompts, and their choices in the order of their indices."""
 
     def __init__(self, n_prompts: int, n: int) -> None:
         """For prompts with n choices each."""
@@ -367,7 +367,7 @@ class _Stream(_Run):
         self._timer = self._loop.call_later(SILENCE_S - silent, self._on_timer)
 
 
-# -- what dialects share -------------------------------------------------------------------------------
+# -- shared by all dialects -----------------------------------------------------------------------------
 
 
 def failure(event: wire.Failed) -> errors.ApiError:
@@ -386,7 +386,7 @@ def deadline(exchange: Exchange) -> float | None:
     """Returns the loop time at which a whole answer is due; None if the client names no time limit.
 
     The SDKs send the seconds that they wait for an answer. It is due a margin earlier, counted from the request's
-    head: else they leave, ask again and stand at the end of the queue.
+    head. Otherwise they disconnect, retry and join the end of the queue.
     """
     for name in (b"x-stainless-read-timeout", b"x-stainless-timeout"):
         try:

@@ -4,6 +4,7 @@ Clients name models and never files: only models in the registry or in --models-
 """
 
 import asyncio
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -64,7 +65,7 @@ class Model(Struct, kw_only=True):
     type: Kind
     state: str
     capabilities: list[Capability]
-    """Whether it can embed is only known while it is loaded, unless its type is embedding."""
+    """For embeddings this is known only while the model is loaded, unless its type is embedding."""
     architecture: str
     quantization: str
     parameters: int
@@ -83,6 +84,7 @@ class Model(Struct, kw_only=True):
     size_bytes: int
     meta: ModelMeta
     template: str
+    """A chat format, or the name of a Jinja file; auto: the model's own."""
     aliases: list[str]
     defaults: Defaults
     """Values of request fields that a request leaves out."""
@@ -119,7 +121,7 @@ class ModelStatus(Struct, kw_only=True):
     state: str
     """loading, ready, waiting (for a restart), failed, unloaded, missing (its file is gone) or broken."""
     reason: str
-    """Why it is in this state; may be empty."""
+    """The reason for this state; may be empty."""
     uptime: float | None = None
     pid: int | None = None
     """Of the worker process."""
@@ -283,7 +285,7 @@ class Models:
             pooling=(info.pooling or None) if info is not None else None,
             size_bytes=model.size,
             meta=ModelMeta(n_ctx=n_ctx, n_ctx_train=model.n_ctx_train, n_params=n_params, size=model.size),
-            template=model.template,
+            template=PurePath(model.template).name,
             aliases=[*model.aliases],
             defaults=model.defaults,
         )

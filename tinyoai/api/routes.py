@@ -97,10 +97,10 @@ class Route(NamedTuple):
     answer: Any = None
     """The type of a 200; None: not JSON. dict: any object."""
     event: Any = None
-    """The type of a stream's events, if a request can ask for a stream."""
+    """The type of a stream's events, if the route can stream."""
     content_type: str = "application/json"
     refusals: Refusals = ()
-    """Besides those of every route."""
+    """Errors of this route, in addition to those of every route."""
     answers_503: bool = False
     """A 503 may have the body of a 200."""
     public: bool = False

@@ -12,7 +12,7 @@ from tinyoai import errors, wire
 from tinyoai.api import decode, generation
 from tinyoai.api.decode import ModelName, TokenId
 from tinyoai.api.openai.chat import conversation
-from tinyoai.api.openai.chat_types import Messages
+from tinyoai.api.openai.chat_types import Messages, TemplateArguments
 from tinyoai.models.pool import Pool
 from tinyoai.web.exchange import Exchange
 
@@ -56,6 +56,7 @@ class TemplateRequest(Struct, kw_only=True):
     """The body of POST /apply-template."""
 
     messages: Messages
+    chat_template_kwargs: TemplateArguments = None
     model: OptionalModel = None
 
 
@@ -148,7 +149,8 @@ class Tokenizer:
     async def apply_template(self, exchange: Exchange) -> None:
         """Returns the prompt of a conversation and its length in tokens. Raises errors.ApiError."""
         request = decode.decode(TemplateRequest, await exchange.read_body())
-        body = wire.Tokenize(prompt=conversation(request.messages), text=True, param="messages")
+        prompt = conversation(request.messages, request.chat_template_kwargs)
+        body = wire.Tokenize(prompt=prompt, text=True, param="messages")
         async with self._pool.lease(self._name(request.model)) as lease:
             ready = await lease.ready(generation.deadline(exchange))
             tokens = await _only(lease, body, wire.Tokens)

@@ -45,7 +45,7 @@ class AgentRecord(msgspec.Struct, kw_only=True):
     process: Process
     flags: dict[str, str | Sequence[str]]
     had_api_keys: bool = msgspec.field(name="keyed")
-    """Whether the agent was started with API keys, which are not stored."""
+    """True if the agent was started with API keys, which are not stored."""
 
 
 def read_record(data_dir: Path) -> AgentRecord | None:
@@ -69,7 +69,7 @@ def current(data_dir: Path) -> Process | None:
 
 
 def _alive(process: Process) -> bool:
-    """Whether the process runs and is an agent. The record alone could name any process."""
+    """Returns whether the process runs and is an agent. The record alone could name any process."""
     try:
         words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -198,7 +198,7 @@ def _log_lines(path: Path, begin: int) -> list[str]:
 
 
 def _exit_reason(path: Path, log_start: int, code: int) -> str:
-    """Why the agent ended: its own error message if it logged one."""
+    """Returns the reason why the agent ended: its own error message if it logged one."""
     for line in reversed(_log_lines(path, log_start)):
         if line.startswith("tinyoai: "):
             return line.removeprefix("tinyoai: ")

@@ -68,11 +68,11 @@ def _start_agent(folder: Path, flags: Flags) -> int:
     passed: dict[str, RawText] = {}
     variables: dict[str, str] = {}
     for option in OPTIONS:
-        if option.path and os.environ.get(option.variable):  # the agent runs in another folder
+        if option.is_path(os.environ.get(option.variable, "")):  # the agent runs in another folder
             variables[option.variable] = os.path.abspath(os.environ[option.variable])
         if option.name in flags and option not in (HOME, API_KEY):
             text = flags[option.name]
-            passed[option.name] = os.path.abspath(text) if option.path and text else text
+            passed[option.name] = os.path.abspath(text) if option.is_path(text) else text
     if API_KEY.name in flags:
         variables[API_KEY.variable] = ",".join(config.api_key)
     has_keys = bool(

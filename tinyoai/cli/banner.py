@@ -10,7 +10,7 @@ logger = logging.getLogger("tinyoai.app")
 
 
 def show(serving: Serving) -> None:
-    """Prints the banner and logs what may be unintended about the configuration."""
+    """Prints the banner and warns about settings that may be unintended."""
     print("\n".join(_lines(serving)), flush=True)
     _warn(serving)
 

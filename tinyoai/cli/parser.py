@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         self.add_flag(
             option.flag,
             dest=option.name,
-            metavar=choices if option.choices else option.metavar,
+            metavar=option.metavar or choices,
             action="append" if isinstance(option.default, tuple) else "store",
             default=argparse.SUPPRESS,
             help=option.help.replace("%", "%%") + (f" (default: {option.default})" if has_default else ""),

@@ -83,7 +83,7 @@ def _raw_text(option: Option, value: object, source: str) -> RawText:
         elif isinstance(option.default, tuple):
             kinds = "a string or a list of strings"
         raise UsageError(f"{source}: must be {kinds}", exit_code=1)
-    if option.path and value:
+    if option.is_path(value):
         value = os.path.expanduser(value)
         if not os.path.isabs(value):
             raise UsageError(f"{source}: {value!r} is not an absolute path", exit_code=1)
@@ -132,7 +132,7 @@ def _parse_pair(pair: str) -> tuple[Option, Any]:
         raise UsageError(f"{option.key}: {text!r} contains unprintable characters")
     if option.name == "home":
         raise UsageError("home: the file cannot set its own folder; use --home or TINYOAI_HOME")
-    if option.path and text:
+    if option.is_path(text):
         text = os.path.abspath(os.path.expanduser(text))
     value = parse(option, RawValue(text, option.key))
     return option, list(value) if isinstance(value, tuple) else value

@@ -71,7 +71,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     high: float = 0
     choices: tuple[str, ...] = ()
     path: bool = False
-    """A file or folder: it is stored as an absolute path."""
+    """A file or folder: it is stored as an absolute path. With `choices`: one of these, or a file."""
+
+    def is_path(self, text: str) -> bool:
+        """Whether a value of this option is a path."""
+        return self.path and bool(text) and text not in self.choices
 
     @property
     def flag(self) -> str:
@@ -239,7 +243,9 @@ OPTIONS: tuple[Option, ...] = (
         key="model.chat-template",
         default="auto",
         choices=TEMPLATES,
-        help="chat template; auto reads it from the model file",
+        path=True,
+        metavar="{" + ",".join(TEMPLATES) + "} or FILE",
+        help="chat template: a known format, or a file with a Jinja template; auto reads it from the model file",
     ),
     Option(
         name="pooling",

@@ -99,7 +99,7 @@ def _parse_scalar(option: Option, text: str, source: str) -> str | int | float |
             raise UsageError(f"{source}: {text!r} is not true or false")
         return BOOLEANS[text]
     if isinstance(option.default, str):
-        if option.choices and text not in option.choices:
+        if option.choices and text not in option.choices and not option.path:
             choices = ", ".join(choice for choice in option.choices if choice)
             raise UsageError(f"{source}: {text!r} is not one of {choices}")
         return text

@@ -1,6 +1,6 @@
 """The worker: one process that holds one model and decodes for all its requests.
 
-Runs only in a worker process. It knows tokens, logits and slots; it knows no HTTP and none of
-OpenAI's words. `__main__` is the program, `decode` the scheduler, `slots` the KV cache's
-book-keeping, and one module for each engine stands behind the protocol in `base`.
+It runs only in a worker process and knows tokens, logits and slots, but no HTTP and no API dialect. `__main__` is
+the program, `scheduler` runs the requests, `slots` records the contents of KV sequences, and each engine
+implements the protocol in `contract`.
 """

@@ -21,6 +21,7 @@ from tinyoai import native, wire
 from tinyoai.engine import requests, tokenization
 from tinyoai.engine.contract import Engine, EngineError
 from tinyoai.engine.opening import open_engine
+from tinyoai.engine.rendering import ChatRenderer
 from tinyoai.engine.scheduler import Scheduler
 from tinyoai.engine.tasks import Task
 from tinyoai.host import memory, subproc
@@ -42,20 +43,21 @@ Prepared = tuple[int, list[Task] | wire.Failed]
 
 
 def _make_expendable() -> None:
-    """This process ends with the server, and is the first to go when memory is short."""
+    """Makes this process end with the server, and the first one to be killed when memory is short."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     subproc.isolate(OOM_SCORE)
     faulthandler.enable()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would have nothing to do
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy needs no threads of its own
 
 
 class Worker:
     """The three threads' shared state: an inbox of the main thread, and one of the tokenizer."""
 
     def __init__(self, sock: socket.socket, engine: Engine, load: wire.Load) -> None:
+        """Raises ModelRefused for a chat template that cannot be used."""
         self._sock = sock
         self._engine = engine
-        self._template = requests.default_template(load.template, engine)
+        self._renderer = ChatRenderer(load, engine)
         self._inbox: queue.SimpleQueue[wire.Request | wire.Cancel | Prepared | tokenization.Result] = (
             queue.SimpleQueue()
         )
@@ -75,7 +77,7 @@ class Worker:
             n_slots=engine.caps.n_seq,
             n_threads=engine.n_threads,
             version=f"{engine.info.engine}/{native.VERSION}",
-            template=self._template,
+            template=self._renderer.name,
             max_step_s=self._scheduler.max_step_s,
             resident_bytes=memory.resident(os.getpid()),
         )
@@ -101,9 +103,9 @@ class Worker:
         while True:
             request = self._to_tokenizer.get()
             if isinstance(request.body, wire.Tokenize | wire.Detokenize):
-                self._inbox.put(tokenization.answer(request, self._engine, self._template))
+                self._inbox.put(tokenization.answer(request, self._engine, self._renderer))
             else:
-                self._inbox.put((request.id, requests.prepare(request, self._engine, self._template)))
+                self._inbox.put((request.id, requests.prepare(request, self._engine, self._renderer)))
 
     # -- the main thread -------------------------------------------------------------------------
 
@@ -196,11 +198,10 @@ def main(fd: int) -> int:
     if not isinstance(load, wire.Load):
         raise wire.WireError("the first message must be Load")
     try:
-        engine = open_engine(load)
+        worker = Worker(sock, open_engine(load), load)
     except EngineError as error:
         sock.sendall(wire.frame([wire.LoadFailed(message=str(error))]))
         return REFUSED
-    worker = Worker(sock, engine, load)
     sock.sendall(wire.frame([worker.ready()]))
     threading.Thread(target=worker.read, args=(reader, messages), daemon=True).start()
     threading.stack_size(TOKENIZER_STACK)

@@ -1,9 +1,9 @@
 """The engine contract: rows, capabilities and the calls that the scheduler may make.
 
 An engine holds one model and `n_seq` KV sequences. The scheduler sends rows of distinct sequences in one `eval`,
-then reads logits or embeddings of those rows before the next `eval`. What an engine cannot do, its capabilities
-say, and the scheduler does without it. One thread calls everything but `encode` and `piece`, which are safe beside
-a running `eval`.
+then reads logits or embeddings of those rows before the next `eval`. The capabilities of an engine
+say what it can do, and the scheduler uses nothing else. One thread calls everything but `encode` and `piece`, which
+are safe beside a running `eval`.
 """
 
 import enum
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class EngineError(Exception):
-    """The engine cannot do it; the message is one clear sentence for the user."""
+    """A call to the engine failed; the message is one clear sentence for the user."""
 
 
 class ModelRefused(EngineError):

@@ -47,7 +47,7 @@ class EngineFacts(NamedTuple):
     """The facts of an engine that are known without loading it."""
 
     supports: Callable[[gguf.Header], str | None]
-    """Why the engine cannot run a file, in words that follow the file's name; None if it can."""
+    """Returns the reason why the engine cannot run a file, to follow the file's name; None if it can."""
     hparams: Callable[[gguf.Header], HParams]
     """Hyperparameters of a file that `supports` accepts."""
     estimate: Callable[[HParams | None, int, wire.Load], MemoryEstimate]

@@ -267,7 +267,7 @@ class FakeEngine:
     def _answer(self, seq: int, tokens: list[int], row: Row) -> "array[float] | None":
         """The logits after `tokens`; None in the middle of a prompt, where nothing reads them."""
         reply = self._replies[seq]
-        # a plain prompt may come in pieces: without its newline it is taken for one that has none
+        # a plain prompt may come in pieces: without its newline it is treated as one that has none
         unread = reply is None or row.pos < reply.start or (reply.text is None and 10 in row.tokens)
         if reply is None or unread or IM_START in row.tokens:
             reply = self._replies[seq] = _reply(tokens)

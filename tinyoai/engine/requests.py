@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from tinyoai import wire
 from tinyoai.engine.contract import Copies, Engine
 from tinyoai.engine.generate import GenerateTask
+from tinyoai.engine.rendering import ChatRenderer, RenderRefused
 from tinyoai.engine.tasks import Task
-from tinyoai.text import chat_format, template
 from tinyoai.text.segments import min_tokens, n_text_bytes
+from tinyoai.text.template import Rendered
 
 
 class QueuedRequest:
@@ -77,20 +78,14 @@ class Refused(Exception):
         self.param = param
 
 
-def default_template(name: str, engine: Engine) -> str:
-    """The chat format that a load's `template` means: "auto" is the model's own."""
-    info = engine.info
-    return chat_format.detect(info.chat_template, info.special) if name == "auto" else name
-
-
-def prepare(request: wire.Request, engine: Engine, template_name: str) -> list[Task] | wire.Failed:
+def prepare(request: wire.Request, engine: Engine, renderer: ChatRenderer) -> list[Task] | wire.Failed:
     """The tasks of a Generate or Embed, or its refusal."""
     body = request.body
     try:
         if isinstance(body, wire.Embed):
-            return [_embed(request.id, body, engine, template_name)]
+            return [_embed(request.id, body, engine, renderer)]
         if isinstance(body, wire.Generate):
-            return _generate(request.id, body, engine, template_name)
+            return _generate(request.id, body, engine, renderer)
         raise TypeError(f"{type(body).__name__} needs no slot")
     except Refused as error:
         return wire.Failed(id=request.id, kind=error.kind, message=str(error), param=error.param)
@@ -99,17 +94,18 @@ def prepare(request: wire.Request, engine: Engine, template_name: str) -> list[T
         return wire.Failed(id=request.id, kind="InternalError", message="the prompt could not be read")
 
 
-def render(prompt: wire.Prompt, engine: Engine, template_name: str) -> tuple[list[wire.Segment], list[str]]:
-    """A prompt's segments, and the stop strings of its chat format."""
-    if not isinstance(prompt, wire.Conversation):
-        return prompt, []
-    name = template_name if prompt.template == "auto" else prompt.template
-    rendered = template.render(name, prompt.messages, special=engine.info.special)
-    return rendered.segments, rendered.stop
+def _render(prompt: wire.Prompt, renderer: ChatRenderer, param: str) -> Rendered:
+    """A prompt's segments, and the stop strings of its chat format. Raises Refused."""
+    try:
+        return renderer.render(prompt)
+    except RenderRefused as error:
+        kind = "ContextLengthExceeded" if error.too_long else "BadRequest"
+        raise Refused(str(error), kind=kind, param=param) from None
 
 
-def _generate(request_id: int, body: wire.Generate, engine: Engine, template_name: str) -> list[Task]:
-    segments, stop = render(body.prompt, engine, template_name)
+def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: ChatRenderer) -> list[Task]:
+    rendered = _render(body.prompt, renderer, body.param)
+    segments = rendered.segments
     ids = _encode(segments, engine, body.param, n_answer=1)
     n_vocab = engine.info.n_vocab
     for token in body.sampling.logit_bias:
@@ -126,7 +122,7 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, template_nam
             body,
             ids,
             engine,
-            stop=[*body.stop, *stop],
+            stop=[*body.stop, *rendered.stop],
             prompt_text=text,
             copies_from_first=copies and choice > 0,
         )
@@ -134,7 +130,7 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, template_nam
     ]
 
 
-def _embed(request_id: int, body: wire.Embed, engine: Engine, template_name: str) -> Task:
+def _embed(request_id: int, body: wire.Embed, engine: Engine, renderer: ChatRenderer) -> Task:
     from tinyoai.engine.embed import EmbedTask  # imports numpy, which most workers never need
 
     info = engine.info
@@ -149,7 +145,7 @@ def _embed(request_id: int, body: wire.Embed, engine: Engine, template_name: str
             f"dimensions: an embedding of {info.name} has {info.n_embd_out} numbers; ask for at most that many",
             param="dimensions",
         )
-    segments, _ = render(body.prompt, engine, template_name)
+    segments = _render(body.prompt, renderer, body.param).segments
     if info.add_eos and isinstance(segments[-1], wire.Text):
         segments = [*segments, wire.Special("eos")]
     ids = _encode(segments, engine, body.param, n_answer=0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tinyoai import wire
 from tinyoai.engine.contract import Engine
-from tinyoai.engine.requests import render
+from tinyoai.engine.rendering import ChatRenderer
 from tinyoai.text.segments import n_text_bytes
 
 MAX_BYTES = 1 << 20
@@ -18,12 +18,12 @@ MAX_IDS = 1 << 20
 Result = wire.Tokens | wire.PlainText | wire.Failed
 
 
-def answer(request: wire.Request, engine: Engine, template_name: str) -> Result:
+def answer(request: wire.Request, engine: Engine, renderer: ChatRenderer) -> Result:
     """The result of a Tokenize or Detokenize, or its Failed."""
     body = request.body
     try:
         if isinstance(body, wire.Tokenize):
-            return _tokenize(request.id, body, engine, template_name)
+            return _tokenize(request.id, body, engine, renderer)
         if isinstance(body, wire.Detokenize):
             return _detokenize(request.id, body, engine)
         raise TypeError(f"{type(body).__name__} needs a slot")
@@ -35,8 +35,8 @@ def answer(request: wire.Request, engine: Engine, template_name: str) -> Result:
         return wire.Failed(id=request.id, kind="InternalError", message="the text could not be read")
 
 
-def _tokenize(request_id: int, body: wire.Tokenize, engine: Engine, template_name: str) -> wire.Tokens:
-    segments, _ = render(body.prompt, engine, template_name)
+def _tokenize(request_id: int, body: wire.Tokenize, engine: Engine, renderer: ChatRenderer) -> wire.Tokens:
+    segments = renderer.render(body.prompt).segments
     size = n_text_bytes(segments)
     if size > MAX_BYTES:
         raise ValueError(f"the text has {size} bytes; the limit is {MAX_BYTES}")

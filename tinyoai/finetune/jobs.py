@@ -1,7 +1,7 @@
 """The queue of fine-tuning jobs: one runs at a time, the others wait in order.
 
 An unfinished job continues from its last checkpoint when the server starts again. Of the servers on one data
-directory, the first to come holds the queue; the others only list its jobs.
+directory, the first one holds the queue; the others only list its jobs.
 
     initializing ──process──▶ running ──▶ completed
           │                      ├──────▶ failed
@@ -33,7 +33,7 @@ INSTALL = "pip install 'tinyoai[finetune]'"
 
 
 def installed() -> bool:
-    """Whether this installation can train."""
+    """Returns whether this installation can train."""
     return all(importlib.util.find_spec(name) is not None for name in NEEDED)
 
 

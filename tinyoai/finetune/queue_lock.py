@@ -25,7 +25,7 @@ class QueueLock:
 
     @property
     def held(self) -> bool:
-        """Whether this process holds the queue."""
+        """True if this process holds the queue."""
         return self._number >= 0
 
     def acquire(self, root: Path) -> None:

@@ -57,7 +57,7 @@ class TrainingProcess:
 
 
 def describe_exit(code: int, log_lines: Sequence[str]) -> str:
-    """Why a process that reported neither success nor failure ended."""
+    """Returns the reason for the end of a process that reported neither success nor failure."""
     text = f"its process {subproc.describe_exit(code)}"
     if code < 0:
         return text + ("; use a smaller batch_size or max_length" if code == -signal.SIGKILL else "")

@@ -47,8 +47,13 @@ def cut(samples: Sequence[Sample], n_max: int) -> list[Sample]:
 
 
 def own_template(info: ModelInfo) -> str:
-    """The name of the model's own chat template."""
-    return chat_format.detect(info.chat_template, info.special)
+    """The name of the model's own chat format. Raises ValueError if it is not a known one."""
+    name = chat_format.detect(info.chat_template, info.special)
+    if not name:
+        raise ValueError(
+            "the model's chat template is none of the formats that training knows; name one with --chat-template"
+        )
+    return name
 
 
 def _render(name: str, messages: Sequence[Message], info: ModelInfo) -> Sequence[Segment]:

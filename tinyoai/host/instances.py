@@ -68,7 +68,7 @@ def process_of(pid: int) -> Process | None:
 
 
 def alive(process: Process) -> bool:
-    """Whether the process runs and belongs to this user."""
+    """Returns whether the process runs and belongs to this user."""
     return process.pid > 0 and _start_ticks(process.pid) == process.start and _is_mine(process.pid)
 
 

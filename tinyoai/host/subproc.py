@@ -13,6 +13,11 @@ from pathlib import Path
 PYTHON = (sys.executable, "-P")
 """-P: a file in the current folder must not shadow one of Python's modules."""
 
+_SIGNALS = {
+    "SIGKILL": ", as happens when memory runs out",
+    "SIGALRM": ", as happens when a chat template does not end",
+}
+
 
 def environment() -> dict[str, str]:
     """This process's environment, with PYTHONPATH set if the package runs in its source tree."""
@@ -43,4 +48,4 @@ def describe_exit(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-    return f"was ended by {name}" + (", as happens when memory runs out" if name == "SIGKILL" else "")
+    return f"was ended by {name}{_SIGNALS.get(name, '')}"

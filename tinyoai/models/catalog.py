@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 
 from tinyoai import errors, gguf
 from tinyoai.engine import facts
+from tinyoai.models import template_file
 from tinyoai.models.registry import Defaults, Kind, Model, Registry, RegistryError
 from tinyoai.text import chat_format
 
@@ -33,6 +34,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     engine: str = facts.AUTO
     aliases: tuple[str, ...] = ()
     template: str = "auto"
+    """A chat format, or the path of a Jinja file from this file's folder."""
     context: int = 0
     defaults: Defaults = Defaults()
 
@@ -116,11 +118,13 @@ def _settings(path: Path) -> Settings:
         settings = msgspec.json.decode(file.read_bytes(), type=Settings)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise gguf.BadModelFile(f"the settings file {file} is not valid: {error}") from None
-    known = ["auto", *chat_format.NAMES]
-    if settings.template not in known:
-        raise gguf.BadModelFile(
-            f"the settings file {file} names the template {settings.template!r}; available: {', '.join(known)}"
-        )
+    if template_file.is_file(settings.template):
+        template = Path(os.path.abspath(path.parent / settings.template))
+        try:
+            template_file.read(template)
+        except template_file.BadTemplateFile as error:
+            raise gguf.BadModelFile(f"the settings file {file} names a template: {error}") from None
+        settings = structs.replace(settings, template=str(template))
     if settings.engine not in (facts.AUTO, *facts.MODEL_ENGINES):
         raise gguf.BadModelFile(
             f"the settings file {file} names the engine {settings.engine!r}; available: auto, "

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Loaded(NamedTuple):
-    """A model that holds memory, or is about to. `size` is in bytes, `last_used` in seconds of any one clock."""
+    """A model that holds memory, or is about to. `size` is in bytes, `last_used` in seconds of one clock."""
 
     name: str
     size: int

@@ -115,7 +115,7 @@ class ManagedModel:
         self._restarts = Restarts()
         self._retry_at = 0.0
         self._refusal: errors.ApiError | None = None
-        """Why the last load was given up before a process was started."""
+        """The reason why the last load ended before a process was started."""
         self._task: asyncio.Task[None] | None = None
         self._loaded_at = 0.0
         # use

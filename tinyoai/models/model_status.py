@@ -23,7 +23,7 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     name: str
     state: State
     reason: str
-    """Why it is in this state; may be empty."""
+    """The reason for this state; may be empty."""
     reserved: bool
     """Its memory counts against the budget."""
     estimated_bytes: int

@@ -25,7 +25,7 @@ __all__ = ["FOREVER", "Lease", "ManagedModel", "Pool", "State"]
 log = logging.getLogger("tinyoai.pool")
 
 WAIT_S = 30.0
-"""Seconds that a request waits for a worker in all."""
+"""Seconds that a request waits for a worker, in total."""
 SHARE = 0.9
 """Share of the available memory that is the budget where none is set. The rest is for everything else."""
 
@@ -43,7 +43,7 @@ class Lease:
 
     @property
     def name(self) -> str:
-        """The served id, whatever alias was asked for."""
+        """The served id, also if the client used an alias."""
         return self._model.name
 
     @property
@@ -197,7 +197,7 @@ class Pool:
         """The model of a name or alias. Does not touch the disk. Raises errors.ModelNotFound."""
         known = self._models.get(self.catalog.view.aliases.get(name, name))
         if known is not None and known.reserved:
-            return known  # it is loaded, whatever has become of its file
+            return known  # it is loaded, so its file does not matter
         model = self.catalog.lookup(name)
         if model.name not in self._models:
             self._models[model.name] = ManagedModel(model, self)

@@ -1,7 +1,7 @@
 """The server's handle of one worker process: start, requests, watchdog and end.
 
-Every request gets its Done or Failed from here, whatever happens to the process. Knows no HTTP, and of a model
-only what Ready says.
+Every request gets its Done or Failed from here, even if the process dies. Knows no HTTP, and of a model only the
+facts in Ready.
 """
 
 import asyncio
@@ -147,7 +147,7 @@ class Worker:
                 first = await asyncio.shield(self._first)
         except TimeoutError:
             await self.stop()
-            raise LoadError(f"loading took longer than {timeout:.0f} seconds and was given up") from None
+            raise LoadError(f"loading took longer than {timeout:.0f} seconds") from None
         except asyncio.CancelledError:
             self._kill("is not needed any more")
             await self.stop()
@@ -166,7 +166,7 @@ class Worker:
         if not self.ended.done():
             self._why = self._why or "was stopped"
             if not await self._process.stop(STOP_S, self._send_shutdown):
-                log.warning("%s: its process did not exit when told to and was killed", self.load.name)
+                log.warning("%s: its process did not exit in time and was killed", self.load.name)
         self._transport.close()
 
     # -- requests --------------------------------------------------------------------------------

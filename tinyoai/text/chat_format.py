@@ -44,12 +44,16 @@ NAMES = tuple(FORMATS)
 
 
 def detect(chat_template: str, special: Collection[str]) -> str:
-    """The name of the format that a model uses, by its template's text, else by its control tokens."""
+    """The name of the format that a model uses, by its template's text; empty if the text has no known sign.
+
+    A model without a template uses the format that its control tokens are made for, else "plain".
+    """
     for name, chat_format in FORMATS.items():
         if any(sign in chat_template for sign in chat_format.signs):
             return name
-    if not chat_template:
-        for name, chat_format in FORMATS.items():
-            if chat_format.signs and all(marker in special for marker in chat_format.markers):
-                return name
+    if chat_template:
+        return ""
+    for name, chat_format in FORMATS.items():
+        if chat_format.signs and all(marker in special for marker in chat_format.markers):
+            return name
     return "plain"

@@ -235,7 +235,7 @@ class Connection(asyncio.Protocol):
         self._begin(head)
 
     def _parse(self, head: Head) -> None:
-        """Gives the head to h11. Raises errors.BadRequest for the rare one that h11 alone refuses."""
+        """Gives the head to h11. Raises errors.BadRequest if h11 refuses it, which is rare."""
         raw = bytes(self._buffer[: head.size])
         del self._buffer[: head.size]
         try:

@@ -11,7 +11,7 @@ _HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
 class WriteFlow:
-    """Whether the client takes what is written, and the handler that waits until it does."""
+    """The state of a client that reads slowly, and the handler that waits for it."""
 
     __slots__ = ("_waiter", "paused")
 

@@ -73,7 +73,7 @@ NO_HEAD = Head(
     chunked=False,
     expects_continue=False,
 )
-"""Stands for the head of input that is not a request."""
+"""The placeholder for the head of input that is not a request."""
 
 
 def read_head(buffer: bytes | bytearray, limits: Limits) -> Head | None:

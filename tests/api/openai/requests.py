@@ -1,4 +1,4 @@
-"""Bodies of both completion endpoints as JSON, and fields that are wrong in both."""
+"""Bodies of both completion endpoints as JSON, and fields that both endpoints reject."""
 
 import json
 from typing import Any
@@ -15,15 +15,17 @@ USER = [{"role": "user", "content": "hi"}]
 
 
 def chat(**fields: Any) -> wire.Generate:
-    """The body that the worker gets for a chat request. Raises errors.BadRequest."""
+    """Decodes a chat request and returns the worker's body. Raises errors.BadRequest."""
     request = decode.decode(ChatRequest, json.dumps({"model": "m", "messages": USER, **fields}).encode())
     chat_endpoint.check(request)
     decode.keep_alive(request.keep_alive)
-    return chat_endpoint.generate(request, chat_endpoint.conversation(request.messages), Defaults())
+    return chat_endpoint.generate(
+        request, chat_endpoint.conversation(request.messages, request.chat_template_kwargs), Defaults()
+    )
 
 
 def completion(**fields: Any) -> list[str | list[int]]:
-    """The prompts of a completion request, after all checks. Raises errors.BadRequest."""
+    """Decodes and checks a completion request and returns its prompts. Raises errors.BadRequest."""
     request = decode.decode(CompletionRequest, json.dumps({"model": "m", "prompt": "hi", **fields}).encode())
     completions_endpoint.check(request)
     decode.keep_alive(request.keep_alive)

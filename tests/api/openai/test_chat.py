@@ -1,4 +1,4 @@
-"""Chat requests: wrong fields are refused by name, right ones become a body for the worker."""
+"""Chat requests: errors name the wrong field, and a valid request becomes one body for the worker."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_a_wrong_field_is_named_the_same_on_both_endpoints(
         ({"modalities": ["audio"]}, "modalities"),
     ],
 )
-def test_wrong_in_chat(fields: dict[str, Any], param: str) -> None:
+def test_wrong_fields_of_a_chat_request(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(errors.BadRequest) as caught:
         chat(**fields)
     assert caught.value.param is not None
@@ -61,12 +61,12 @@ def test_null_means_absent_and_unknown_fields_are_ignored() -> None:
 
 
 def texts(body: wire.Generate) -> list[str]:
-    """The messages' contents."""
+    """Returns the contents of the messages."""
     assert isinstance(body.prompt, wire.Conversation)
     return [message.content for message in body.prompt.messages]
 
 
-def test_contents_in_every_form() -> None:
+def test_every_form_of_content() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     calls = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
     body = chat(
@@ -80,7 +80,7 @@ def test_contents_in_every_form() -> None:
     assert texts(body) == ["d", "ab", "", "t"]
 
 
-def test_an_image_is_refused_at_its_place() -> None:
+def test_the_error_for_an_image_names_its_position() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}]
     with pytest.raises(errors.BadRequest) as caught:
         chat(messages=[*USER, {"role": "user", "content": parts}])
@@ -101,18 +101,18 @@ def test_all_choices_travel_in_one_body() -> None:
         ({"repetition_penalty": None, "repeat_penalty": 1.2}, 1.2),
     ],
 )
-def test_repetition_penalty_is_another_name(fields: dict[str, Any], penalty: float) -> None:
+def test_repetition_penalty_is_an_alias_of_repeat_penalty(fields: dict[str, Any], penalty: float) -> None:
     assert chat(**fields).sampling.repeat_penalty == penalty
 
 
-def test_the_request_goes_before_the_models_own_defaults() -> None:
+def test_request_fields_override_the_models_defaults() -> None:
     defaults = Defaults(temperature=0.5, top_p=0.5, repeat_penalty=1.3)
     request = Generation(model="m", temperature=0.9, repetition_penalty=1.1)
     sampling = generate(request, [], defaults).sampling
     assert (sampling.temperature, sampling.top_p, sampling.repeat_penalty) == (0.9, 0.5, 1.1)
 
 
-def test_a_seed_or_temperature_0_asks_for_repeatable_answers() -> None:
+def test_a_seed_or_temperature_0_makes_answers_repeatable() -> None:
     assert chat(seed=1).exact
     assert chat(temperature=0).exact
     assert not chat().exact

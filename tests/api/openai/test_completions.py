@@ -1,4 +1,4 @@
-"""Completion requests: prompts in every form, and the fields that are refused."""
+"""Completion requests: every form of prompt, and the fields that are rejected."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ from tinyoai import errors
         ({"best_of": 2, "stream": True}, "best_of"),
     ],
 )
-def test_wrong_in_completions(fields: dict[str, Any], param: str) -> None:
+def test_wrong_fields_of_a_completion_request(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(errors.BadRequest) as caught:
         completion(**fields)
     assert (caught.value.param or "").startswith(param)
@@ -43,5 +43,5 @@ def test_wrong_in_completions(fields: dict[str, Any], param: str) -> None:
         ([[1], [2, 3]], [[1], [2, 3]]),
     ],
 )
-def test_prompts_in_every_form(prompt: Any, expected: Any) -> None:
+def test_every_form_of_prompt(prompt: Any, expected: Any) -> None:
     assert completion(prompt=prompt) == expected

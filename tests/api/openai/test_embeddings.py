@@ -1,4 +1,4 @@
-"""POST /v1/embeddings over real sockets: every form of the input, exact vectors, every refusal."""
+"""POST /v1/embeddings over real sockets: every form of input, exact vectors, every error."""
 
 import base64
 import json
@@ -24,23 +24,23 @@ NEARLY_EQUAL = (
     ("I like red apples.", "I like green apples.", "How much is two and two?"),
     ("My name is Alice.", "My name is Bob.", "It will rain tomorrow."),
 )
-"""Two that are nearly equal, and one that has nothing to do with any of them."""
+"""Triples: two similar sentences and an unrelated one."""
 
 
 def histogram(text: str | bytes, n: int = N_FAKE) -> list[float]:
-    """The scripted engine's embedding of a text: how often it has each byte, at length 1."""
+    """Returns the scripted engine's embedding of a text: its byte counts, scaled to length 1."""
     counts = Counter(text if isinstance(text, bytes) else text.encode())
     length = math.hypot(*(counts[byte] for byte in range(n))) or 1.0
     return [counts[byte] / length for byte in range(n)]
 
 
 def embed(server: Server, given: Any, **fields: Any) -> Reply:
-    """One request."""
+    """Sends one embeddings request."""
     return server.post("/v1/embeddings", input=given, **fields)
 
 
 def vectors(reply: Reply) -> list[list[float]]:
-    """The vectors in order, the answer's form checked."""
+    """Checks the shape of the response and returns its vectors in order."""
     assert reply.status == 200, reply.body
     answer = reply.json
     assert set(answer) == {"object", "data", "model", "usage"}
@@ -55,11 +55,11 @@ def vectors(reply: Reply) -> list[list[float]]:
 
 
 def cosine(a: list[float], b: list[float]) -> float:
-    """Of two vectors of length 1."""
+    """Returns the cosine of two vectors of length 1."""
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
-# -- every form of the input (WIRE 15) -----------------------------------------------------------------
+# -- every form of input (rule 15) ---------------------------------------------------------------------
 
 
 @pytest.mark.rule(15)
@@ -74,7 +74,7 @@ def cosine(a: list[float], b: list[float]) -> float:
         ([[256, 97]], ["a"], 2),
     ],
 )
-def test_every_form_of_the_input(fake: Server, given: Any, texts: list[str], n_tokens: int) -> None:
+def test_every_form_of_input(fake: Server, given: Any, texts: list[str], n_tokens: int) -> None:
     reply = embed(fake, given)
     found = vectors(reply)
     assert len(found) == len(texts)
@@ -95,7 +95,7 @@ def test_base64_is_little_endian_float32(fake: Server) -> None:
 
 @pytest.mark.rule(15)
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
-def test_dimensions_cut_and_the_rest_has_length_one(fake: Server, encoding_format: str) -> None:
+def test_dimensions_truncates_and_rescales_to_length_one(fake: Server, encoding_format: str) -> None:
     (found,) = vectors(embed(fake, "abbac", dimensions=99, encoding_format=encoding_format))
     if isinstance(found, str):
         found = list(struct.unpack("<99f", base64.b64decode(found)))
@@ -107,18 +107,18 @@ def test_null_means_absent(fake: Server) -> None:
     assert found == pytest.approx(histogram("a"))
 
 
-def test_two_thousand_inputs_come_back_in_order(fake: Server) -> None:
+def test_two_thousand_inputs_are_answered_in_order(fake: Server) -> None:
     texts = [f"text {number} " + "x" * (number % 50) for number in range(2048)]
     found = vectors(embed(fake, texts))
     for vector, text in zip(found, texts, strict=True):
         assert vector == pytest.approx(histogram(text), abs=1e-6)
 
 
-def test_it_answers_without_v1_too(fake: Server) -> None:
+def test_the_route_works_without_v1(fake: Server) -> None:
     assert vectors(fake.post("/embeddings", input="a")) == vectors(embed(fake, "a"))
 
 
-# -- refusals ------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.rule(15)
@@ -150,20 +150,20 @@ def test_it_answers_without_v1_too(fake: Server) -> None:
         ({"input": "a", "keep_alive": "soon"}, "keep_alive"),
     ],
 )
-def test_what_is_wrong_is_named(fake: Server, fields: dict[str, Any], param: str) -> None:
+def test_errors_name_the_wrong_field(fake: Server, fields: dict[str, Any], param: str) -> None:
     reply = fake.post("/v1/embeddings", **fields)
     assert reply.status == 400
     assert reply.error["type"] == "invalid_request_error"
     assert reply.error["param"] == param
 
 
-def test_the_one_that_is_too_long_is_named(fake: Server) -> None:
+def test_the_error_names_the_input_that_is_too_long(fake: Server) -> None:
     reply = embed(fake, ["short", "y" * 5000, "short"])
     assert reply.status == 400
     assert reply.error["code"] == "context_length_exceeded"
     assert reply.error["param"] == "input[1]"
     assert "4096" in reply.error["message"]
-    # what was on its way with it is gone, and the next is answered
+    # the other inputs of the request are cancelled, and the next request is answered
     assert vectors(embed(fake, "a"))
 
 
@@ -183,32 +183,32 @@ def test_a_model_that_cannot_embed_says_which_can(tmp_path: Path) -> None:
         assert server.chat("hi", max_tokens=2).status == 200
 
 
-# -- clients that leave, workers that die ----------------------------------------------------------------
+# -- clients that disconnect, workers that die -----------------------------------------------------------
 
 
 SLOW = '!{"step_ms": 50}\n' + "x" * 3000
-"""Takes the scripted engine minutes."""
+"""A text that takes the scripted engine minutes."""
 
 
 def slots(server: Server) -> dict[str, int]:
-    """How many there are, busy and free."""
+    """Returns the numbers of slots: total, busy and free."""
     return dict(server.get("/v1/models/status").json["data"][0]["slots"])
 
 
-def test_a_client_that_leaves_frees_every_slot() -> None:
+def test_a_client_that_disconnects_frees_every_slot() -> None:
     with serve("--engine", "fake", "--parallel", "2") as server:
         body = json.dumps({"model": "fake", "input": [SLOW] * 50}).encode()
         with server.connect() as connection:
             head = f"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
             while slots(server)["busy"] < 2:
-                pass  # it is still on its way
-        # both slots were held for minutes to come: these would not be answered in time
+                pass  # the request is still on its way
+        # the request held both slots for minutes: without a cancel, these would not be answered in time
         for number in range(4):
             assert server.say(f"after {number}") == f"after {number}"
 
 
-def test_a_worker_that_dies_costs_the_request_and_no_later_one() -> None:
+def test_a_worker_that_dies_fails_only_the_running_request() -> None:
     with serve("--engine", "fake", "--log-level", "error") as server:
         reply = embed(server, ["a", '!{"kill_at": 0}\n', "b"])
         assert (reply.status, reply.error["code"]) == (500, "worker_died")
@@ -224,7 +224,7 @@ def test_a_failing_engine_is_a_model_error(fake: Server) -> None:
 # -- the built-in model ------------------------------------------------------------------------------------
 
 
-def test_nearly_equal_sentences_are_nearer_than_unrelated_ones(builtin: Server) -> None:
+def test_similar_sentences_are_nearer_than_unrelated_ones(builtin: Server) -> None:
     found = vectors(embed(builtin, [text for triple in NEARLY_EQUAL for text in triple]))
     assert all(math.hypot(*vector) == pytest.approx(1.0, rel=1e-5) for vector in found)
     triples = [found[at : at + 3] for at in range(0, len(found), 3)]
@@ -234,7 +234,7 @@ def test_nearly_equal_sentences_are_nearer_than_unrelated_ones(builtin: Server) 
         assert near > far, texts
 
 
-def test_equal_texts_have_equal_vectors_whatever_was_asked_before(builtin: Server) -> None:
+def test_equal_texts_have_equal_vectors_regardless_of_earlier_requests(builtin: Server) -> None:
     text = "What is the capital of France? " * 5
     (alone,) = vectors(embed(builtin, text))
     builtin.chat(text, max_tokens=3)
@@ -251,7 +251,7 @@ def test_ids_and_their_text_have_the_same_vector(builtin: Server) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_other_ways_of_pooling(pooling: str) -> None:
+def test_other_pooling_methods(pooling: str) -> None:
     with serve("--pooling", pooling) as server:
         texts = ["What is the capital of France?", "What is the capital of France", "I like to eat apples."]
         one, other, unrelated = vectors(embed(server, texts))
@@ -259,7 +259,7 @@ def test_other_ways_of_pooling(pooling: str) -> None:
         assert server.get(f"/v1/models/{server.model}").json["pooling"] == pooling
 
 
-def test_the_card_says_how_it_embeds(builtin: Server) -> None:
+def test_the_model_card_describes_the_embedding(builtin: Server) -> None:
     card = builtin.get("/v1/models/tinyoai-chat").json
     assert (card["dimensions"], card["pooling"]) == (256, "weighted-mean")
 

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, and what /v1/completions shares with it: requests to bodies, events to chunks."""
+"""POST /v1/chat/completions, and the parts that /v1/completions shares: requests to bodies, events to chunks."""
 
 import secrets
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ from tinyoai.api.openai.chat_types import (
 )
 from tinyoai.models.pool import Pool
 from tinyoai.sampling import SamplingOverrides
+from tinyoai.text import template_args as template_arguments
 from tinyoai.web.exchange import Exchange
 
 Chunk = TypeVar("Chunk", bound=Struct)
@@ -43,7 +44,7 @@ class Chat:
         """Answers one request. Raises errors.ApiError."""
         request = decode.decode(ChatRequest, await exchange.read_body())
         check(request)
-        prompt = conversation(request.messages)
+        prompt = conversation(request.messages, request.chat_template_kwargs)
         async with self._pool.lease(request.model, decode.keep_alive(request.keep_alive)) as lease:
             limits = [
                 limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None
@@ -100,13 +101,16 @@ def check(request: ChatRequest) -> None:
         raise errors.BadRequest("modalities: only ['text'] is supported", param="modalities")
 
 
-def conversation(messages: Sequence[ChatMessage]) -> wire.Conversation:
-    """Returns the prompt of a chat. Raises errors.BadRequest for content that is not text."""
+def conversation(messages: Sequence[ChatMessage], template_args: dict[str, Any] | None) -> wire.Conversation:
+    """Returns the prompt of a chat. Raises errors.BadRequest for content that is not text, and for wrong arguments."""
+    if problem := template_arguments.problem(template_args or {}):
+        raise errors.BadRequest(f"chat_template_kwargs: {problem}", param="chat_template_kwargs")
     return wire.Conversation(
         messages=[
             wire.Message(role=message.role, content=_content(message, index))
             for index, message in enumerate(messages)
-        ]
+        ],
+        template_args=template_args or {},
     )
 
 
@@ -151,7 +155,7 @@ def _logprobs(entries: Sequence[wire.TokenLogprob]) -> ChatLogprobs:
     )
 
 
-# -- what both completion endpoints share --------------------------------------------------------------
+# -- shared by both completion endpoints ---------------------------------------------------------------
 
 
 def generate(

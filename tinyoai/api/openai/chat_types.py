@@ -85,6 +85,13 @@ class ChatMessage(Struct, kw_only=True):
     tool_call_id: Annotated[str | None, NO_EFFECT] = None
 
 
+TemplateArguments = Annotated[
+    dict[str, Any] | None,
+    Meta(
+        description="Further variables for the model's own Jinja template, such as `enable_thinking`. Named chat "
+        "formats ignore them."
+    ),
+]
 Messages = Annotated[
     list[ChatMessage],
     Meta(min_length=1, max_length=MAX_MESSAGES, description="The conversation, oldest message first."),
@@ -119,6 +126,7 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
     functions: Annotated[
         list[Any] | None, Meta(description="Refused unless empty: this server does not call tools.")
     ] = None
+    chat_template_kwargs: TemplateArguments = None
     response_format: Annotated[ResponseFormat | None, Meta(description="Only `text` is supported.")] = None
     modalities: Annotated[list[str] | None, Meta(description="Only `text` is supported.")] = None
 

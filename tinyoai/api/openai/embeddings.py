@@ -113,7 +113,7 @@ async def _answer(
                 raise generation.failure(event)
     data: list[Any] = [msgspec.Raw(part) for part in parts if part is not None]
     if not len(data) == n_done == len(bodies):
-        raise errors.InternalError("the model's process returned fewer embeddings than it was asked for")
+        raise errors.InternalError("the model's process returned fewer embeddings than requested")
     generation.add_queue_header(exchange, queue_ms)
     body = EmbeddingList(
         data=data,

@@ -1,4 +1,4 @@
-"""Which tokens of a sequence equal a fresh prefill bit for bit.
+"""Finds the tokens of a sequence that equal a fresh prefill bit for bit.
 
 The library sums attention in blocks of positions. A token evaluated in a chunk that reaches the end of the token's
 block is summed in one order ("whole"), else in another ("partial"), with slightly different results. A fresh

@@ -1,4 +1,4 @@
-"""Which files ctransformers 0.2.27 can run without harm, and how much memory a load takes.
+"""The files that ctransformers 0.2.27 can run safely, and the memory that a load takes.
 
 The library ends its process, or answers wrongly, over files that it does not expect; so each number that it
 relies on is checked here. Files that fail may be valid for another engine and are not called damaged.
@@ -20,11 +20,11 @@ _RUNS = "ctransformers runs llama (Llama 2, Mistral) and falcon files of 2023. A
 
 
 class _Reason(Exception):
-    """Why the library cannot run the file, in words that follow the file's name."""
+    """The reason why the library cannot run the file, in words that follow the file's name."""
 
 
 def supports(header: gguf.Header) -> str | None:
-    """Why ctransformers cannot run the file, in words that follow the file's name; None if it can."""
+    """Returns the reason why ctransformers cannot run the file, to follow the file's name; None if it can."""
     try:
         _check(header)
     except _Reason as reason:
@@ -71,7 +71,7 @@ def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> Memory
 
 
 def odd_on_arm(n: int) -> bool:
-    """Whether the library aborts over quantized rows of n values on this machine.
+    """Returns whether the library aborts over quantized rows of n values on this machine.
 
     On ARM it multiplies blocks of 32 values two by two and asserts that none is left over.
     """

@@ -4,9 +4,11 @@ All rows of a step go to the library in one batch. Rows that want hidden states 
 there every token has an output.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tinyoai.engine import threads
 from tinyoai.engine.contract import (
     Capabilities,
     Copies,
@@ -34,11 +36,15 @@ class LlamaCppEngine:
         info: ModelInfo,
         caps: Capabilities,
         *,
+        n_threads: int,
+        adaptive: bool,
         free_model: Callable[[], None],
     ) -> None:
+        """With `adaptive` a step may have fewer than n_threads threads."""
         self.info = info
         self.caps = caps
-        self.n_threads = 1
+        self.n_threads = n_threads
+        self._threads = threads.ThreadChoice(n_threads, time.perf_counter) if adaptive else None
         self._ffi = library.ffi
         self._context = context
         self._vocabulary = vocabulary
@@ -70,7 +76,7 @@ class LlamaCppEngine:
             if states:
                 self._eval_states(rows, states, until)
             if rest:
-                self._context.decode(rest, self.n_threads, until, embed=False)
+                self._decode(rest, until, embed=False)
         except (NoRoom, Interrupted, EngineError):
             for row in rows:
                 self._cut(row.seq, row.pos)
@@ -83,8 +89,17 @@ class LlamaCppEngine:
             self._n_past[row.seq] = row.pos + n
         self._places, self._rows = places, rows
 
+    def _decode(self, rows: Sequence[Row], until: float, *, embed: bool) -> None:
+        choice = self._threads
+        if choice is None:
+            self._context.decode(rows, self.n_threads, until, embed=embed)
+            return
+        begin = time.perf_counter()
+        self._context.decode(rows, choice.n, until, embed=embed)
+        choice.note(sum(len(row.tokens) for row in rows), time.perf_counter() - begin)
+
     def _eval_states(self, rows: Sequence[Row], states: Sequence[int], until: float) -> None:
-        self._context.decode([rows[i] for i in states], self.n_threads, until, embed=True)
+        self._decode([rows[i] for i in states], until, embed=True)
         n_embd, at = self.info.n_embd_out, 0
         for i in states:
             n = len(rows[i].tokens)

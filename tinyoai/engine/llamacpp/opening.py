@@ -85,7 +85,9 @@ def _load_model(library: Library, header: gguf.Header, load: wire.Load) -> Any:
     library.log.clear()
     model = library.lib.llama_model_load_from_file(os.fsencode(header.path), params)
     if not model:
-        raise ModelRefused(f"llama.cpp cannot load {header.path}: {library.log.last_line() or 'no reason given'}")
+        raise ModelRefused(
+            f"llama.cpp cannot load {header.path}: {library.log.last_line() or 'no reason given'}"
+        )
     return model
 
 
@@ -97,14 +99,22 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
         raise ModelRefused(f"{header.path} has an encoder and a decoder, which tinyoai does not run")
     encoder = encoder or header.architecture in ENCODERS
     info = _info(library, model, header, load, vocabulary)
-    caps = _capabilities(library, model, header, load, encoder=encoder, longest_piece=vocabulary.longest_piece)
+    caps = _capabilities(
+        library, model, header, load, encoder=encoder, longest_piece=vocabulary.longest_piece
+    )
     context = Context(
         library, _new_context(library, model, header, load, caps), caps.n_batch, has_memory=not encoder
     )
     engine = LlamaCppEngine(
-        library, context, vocabulary, info, caps, free_model=lambda: lib.llama_model_free(model)
+        library,
+        context,
+        vocabulary,
+        info,
+        caps,
+        n_threads=load.n_threads or threads.available(),
+        adaptive=not load.n_threads,
+        free_model=lambda: lib.llama_model_free(model),
     )
-    engine.n_threads = load.n_threads or threads.available()
     try:
         _warm_up(engine, header)
     except EngineError:
@@ -180,7 +190,8 @@ def _capabilities(
     return Capabilities(
         n_seq=n_slots,
         n_ctx=load.n_ctx,
-        n_batch=load.n_batch,
+        # tokens that decode ride beside a whole row of a prompt
+        n_batch=load.n_batch + n_slots,
         n_row=load.n_batch,
         n_kv=n_cells(load),
         n_outputs=n_outputs,
@@ -229,13 +240,13 @@ def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> None:
     damaged = f"{header.path} is damaged: it computes nonsense instead of {{}}; download it again"
     token = info.bos_id if 0 <= info.bos_id < info.n_vocab else 0
     row = Row(0, [token], 0, Want.EMBEDDING if caps.whole_rows else Want.LAST)
-    seconds = math.inf
+    seconds, values = math.inf, list[float]()
     for _ in range(2):
         begin = time.perf_counter()
         engine.eval([row])
         seconds = min(seconds, time.perf_counter() - begin)
         if caps.whole_rows:
-            values: list[float] = memoryview(engine.embedding(0)).cast("B").cast("f").tolist()
+            values = [float(x) for x in memoryview(engine.embedding(0)).cast("B").cast("f")]
         else:
             values = engine.logits_list(0)
         engine.truncate(0, 0)

@@ -20,7 +20,9 @@ MAX_RUN = 8192
 """Characters without a break that a byte-pair tokenizer gets at once: its regular expressions recurse over them."""
 
 _RUN = re.compile(r"\S{%d}|\s{%d}" % (MAX_RUN, MAX_RUN))
-_MARKER = re.compile(r"<[|\uff5c].*|.*[|\uff5c]>|\[/?[A-Z_]+\]|</?(think|tool_\w+|(start|end)_of_\w+)>", re.DOTALL)
+_MARKER = re.compile(
+    r"<[|\uff5c].*|.*[|\uff5c]>|\[/?[A-Z_]+\]|</?(think|tool_\w+|(start|end)_of_\w+)>", re.DOTALL
+)
 """Texts of user-defined tokens that mark something in a prompt, whatever the chat template says."""
 
 

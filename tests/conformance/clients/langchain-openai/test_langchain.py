@@ -21,14 +21,14 @@ NPU = "An NPU, a neural processing unit, is a chip"
 
 @pytest.fixture(scope="module")
 def mine() -> Iterator[Server]:
-    """The built-in model under the name that NPU-Stack's page uses."""
+    """A server of the built-in model under the name that NPU-Stack's page uses."""
     with serve("--model-name", "my-model") as server:
         yield server
 
 
 @pytest.fixture
 def http() -> Iterator[dict[str, Any]]:
-    """LangChain closes no connection by itself, so it is given some that are closed here."""
+    """HTTP clients for LangChain that are closed here, because LangChain closes none itself."""
     asynchronous = httpx.AsyncClient()
     with httpx.Client() as client:
         yield {"http_client": client, "http_async_client": asynchronous}

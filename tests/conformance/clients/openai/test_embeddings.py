@@ -1,4 +1,4 @@
-"""OpenAI's SDK asks for embeddings as base64 unless told otherwise."""
+"""OpenAI's SDK requests embeddings as base64 by default."""
 
 import asyncio
 

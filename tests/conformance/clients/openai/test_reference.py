@@ -12,13 +12,13 @@ FRANCE = "What is the capital of France?"
 
 
 def python(server: Server, key: str = "not-needed") -> OpenAI:
-    """The SDK as the pages set it up."""
+    """Returns the SDK's client as the pages create it."""
     return OpenAI(base_url=server.url, api_key=key)
 
 
 @pytest.fixture
 def mine() -> Iterator[Server]:
-    """The built-in model under the name that NPU-Stack's page uses."""
+    """A server of the built-in model under the name that NPU-Stack's page uses."""
     with serve("--model-name", "my-model") as server:
         yield server
 

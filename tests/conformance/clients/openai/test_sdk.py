@@ -1,4 +1,4 @@
-"""OpenAI's SDK for Python against the built-in model and the scripted engine."""
+"""OpenAI's Python SDK against the built-in model and the scripted engine."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ ALICE = [
 
 @pytest.fixture
 def client(builtin: Server) -> Iterator[OpenAI]:
-    """The SDK as its quick start has it."""
+    """Returns the SDK's client as its quick start creates it."""
     with OpenAI(base_url=builtin.url, api_key="not-needed", max_retries=0) as client:
         yield client
 
@@ -42,7 +42,7 @@ def test_a_conversation_is_remembered(client: OpenAI) -> None:
     assert response.choices[0].message.content == "Your name is Alice."
 
 
-def test_a_stream_joined_is_the_whole(client: OpenAI) -> None:
+def test_a_joined_stream_equals_the_whole_answer(client: OpenAI) -> None:
     ask = {"model": "tinyoai-chat", "messages": [{"role": "user", "content": "Tell me a story."}], "seed": 3}
     whole = client.chat.completions.create(**ask).choices[0].message.content  # type: ignore[call-overload]
     pieces = [
@@ -116,7 +116,7 @@ def test_asynchronous_and_many_at_once(builtin: Server) -> None:
     asyncio.run(main())
 
 
-def test_a_worker_killed_in_mid_stream_costs_that_stream_alone() -> None:
+def test_a_worker_killed_in_mid_stream_fails_only_that_stream() -> None:
     with serve() as server, OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
         stream = client.chat.completions.create(
             model="tinyoai-chat",

@@ -31,7 +31,7 @@ CHECKS = [
 
 
 def cases() -> list[Any]:
-    """Every operation with valid requests and, if it has a body, with invalid ones."""
+    """Returns every operation with valid requests and, if it has a body, with invalid ones."""
     found = [one.ok() for one in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
     return [
         pytest.param(operation, mode, id=f"{operation.label} {mode.value}")
@@ -61,7 +61,7 @@ def test_answers_match_the_document(operation: Any, mode: GenerationMode, fake: 
     def ask(data: st.DataObject) -> None:
         case = data.draw(operation.as_strategy(generation_mode=mode))
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-            case.body["model"] = "fake"  # an unknown name is refused before anything else is checked
+            case.body["model"] = "fake"  # an unknown name is rejected before anything else
         response = case.call(base_url=f"http://127.0.0.1:{fake.port}")
         statuses.add(response.status_code)
         case.validate_response(response, checks=CHECKS)

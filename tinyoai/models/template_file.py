@@ -1,0 +1,36 @@
+"""Chat templates that a configuration names: a format of `text.chat_format`, or a file with a Jinja template."""
+
+from pathlib import Path
+
+from tinyoai.text import chat_format
+
+KNOWN = ("auto", *chat_format.NAMES)
+MAX_BYTES = 256 << 10
+
+
+class BadTemplateFile(Exception):
+    """The name means neither; the message is one sentence for the user."""
+
+
+def is_file(template: str) -> bool:
+    """Whether this is a file's path and not a format's name."""
+    return template not in KNOWN
+
+
+def read(path: Path) -> str:
+    """The source of a template file. Blocks. Raises BadTemplateFile."""
+    try:
+        if not path.is_file():
+            raise BadTemplateFile(
+                f"{str(path)!r} is not one of {', '.join(KNOWN)}, and there is no such file"
+            )
+        with path.open("rb") as file:
+            source = file.read(MAX_BYTES + 1)
+        if len(source) > MAX_BYTES:
+            raise BadTemplateFile(f"the chat template {path} has more than {MAX_BYTES} bytes")
+        if not source.strip():
+            raise BadTemplateFile(f"the chat template {path} is empty")
+        return source.decode()
+    except (OSError, ValueError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", error)
+        raise BadTemplateFile(f"cannot read the chat template {str(path)!r}: {reason}") from None
