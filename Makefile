@@ -2,6 +2,7 @@
 # test         set up and run every test                    make test ARGS="tests/web -k pipeline"
 # check        lint, types and the import rules
 # format       fix what the linter can fix, and format
+# fixtures     fetch the models, vocabularies and templates that tests read (170 MB, kept in ~/.cache)
 # conformance  install the real clients that tests use, each into .venv-conformance/NAME
 # finetune     install what fine-tuning needs into .venv: torch, without CUDA where the index has such a build
 # san          run the C module under the address and undefined-behaviour sanitizers
@@ -26,7 +27,7 @@ LASTS := a minute the first time
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format conformance finetune san fuzz bench model dist clean
+.PHONY: help run test check format fixtures conformance finetune san fuzz bench model dist clean
 
 help:
 	@sed -n 's/^# \([a-z]\)/make \1/p; /^$$/q' Makefile
@@ -55,6 +56,9 @@ fuzz: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	for name in decode sampler startup concurrent_streams http_path pooling; do $(BIN)/python bench/$$name.py || exit 1; done
+
+fixtures: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.fetch
 
 conformance: $(VENV)/.made
 	$(BIN)/python .ci/conformance
