@@ -28,7 +28,8 @@ PROMPTS = {
     "code": "def fibonacci(n):\n    if n < 2:\n        return n\n    # 1, 1, 2, 3, 5, 8 ...\n    return ",
     "unicode": "Z\u00fcrich \u4f60\u597d \N{GRINNING FACE} \u00bfqu\u00e9? \u041f\u0440\u0438\u0432\u0435\u0442, ",
     # longer than four steps of a prefill, and than the sliding window of gemma3
-    "long": "The quick brown fox jumps over the lazy dog, and it writes a letter to 42 friends in Z\u00fcrich. " * 12,
+    "long": "The quick brown fox jumps over the lazy dog, and it writes a letter to 42 friends in Z\u00fcrich. "
+    * 12,
 }
 
 
@@ -72,7 +73,13 @@ def engine(pair: Pair) -> Iterator[LlamaCppEngine]:
     """The model in this process."""
     opened = open_engine(
         wire.Load(
-            path=str(pair.path), name="m", engine="llamacpp", n_ctx=N_CTX, n_slots=1, n_batch=N_BATCH, n_threads=1
+            path=str(pair.path),
+            name="m",
+            engine="llamacpp",
+            n_ctx=N_CTX,
+            n_slots=1,
+            n_batch=N_BATCH,
+            n_threads=1,
         )
     )
     yield opened
