@@ -20,11 +20,12 @@ _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _BYTE_PAIR = ("gpt2", "hybriddna", "whitespace", "gemma4")
 """Kinds of tokenizers that have merges."""
 _TOKENIZERS = ("llama", "bert", "t5", "rwkv", "plamo2", *_BYTE_PAIR)
-_SPECIAL = (
+_SPECIAL_NAMES = (
     "bos eos eot eom unknown seperator separator padding cls mask "
     "fim_pre fim_suf fim_mid fim_pad fim_rep fim_sep prefix suffix middle"
-).split()
-"""Tokens whose ids the header may have, without `_token_id`. The third spelling of a separator is llama.cpp's own."""
+)
+_SPECIAL = tuple(f"{name}_token_id" for name in _SPECIAL_NAMES.split())
+"""The ids that a header may have. llama.cpp's own key spells the separator in its own way."""
 
 
 class HeaderError(Exception):
@@ -106,9 +107,9 @@ def _check_vocabulary(header: gguf.Header) -> None:
         ):
             raise HeaderError(f"has {key} that do not fit its {n} tokens; convert the model again")
     for name in _SPECIAL:
-        token = get(f"tokenizer.ggml.{name}_token_id")
+        token = get(f"tokenizer.ggml.{name}")
         if token is not None and (type(token) is not int or not 0 <= token < n):
-            raise HeaderError(f"has a {name}_token_id outside of its {n} tokens; convert the model again")
+            raise HeaderError(f"has a {name} outside of its {n} tokens; convert the model again")
     if model in _BYTE_PAIR:
         merges = get("tokenizer.ggml.merges")
         if get("tokenizer.ggml.pre") != "kimi-k2" and not (

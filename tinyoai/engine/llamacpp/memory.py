@@ -39,6 +39,9 @@ _NO_FLASH_ATTENTION = "grok"
 """The family that llama.cpp runs without flash attention."""
 _LINEAR_ATTENTION = "minimax-01"
 """The family whose recurrent layers have no tensors of their own kind."""
+_REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
+_REPACKED_ON_ARM = _REPACKED | {"Q5_K", "Q6_K", "Q8_0"}
+"""Tensor types that llama.cpp copies into the order of its fastest kernels."""
 _RECURRENT = ("ssm_", "shortconv", "time_mix")
 """Tensors of recurrent layers begin with one of these."""
 
@@ -93,8 +96,8 @@ def _kept(header: gguf.Header, n_layer: int, heads: list[int]) -> tuple[int, int
                 parts.setdefault(int(number), set()).add(part)
     n_key = n_value = n_recurrent = 0
     for i in range(n_layer):
-        part = parts.get(i, set())
-        recurrent = any(name.startswith(_RECURRENT) for name in part)
+        names = parts.get(i, set())
+        recurrent = any(name.startswith(_RECURRENT) for name in names)
         n_recurrent += recurrent or arch == _LINEAR_ATTENTION
         if i >= with_cache or not heads_kv[i]:
             continue
@@ -105,7 +108,7 @@ def _kept(header: gguf.Header, n_layer: int, heads: list[int]) -> tuple[int, int
         elif not recurrent:
             n_key += key * heads_kv[i]
             n_value += 0 if compressed else value * heads_kv[i]
-        if any("indexer" in name for name in part):
+        if any("indexer" in name for name in names):
             n_key += indexer
     return n_key, n_value, n_recurrent * _state(header, max(heads))
 
@@ -156,9 +159,9 @@ def _repacked(header: gguf.Header) -> list[int]:
     """Sizes of the tensors that llama.cpp copies into another order for this kind of processor."""
     if platform.machine().lower().startswith(("arm", "aarch64")):
         # the wheel is built for every ARM processor and has no such kernels; a native build has
-        names = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4") if find_spec("llama_cpp") else ()
+        names = _REPACKED_ON_ARM if find_spec("llama_cpp") else frozenset()
     else:
-        names = ("Q4_0", "Q4_K", "IQ4_NL", "MXFP4")
+        names = _REPACKED
     tied = "output.weight" not in header.tensors
     return [
         tensor.size
@@ -185,9 +188,7 @@ def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> Memory
         scores = load.n_ctx * (2 if flash else 2 * _F32 * (1 + hparams.n_head))
         return MemoryEstimate(base + outputs, _F32 * hparams.n_row + scores, load.n_ctx)
     cell = hparams.n_key * _CACHE_TYPES[load.cache_type_k] + hparams.n_value * _CACHE_TYPES[load.cache_type_v]
-    mask = load.n_batch * (2 if flash else _F32 * (2 + hparams.n_head))
-    per_token = load.n_slots * (int(cell) + mask + CELL_BYTES) if cell else 0
-    step = _F32 * load.n_batch * hparams.n_row
-    return MemoryEstimate(
-        base + outputs + state + step + CELL_STEP * (per_token // load.n_slots), per_token, load.n_ctx
-    )
+    mask = load.n_batch * (2 if flash else _F32 * (1 + hparams.n_head))
+    per_cell = int(cell) + mask + CELL_BYTES if cell else 0
+    step = _F32 * load.n_batch * hparams.n_row + CELL_STEP * per_cell
+    return MemoryEstimate(base + outputs + state + step, load.n_slots * per_cell, load.n_ctx)
