@@ -53,6 +53,10 @@ class MemoryEstimate(NamedTuple):
         """Bytes with the whole context window filled in every slot."""
         return self.fixed + self.per_token * self.n_ctx
 
+    def at_least(self, n: int) -> "MemoryEstimate":
+        """The same, but of n bytes in all if it is of less."""
+        return self._replace(fixed=self.fixed + max(0, n - self.total))
+
     def largest_context(self, budget: int) -> int:
         """The largest context window in tokens that fits into `budget` bytes; 0 if none does."""
         if not self.per_token or self.fixed >= budget:
