@@ -84,7 +84,7 @@ def _catalog(config: Config) -> Catalog:
         model = Model(name=config.model_name or "fake", path="", architecture="fake")
         return Catalog(model, folder=config.models_dir, register=False, engine="fake")
     path = Path(config.model) if config.model else BUILTIN
-    name = config.model_name or path.stem
+    name = config.model_name or gguf.stem(path)
     try:
         model = describe(path.absolute(), name, model_type=config.model_type, engine=config.engine)
     except gguf.BadModelFile as error:
