@@ -116,12 +116,11 @@ def _settings(path: Path) -> Settings:
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise gguf.BadModelFile(f"the settings file {file} is not valid: {error}") from None
     if template_file.is_file(settings.template):
-        template = Path(os.path.abspath(path.parent / settings.template))
         try:
-            template_file.read(template)
+            template_file.read(settings.template, str(path.parent))
         except template_file.BadTemplateFile as error:
             raise gguf.BadModelFile(f"the settings file {file} names a template: {error}") from None
-        settings = structs.replace(settings, template=str(template))
+        settings = structs.replace(settings, template=os.path.abspath(path.parent / settings.template))
     if not 0 <= settings.context <= 1 << 20:
         raise gguf.BadModelFile(f"the settings file {file} has a context outside 0 to 1048576")
     for alias in settings.aliases:
