@@ -318,7 +318,9 @@ SYSTEM, USER, ANSWER = (
     talk(" Hi there \n"),
     talk("Hello!", role="assistant"),
 )
+THOUGHT = talk("<think>\nWell.\n</think>\n\nHello!", role="assistant")
 TALKS = [
+    [*USER, *THOUGHT, *USER],
     USER,
     [*SYSTEM, *USER],
     [*SYSTEM, *USER, *ANSWER, *USER],

@@ -79,7 +79,9 @@ class _JinjaChat:
         info = self._info = engine.info
         self._guard = MarkerGuard(info.special)
         self._limit = TimeLimit(HARD_S)
-        self._merges_system = self._takes_parts = self._splits_thinking = False
+        self._merges_system = self._takes_parts = False
+        self._after_thinking: Callable[[str], str] | None = None
+        """What the template makes of the text after an answer's thinking; None: it looks for no thinking."""
         longest = max(engine.caps.longest_piece, max(map(len, info.special), default=1))
         try:
             from tinyoai.text.jinja import BadTemplate, JinjaTemplate, RenderError  # imports jinja2
@@ -122,19 +124,24 @@ class _JinjaChat:
             self._merges_system = not self._writes("system", wire.Message(role="user", content="a"))
         except self._errors:
             self._merges_system = True
-        self._splits_thinking = END_THINK in self._guard.markers and self._splits()
+        if END_THINK in self._guard.markers:
+            self._try_thinking()
 
-    def _splits(self) -> bool:
-        """Whether the template takes the thinking out of an answer's content. Guarded tags would hide it."""
+    def _try_thinking(self) -> None:
+        """Finds out whether the template takes the thinking out of an answer. Guarded tags would hide it."""
         question = wire.Message(role="user", content="a")
         answer = wire.Message(role="assistant", content=f"{THINK}\nApple\n{END_THINK}\n\nStone")
-        outputs = []
-        try:
-            for self._splits_thinking in (False, True):
-                outputs.append(self._once([question, answer, question], {}, str))
-        except self._errors:
-            return False
-        return outputs[0] == outputs[1]
+
+        def output() -> str:
+            try:
+                return self._once([question, answer, question], {}, str)
+            except self._errors as error:
+                return str(error)
+
+        whole = output()
+        for self._after_thinking in (_without_newlines, str, _without_a_newline, None):
+            if output() == whole:
+                return
 
     def _writes(self, role: str, *after: wire.Message) -> bool:
         """Whether the output depends on the content of a message of this role. Raises RenderError."""
@@ -185,11 +192,11 @@ class _JinjaChat:
         """A message as templates see it."""
         fields: dict[str, Any] = {"role": message.role}
         content = message.content
-        if self._splits_thinking and message.role == "assistant" and END_THINK in content:
-            thinking, _, content = content.rpartition(END_THINK)
+        thinking, found, answer = content.rpartition(END_THINK)
+        if self._after_thinking is not None and message.role == "assistant" and found and answer.strip():
             thinking = thinking.partition(END_THINK)[0].rpartition(THINK)[2]
-            content = content.lstrip("\n")
             fields["reasoning_content"] = guard(thinking.strip("\n"))
+            content = self._after_thinking(answer)
         content = guard(content)
         fields["content"] = [{"type": "text", "text": content}] if self._takes_parts else content
         return fields
@@ -210,3 +217,11 @@ def _merge_system(messages: Sequence[wire.Message]) -> list[wire.Message]:
 
 def _markers(segments: Sequence[wire.Segment]) -> list[str]:
     return [segment.name for segment in segments if isinstance(segment, wire.Special)]
+
+
+def _without_newlines(text: str) -> str:
+    return text.lstrip("\n")
+
+
+def _without_a_newline(text: str) -> str:
+    return text.removeprefix("\n")
