@@ -178,7 +178,7 @@ def test_the_chat_prompt_is_the_same(servers: Servers, conversation: str) -> Non
     ids = servers.reference.post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
     mine = servers.tinyoai.post("/apply-template", messages=messages).json
     assert mine["prompt"] == prompt
-    assert mine["tokens"] == ids
+    assert mine["count"] == len(ids)
 
 
 TEXTS = [
