@@ -1,4 +1,7 @@
-"""Build options that pyproject.toml cannot hold: the C module, cffi's description of libllama, and one wheel for every Python from 3.11 on."""
+"""Build options that pyproject.toml cannot hold: the C module, cffi's description of libllama, and the limited API.
+
+One wheel serves every Python from 3.11 on.
+"""
 
 from setuptools import setup
 

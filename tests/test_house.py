@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tinyoai"
 
 FLOORS = {
-    "": -1, "errors": -1, "sampling": -1, "units": -1, "_native": -1,
+    "": -1, "errors": -1, "frames": -1, "sampling": -1, "units": -1, "_native": -1,
     "host": 0, "wire": 0, "native": 0, "builtin": 0,
     "metrics": 1, "gguf": 1, "text": 1,
     "config": 2, "engine": 2, "web": 2,
@@ -22,7 +22,8 @@ FLOORS = {
 """Packages and top-level modules by floor. Each imports only from lower floors. "" is the package itself."""
 
 DOORS = {
-    "tinyoai._native": {"native.py"},
+    "tinyoai._native": {"native.py", "engine/llamacpp/hooks.py"},
+    "tinyoai.engine.llamacpp._abi": {"engine/llamacpp/library.py"},
     "h11": {"web/body.py", "web/connection.py", "web/exchange.py"},
     "_cffi_backend": {"engine/ctransformers/library.py"},
     "ctypes": {
@@ -33,7 +34,9 @@ DOORS = {
     },
     # its import loads libraries that are not used: library.py opens the one it needs
     "ctransformers": set(),
-    "llama_cpp": {"engine/llamacpp/library.py"},
+    # as with ctransformers
+    "llama_cpp": set(),
+    "xllamacpp": set(),
     "jinja2": {"text/jinja.py"},
     "sqlite3": {"models/registry.py"},
     # the agent is started and left alone, so no event loop waits for it
@@ -98,7 +101,8 @@ TRAINER = "finetune/__main__.py"
 SERVER_LACKS = {"tinyoai.text.template", "tinyoai.text.jinja", "tinyoai.native", "numpy", "torch", "ctypes"}
 """Modules that no import chain from the server's program reaches: they belong to worker processes."""
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "_abi.py"]
+"""Our own modules; the build writes _abi.py."""
 
 
 def name_of(path: Path) -> str:

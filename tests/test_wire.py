@@ -107,6 +107,6 @@ def test_messages_for_the_other_side_are_refused() -> None:
 
 
 def test_a_frame_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_FRAME", 8)
+    monkeypatch.setattr("tinyoai.frames.MAX_FRAME", 8)
     with pytest.raises(wire.WireError, match="limit"):
         wire.frame(TO_WORKER)

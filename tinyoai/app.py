@@ -84,7 +84,7 @@ def _catalog(config: Config) -> Catalog:
         model = Model(name=config.model_name or "fake", path="", architecture="fake")
         return Catalog(model, folder=config.models_dir, register=False, engine="fake")
     path = Path(config.model) if config.model else BUILTIN
-    name = config.model_name or path.stem
+    name = config.model_name or gguf.stem(path)
     try:
         model = describe(path.absolute(), name, model_type=config.model_type, engine=config.engine)
     except gguf.BadModelFile as error:
@@ -304,6 +304,8 @@ class _App:
                 n_slots=ready.n_slots,
                 file_size=ready.info.file_size,
                 engine=ready.info.engine,
+                engine_version=ready.info.engine_version,
+                flash_attention=ready.info.engine == "llamacpp" and self._config.flash_attn != "off",
                 n_gpu_layers=self._config.gpu_layers,
             )
             return instances.announce(record, datadir.folder(self._config.home))

@@ -8,23 +8,15 @@ the request. `Started` is sent before the first template, tokenizer or other nat
 Content, Vector, Progress and ChoiceDone follow their Accepted. If a worker dies, the server makes the Failed.
 """
 
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from tinyoai import frames
+from tinyoai.frames import MAX_FRAME as MAX_FRAME
+from tinyoai.frames import WireError as WireError
 from tinyoai.sampling import Sampling
-
-MAX_FRAME = 64 << 20
-"""Bytes. A longer frame means a broken peer."""
-
-_LENGTH = struct.Struct(">I")
-
-
-class WireError(Exception):
-    """The byte stream is not a sequence of frames of the expected messages."""
-
 
 # -- prompts: structure alone makes control tokens, never a text's content --------------------------
 
@@ -388,52 +380,20 @@ _encoder = msgspec.msgpack.Encoder()
 
 def frame(messages: Sequence[ToWorker] | Sequence[ToServer]) -> bytes:
     """One frame of these messages. Raises WireError over MAX_FRAME."""
-    body = _encoder.encode(messages)
-    if len(body) > MAX_FRAME:
-        raise WireError(f"a frame of {len(body)} bytes is over the limit of {MAX_FRAME}")
-    return _LENGTH.pack(len(body)) + body
-
-
-class _Unframer:
-    """Splits a byte stream into frame bodies, however the bytes are cut."""
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def is_whole(self, data: bytes) -> bool:
-        """The data is one whole frame, and nothing came before it."""
-        if self._buffer or len(data) < _LENGTH.size:
-            return False
-        (length,) = _LENGTH.unpack_from(data)
-        return bool(length == len(data) - _LENGTH.size <= MAX_FRAME)
-
-    def bodies(self, data: bytes) -> Iterable[bytes]:
-        self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME:
-                raise WireError(f"a frame claims {length} bytes; the limit is {MAX_FRAME}")
-            end = _LENGTH.size + length
-            if len(self._buffer) < end:
-                return
-            body = bytes(self._buffer[_LENGTH.size : end])
-            del self._buffer[:end]
-            yield body
+    return frames.pack(_encoder.encode(messages))
 
 
 class _Reader:
     """Decodes the frames of one direction."""
 
     def __init__(self, decoder: "msgspec.msgpack.Decoder[list[Any]]") -> None:
-        self._frames = _Unframer()
+        self._frames = frames.Unframer()
         self._decoder = decoder
 
     def _feed(self, data: bytes) -> list[Any]:
         try:
             if self._frames.is_whole(data):  # almost always
-                return self._decoder.decode(memoryview(data)[_LENGTH.size :])
+                return self._decoder.decode(memoryview(data)[frames.HEAD :])
             return [m for body in self._frames.bodies(data) for m in self._decoder.decode(body)]
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise WireError(f"not a message of this protocol: {error}") from error

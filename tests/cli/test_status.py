@@ -36,7 +36,11 @@ def test_status_needs_no_key_of_a_server_with_keys(place: Place) -> None:
             "Q8_0",
             "1024",
         )
-        assert (rows["Flash attention"], rows["GPU"], rows["Engine"]) == ("False", "none", "ctransformers")
+        assert (rows["Flash attention"], rows["GPU"], rows["Engine"]) == (
+            "False",
+            "none",
+            "ctransformers 0.2.27",
+        )
         assert rows["Model size"].endswith(" MB")
         assert rows["Home"] == str(place.home)
         (found,) = place.servers()

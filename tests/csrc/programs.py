@@ -27,10 +27,11 @@ FLAVOURS = {
 }
 
 SAMPLER = [str(CSRC / f"{name}.c") for name in ("sampler", "history", "choose", "simd")]
-# test_stop_matcher.c includes stop_matcher.c, to test its static functions.
+# test_stop_matcher.c includes stop_matcher.c, to test its static functions; test_hooks.c includes hooks.c.
 SOURCES = {
     "test_sampler": ["test_sampler.c", *SAMPLER],
     "test_stop_matcher": ["test_stop_matcher.c"],
+    "test_hooks": ["test_hooks.c"],
     "fuzz_sampler": ["fuzz_sampler.c", *SAMPLER, "fuzz_main.c"],
     "fuzz_stop_matcher": ["fuzz_stop_matcher.c", str(CSRC / "stop_matcher.c"), "fuzz_main.c"],
 }

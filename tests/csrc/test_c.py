@@ -14,7 +14,7 @@ def _run(*command: str | Path) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("name", ["test_sampler", "test_stop_matcher"])
+@pytest.mark.parametrize("name", ["test_sampler", "test_stop_matcher", "test_hooks"])
 def test_program(name: str, flavour: str, tmp_path: Path) -> None:
     _run(compile_program(name, flavour, tmp_path))
 

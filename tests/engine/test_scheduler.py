@@ -1,15 +1,18 @@
 """The scheduler over the scripted engine: protocol, reuse, fairness, and every way a request ends."""
 
 import itertools
+import threading
+import time
 from collections import Counter
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tinyoai import wire
-from tinyoai.engine.contract import Copies, Engine, EngineError, Partial, Row
+from tinyoai.engine.contract import Copies, Engine, EngineError, Partial, Row, Want
 from tinyoai.engine.fake import FakeEngine
 from tinyoai.engine.generate import GenerateTask
 from tinyoai.engine.rendering import ChatRenderer
@@ -618,3 +621,118 @@ def test_choices_that_time_out_in_the_queue_block_no_other_request() -> None:
     assert any(isinstance(e, wire.Queued) for e in start(s, engine))
     events = finish(s, out)
     assert text_of(events, long.id) == "x" * 300
+
+
+# -- interrupts ------------------------------------------------------------------------------------
+
+
+def slow_scheduler(monkeypatch: pytest.MonkeyPatch, token_ms: float) -> tuple[Scheduler, FakeEngine]:
+    """Returns a scheduler on the real clock, and an engine that takes `token_ms` for each token."""
+    monkeypatch.setenv("TINYOAI_FAKE_TOKEN_MS", str(token_ms))
+    engine = FakeEngine(name="fake", n_ctx=512, n_batch=64, interrupts=True)
+    return Scheduler(engine, n_queue=8, clock=time.monotonic, queue_timeout_s=1000.0), engine
+
+
+def begin_step(s: Scheduler, engine: FakeEngine) -> tuple[threading.Thread, list[wire.ToServer]]:
+    """Steps in another thread, and returns once the engine evaluates; the list gets the messages."""
+    out: list[wire.ToServer] = []
+    n_before = engine.n_evals
+    thread = threading.Thread(target=lambda: out.extend(s.step()), daemon=True)
+    thread.start()
+    while engine.n_evals == n_before:
+        time.sleep(0.001)
+    time.sleep(0.02)  # inside the engine's wait
+    return thread, out
+
+
+def test_a_cancel_ends_a_prefill_step_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, engine = slow_scheduler(monkeypatch, 1000.0)
+    request = ask("a" * 30, prompt=[wire.Text("a" * 30)])
+    s.submit(request)
+    start(s, engine)
+    thread, out = begin_step(s, engine)
+    s.interrupt(request.id + 1)
+    thread.join(0.1)
+    assert thread.is_alive()  # another request's cancel is no reason
+    s.interrupt(request.id)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [type(m) for m in out] == [wire.Accepted]
+    assert s.cancel(request.id)[0] == wire.Failed(
+        id=request.id, kind="Cancelled", message="the client disconnected"
+    )
+
+
+def test_a_deadline_ends_a_prefill_step_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, engine = slow_scheduler(monkeypatch, 1000.0)
+    begin = time.monotonic()
+    request = ask("", prompt=[wire.Text("a" * 30)], deadline=begin + 0.3)
+    s.submit(request)
+    start(s, engine)
+    out = s.step()
+    assert [type(m) for m in out] == [wire.Accepted, wire.ChoiceDone, wire.Done]
+    assert isinstance(out[1], wire.ChoiceDone)
+    assert (out[1].finish_reason, out[1].n_generated) == ("length", 0)
+    assert s.idle
+
+
+def test_an_interrupted_step_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, engine = slow_scheduler(monkeypatch, 5.0)
+    kept, left = (ask("", prompt=[wire.Text(text * 40)], max_tokens=3) for text in "ab")
+    for request in (kept, left):
+        s.submit(request)
+    start(s, engine)
+    thread, out = begin_step(s, engine)
+    s.interrupt(left.id)
+    thread.join(10)
+    out += s.cancel(left.id)
+    while not s.idle:
+        out += s.step()
+    ends = [m for m in out if isinstance(m, wire.Done | wire.Failed)]
+    assert {m.id: type(m) for m in ends} == {kept.id: wire.Done, left.id: wire.Failed}
+    assert sum(isinstance(m, wire.ChoiceDone) and m.n_generated == 3 for m in out) == 1
+
+
+# -- limits of a step ------------------------------------------------------------------------------
+
+
+def test_the_outputs_of_a_step_stay_within_the_limit() -> None:
+    s, engine = scheduler(n_slots=4, n_batch=16, n_outputs=8, n_outputs_total=8)
+    sizes: list[int] = []
+    evaluate = engine.eval
+
+    def watched(rows: list[Row], until: float = 0.0) -> None:
+        sizes.append(sum(1 if row.want is Want.LAST else len(row.tokens) for row in rows if row.want.value))
+        evaluate(rows, until)
+
+    engine.eval = watched  # type: ignore[method-assign, assignment]
+    requests = [
+        wire.Request(id=next(IDS), body=wire.Embed(prompt=[wire.Text("abcdefghij")])) for _ in range(4)
+    ]
+    requests.append(ask("hello"))
+    out = run_all(s, engine, requests)
+    assert sum(isinstance(m, wire.Vector) for m in out) == 4
+    assert sum(isinstance(m, wire.Done) for m in out) == 5
+    assert max(sizes) == 8
+
+
+def test_whole_rows_that_do_not_fit_together_take_turns() -> None:
+    s, engine = scheduler(n_slots=4, n_ctx=64, n_batch=64, whole_rows=True, n_outputs=64)
+    engine.caps = structs.replace(engine.caps, n_batch=64)
+    s = Scheduler(engine, n_queue=8, clock=Clock(), queue_timeout_s=1000.0)
+    requests = [
+        wire.Request(id=next(IDS), body=wire.Embed(prompt=[wire.Text("x" * n)])) for n in (40, 40, 20, 60)
+    ]
+    out = run_all(s, engine, requests)
+    assert [type(m) for m in out if isinstance(m, wire.Vector | wire.Failed)] == [wire.Vector] * 4
+
+
+def run_all(s: Scheduler, engine: FakeEngine, requests: list[wire.Request]) -> list[wire.ToServer]:
+    """Submits requests and steps until all have ended; returns all messages."""
+    out: list[wire.ToServer] = []
+    for request in requests:
+        out += s.submit(request)
+    while not s.idle:
+        out += start(s, engine)
+        out += s.step()
+    return out

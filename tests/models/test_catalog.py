@@ -127,7 +127,7 @@ def test_settings_beside_a_file(folder: Path, tmp_path: Path, llama: bytes) -> N
         ('{"defaults": {"temperature": 9}}', "temperature"),
         ('{"defaults": {"seed": 1}}', "seed"),
         ('{"defaults": {"max_tokens": 0}}', "max_tokens"),
-        ('{"template": "jinja"}', "'jinja'"),
+        ('{"template": "jinja"}', "'jinja' is not one of"),
         ('{"context": -5}', "context"),
         ('{"aliases": ["a\\nb"]}', "alias"),
         ('{"kind": "music"}', "music"),

@@ -328,7 +328,7 @@ def test_a_frame_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -
     async def body() -> None:
         with scripted():
             worker = await Worker.start(SCRIPTED, timeout=30)
-            monkeypatch.setattr(wire, "MAX_FRAME", 1000)
+            monkeypatch.setattr("tinyoai.frames.MAX_FRAME", 1000)
             _, event = await Call(worker, "x" * 1000).text()
             assert isinstance(event, wire.Failed)
             assert event.kind == "PayloadTooLarge"

@@ -400,7 +400,10 @@ def deadline(exchange: Exchange) -> float | None:
 
 
 def fingerprint(ready: wire.Ready) -> str:
-    """Returns a hash that changes when equal seeds may give other text: with the model, the engine or the sampler."""
+    """Returns the engine, its version and a hash, such as `fp_llamacpp-2026.10.11549_1a2b3c4d5e6f`.
+
+    It changes when equal seeds may give other text: with the model, the engine or the sampler.
+    """
     info = ready.info
     facts = (
         info.name,
@@ -410,7 +413,8 @@ def fingerprint(ready: wire.Ready) -> str:
         info.file_size,
         ready.version,
     )
-    return "fp_" + hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    engine = f"{info.engine}-{info.engine_version}".rstrip("-")
+    return f"fp_{engine}_{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
 
 def new_id(prefix: str) -> str:

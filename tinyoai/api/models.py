@@ -18,7 +18,7 @@ from tinyoai.models.managed_model import ManagedModel
 from tinyoai.models.model_status import ModelStatus as Snapshot
 from tinyoai.models.model_status import State
 from tinyoai.models.pool import Pool
-from tinyoai.models.registry import Defaults, Kind, RegistryError
+from tinyoai.models.registry import Defaults, DefaultSource, Kind, RegistryError
 from tinyoai.web.exchange import Exchange
 
 Action = Literal["loaded", "already_loaded", "unloaded", "unloading", "not_loaded"]
@@ -65,7 +65,9 @@ class Model(Struct, kw_only=True):
     type: Kind
     state: str
     capabilities: list[Capability]
-    """For embeddings this is known only while the model is loaded, unless its type is embedding."""
+    """By its header and its last load. With some engines only a load shows whether it can embed."""
+    engine: str
+    """The engine that runs it."""
     architecture: str
     quantization: str
     parameters: int
@@ -78,9 +80,9 @@ class Model(Struct, kw_only=True):
     max_context_length: int
     """The context window of its training; 0: unknown."""
     dimensions: int | None
-    """Numbers in its embeddings; 0: it cannot embed; null: not loaded."""
+    """Numbers in its embeddings, by its last load; 0: it cannot embed; null: never loaded."""
     pooling: str | None
-    """The way token states become an embedding: mean, weighted-mean or last. null: cannot embed, or not loaded."""
+    """The way token states become an embedding: mean, weighted-mean or last. null: cannot embed, or never loaded."""
     size_bytes: int
     meta: ModelMeta
     template: str
@@ -88,6 +90,8 @@ class Model(Struct, kw_only=True):
     aliases: list[str]
     defaults: Defaults
     """Values of request fields that a request leaves out."""
+    default_sources: dict[str, DefaultSource]
+    """Where the default of each field comes from: the settings file, the model file, or OpenAI's API."""
 
 
 class ModelList(Struct, kw_only=True):
@@ -125,6 +129,9 @@ class ModelStatus(Struct, kw_only=True):
     uptime: float | None = None
     pid: int | None = None
     """Of the worker process."""
+    engine: str | None = None
+    """The engine that runs it; null while it is not loaded."""
+    engine_version: str | None = None
     memory: ModelMemory | None = None
     slots: Slots | None = None
     queue: int = 0
@@ -267,13 +274,20 @@ class Models:
         info = snapshot.ready.info if snapshot is not None and snapshot.ready is not None else None
         n_ctx = info.n_ctx if info is not None else self._pool.planned_context(model)
         n_params = info.n_params if info is not None else model.n_params
+        n_embd_out, pooling = None, ""
+        if info is not None:
+            n_embd_out, pooling = info.n_embd_out, info.pooling
+        elif model.loaded is not None:
+            n_embd_out, pooling = model.loaded.n_embd_out, model.loaded.pooling
+        can_embed = model.can_embed if n_embd_out is None else n_embd_out > 0
         return Model(
             id=model.name,
             created=model.created,
             model_id=model.id or None,
             type=model.kind,
             state=(snapshot.state if snapshot is not None else State.UNLOADED).value,
-            capabilities=_capabilities(model.kind, can_embed=info is not None and info.n_embd_out > 0),
+            capabilities=_capabilities(model.kind, can_embed=can_embed),
+            engine=info.engine if info is not None else model.engine,
             architecture=model.architecture,
             quantization=model.quantization,
             parameters=n_params,
@@ -281,13 +295,14 @@ class Models:
             max_model_len=n_ctx,
             context_window=n_ctx,
             max_context_length=model.n_ctx_train,
-            dimensions=info.n_embd_out if info is not None else None,
-            pooling=(info.pooling or None) if info is not None else None,
+            dimensions=n_embd_out,
+            pooling=pooling or None,
             size_bytes=model.size,
             meta=ModelMeta(n_ctx=n_ctx, n_ctx_train=model.n_ctx_train, n_params=n_params, size=model.size),
             template=PurePath(model.template).name,
             aliases=[*model.aliases],
-            defaults=model.defaults,
+            defaults=model.all_defaults,
+            default_sources={name: model.default_source(name) for name in Defaults.__struct_fields__},
         )
 
     def _respond(self, exchange: Exchange, model: ManagedModel, action: Action, started: float) -> None:
@@ -330,6 +345,8 @@ def _fill(row: ModelStatus, snapshot: Snapshot, resident: dict[int, int]) -> Non
     if snapshot.pid is not None and snapshot.ready is not None:
         total, busy = snapshot.ready.n_slots, snapshot.n_running
         row.pid = snapshot.pid
+        row.engine = snapshot.ready.info.engine
+        row.engine_version = snapshot.ready.info.engine_version
         row.uptime = round(snapshot.uptime_s, 3)
         row.memory.resident_bytes = resident.get(snapshot.pid, 0)
         row.slots = Slots(total=total, busy=busy, free=max(0, total - busy))

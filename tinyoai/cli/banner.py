@@ -26,13 +26,14 @@ def _lines(serving: Serving) -> list[str]:
     )
     key = " -H 'Authorization: Bearer YOUR_KEY'" if serving.requires_key else ""
     slots = f"{ready.n_slots} request{'s' if ready.n_slots > 1 else ''} at a time"
+    version = f" {info.engine_version}" if info.engine_version else ""
     lines = [
         f"tinyoai {__version__} is ready",
         f"  base URL  {url}",
         f"  model     {info.name} ({info.architecture}, {info.quantization}{parameters}{size})",
         *([f"  more      the models in {folder}, loaded when asked for: {url}/models"] if folder else []),
         f"  context   {info.n_ctx} tokens, {slots}",
-        f"  engine    {info.engine}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
+        f"  engine    {info.engine}{version}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
         f"  docs      {url.removesuffix('/v1')}/docs",
         "try it:",
         f"  curl -N {url}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",

@@ -76,7 +76,7 @@ class Worker:
             info=engine.info,
             n_slots=engine.caps.n_seq,
             n_threads=engine.n_threads,
-            version=f"{engine.info.engine}/{native.VERSION}",
+            version=f"{engine.info.engine}-{engine.info.engine_version}/{native.VERSION}",
             template=self._renderer.name,
             max_step_s=self._scheduler.max_step_s,
             resident_bytes=memory.resident(os.getpid()),

@@ -54,6 +54,8 @@ class EngineFacts(NamedTuple):
     """From hyperparameters (None: not known), file size in bytes and load."""
     legacy: bool = False
     """Runs GGML files from before GGUF."""
+    embeds: bool = False
+    """Makes embeddings of every file that it runs; else only a load tells."""
     n_batch: int = 32
     """Prompt tokens of a step, where nobody chose a number."""
     max_context: int = DEFAULT_CONTEXT
@@ -80,6 +82,7 @@ ENGINES: dict[str, EngineFacts] = {
         llamacpp.supports,
         llamacpp.hparams,
         llamacpp.estimate,
+        embeds=True,
         n_batch=llamacpp.N_BATCH,
         max_context=llamacpp.MAX_CONTEXT,
         installed=llamacpp.installed,

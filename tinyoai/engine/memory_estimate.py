@@ -21,10 +21,24 @@ class HParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     n_head_kv: int
     n_ff: int
     n_vocab: int
+    # of llama.cpp alone
     n_key: int = 0
-    """Numbers that the KV cache keeps of one token as keys, over all layers; 0: not counted in this way."""
+    """Numbers that the KV cache keeps of a token as keys, over all layers."""
     n_value: int = 0
     """The same of values."""
+    n_state: int = 0
+    """Numbers that recurrent layers keep of a sequence, over all layers."""
+    n_row: int = 0
+    """Numbers that a row of a batch needs while it is evaluated."""
+    whole_rows: bool = False
+    """An encoder: it has no KV cache, and a text is evaluated in one step."""
+    flash_attention: bool = True
+    """Whether the library can run it with flash attention."""
+    vocabulary_bytes: int = 0
+    repacked_bytes: int = 0
+    """Weights that the library keeps a second time, in another order."""
+    staging_bytes: int = 0
+    """The largest of them."""
 
 
 class MemoryEstimate(NamedTuple):
@@ -38,6 +52,10 @@ class MemoryEstimate(NamedTuple):
     def total(self) -> int:
         """Bytes with the whole context window filled in every slot."""
         return self.fixed + self.per_token * self.n_ctx
+
+    def at_least(self, n: int) -> "MemoryEstimate":
+        """The same, but of n bytes in all if it is of less."""
+        return self._replace(fixed=self.fixed + max(0, n - self.total))
 
     def largest_context(self, budget: int) -> int:
         """The largest context window in tokens that fits into `budget` bytes; 0 if none does."""

@@ -1,8 +1,9 @@
 """Pooling: token states to one embedding.
 
-"last" takes the state of the last token, "cls" that of the first, "mean" the mean over all tokens, and "weighted-mean" a mean in which the
-token at position i counts i times, since a causal model's later states have seen more of the text (Muennighoff
-2022, SGPT, section 3.1.1). The only module of a worker that imports numpy, with the first embedding.
+"last" takes the state of the last token, "cls" that of the first, "mean" the mean over all tokens, and
+"weighted-mean" a mean in which the token at position i counts i times, since a causal model's later states have seen
+more of the text (Muennighoff 2022, SGPT, section 3.1.1). The only module of a worker that imports numpy, with the
+first embedding.
 """
 
 from typing import Any

@@ -13,10 +13,11 @@ from tinyoai.gguf.header import (
     USER_DEFINED,
     BadModelFile,
     Header,
+    NotAModel,
     Tensor,
     Unsupported,
 )
-from tinyoai.gguf.reader import read_header
+from tinyoai.gguf.parts import existing_parts, part_paths, read_header, stem
 from tinyoai.gguf.tensor_types import TENSOR_TYPES, TensorType
 
 __all__ = [
@@ -29,9 +30,13 @@ __all__ = [
     "USER_DEFINED",
     "BadModelFile",
     "Header",
+    "NotAModel",
     "Tensor",
     "TensorType",
     "Unsupported",
+    "existing_parts",
     "kind",
+    "part_paths",
     "read_header",
+    "stem",
 ]

@@ -19,6 +19,10 @@ class Unsupported(BadModelFile):
     """The file may be valid, but nothing here can read or run it."""
 
 
+class NotAModel(BadModelFile):
+    """The file is sound and belongs to a model, but is none."""
+
+
 class Tensor(NamedTuple):
     """An entry of the tensor table. `offset` counts from the start of the data."""
 
@@ -41,6 +45,7 @@ class Header(msgspec.Struct, kw_only=True):
 
     path: str
     file_size: int
+    """Bytes; of a model in several files, of all."""
     version: int
     metadata: dict[str, Any]
     """Strings are str; an array of strings is a list of bytes, of numbers an array.array, of bools a list."""
@@ -50,6 +55,8 @@ class Header(msgspec.Struct, kw_only=True):
     """Offset of the tensor table in the file, in bytes."""
     data_at: int
     """Offset of the tensor data in the file, in bytes."""
+    n_files: int = 1
+    """Files that the model is split into; the tensors are of all, the offsets count in each."""
 
     @property
     def architecture(self) -> str:
@@ -59,6 +66,14 @@ class Header(msgspec.Struct, kw_only=True):
     def value(self, key: str, default: Any = None) -> Any:
         """The metadata value of `ARCHITECTURE.key`."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    @property
+    def role(self) -> str:
+        """The file's purpose: "model", "projector", "adapter", "matrix", or another word that the file gives."""
+        if self.architecture == "clip":
+            return "projector"
+        given = str(self.metadata.get("general.type", "model"))
+        return {"mmproj": "projector", "imatrix": "matrix"}.get(given, given)
 
     @property
     def n_params(self) -> int:

@@ -45,6 +45,8 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     n_slots: int
     file_size: int
     engine: str
+    engine_version: str = ""
+    flash_attention: bool = False
     n_gpu_layers: int
 
     @property

@@ -5,6 +5,7 @@ It finds files, describes them by header and settings file, and says which are m
 """
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from msgspec import Struct, structs
 from tinyoai import errors, gguf
 from tinyoai.engine import facts
 from tinyoai.models import template_file
-from tinyoai.models.registry import Defaults, Kind, Model, Registry, RegistryError
+from tinyoai.models.registry import Defaults, Kind, LastLoad, Model, Registry, RegistryError
 from tinyoai.text import chat_format
 
 log = logging.getLogger("tinyoai.catalog")
@@ -87,11 +88,16 @@ def describe(
             quantization="GGML",
         )
     header = gguf.read_header(path)
+    if header.role in _NO_MODELS:
+        raise gguf.NotAModel(f"{path} {_NO_MODELS[header.role]}; name the model itself")
     engine = facts.choose(header, engine)
     return structs.replace(
         common,
-        kind=settings.kind or _kind(header),
+        kind=settings.kind or _kind(header, engine),
         engine=engine,
+        size=header.file_size,
+        file_defaults=_file_defaults(header),
+        can_embed=facts.ENGINES[engine].embeds,
         architecture=header.architecture,
         quantization=header.quantization,
         n_params=header.n_params,
@@ -100,8 +106,18 @@ def describe(
     )
 
 
-def _kind(header: gguf.Header) -> Kind:
-    """A model with a chat template, or with the control tokens of one, is for chat."""
+_NO_MODELS = {
+    "projector": "is a projector, which turns images or sound into a model's input",
+    "adapter": "is a LoRA adapter, which changes a model",
+    "matrix": "is an importance matrix, which helps to quantize a model",
+}
+"""By the file's role: the reason why it is none, to follow its name."""
+
+
+def _kind(header: gguf.Header, engine: str) -> Kind:
+    """A model with a chat template, or with the control tokens of one, is for chat; an encoder for embeddings."""
+    if facts.ENGINES[engine].hparams(header).whole_rows:
+        return "embedding"
     meta = header.metadata
     types = meta.get("tokenizer.ggml.token_type") or ()
     tokens = meta.get("tokenizer.ggml.tokens") or ()
@@ -110,8 +126,42 @@ def _kind(header: gguf.Header) -> Kind:
     return "chat" if chat_template or chat_format.detect("", special) != "plain" else "completion"
 
 
+_SAMPLING_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repeat_penalty",
+}
+"""Keys of `general.sampling` in a file, and the fields that they set."""
+
+
+def _file_defaults(header: gguf.Header) -> Defaults:
+    """The sampling parameters that a model file names. A value out of bounds is logged and left out."""
+    found: dict[str, float | int] = {}
+    for key, field in _SAMPLING_KEYS.items():
+        value = header.metadata.get(f"general.sampling.{key}")
+        if value is None:
+            continue
+        if isinstance(value, float):
+            value = float(f"{value:.6g}")  # files have 32 bits, and people write 0.7
+        try:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise msgspec.ValidationError("not a number")
+            msgspec.convert({field: value}, Defaults)
+        except msgspec.ValidationError as error:
+            log.warning("%s: its general.sampling.%s of %r is not used: %s", header.path, key, value, error)
+            continue
+        found[field] = value
+    return msgspec.convert(found, Defaults)
+
+
+def _settings_file(path: Path) -> Path:
+    return path.with_name(f"{gguf.stem(path)}.json")
+
+
 def _settings(path: Path) -> Settings:
-    file = path.with_suffix(".json")
+    file = _settings_file(path)
     if not file.is_file():
         return Settings()
     try:
@@ -123,7 +173,8 @@ def _settings(path: Path) -> Settings:
         try:
             template_file.read(template)
         except template_file.BadTemplateFile as error:
-            raise gguf.BadModelFile(f"the settings file {file} names a template: {error}") from None
+            reason = str(error).replace(str(template), settings.template)
+            raise gguf.BadModelFile(f"the settings file {file} names a template: {reason}") from None
         settings = structs.replace(settings, template=str(template))
     if settings.engine not in (facts.AUTO, *facts.MODEL_ENGINES):
         raise gguf.BadModelFile(
@@ -145,13 +196,14 @@ def _is_name(name: str) -> bool:
 
 
 def _fingerprint(path: Path) -> str:
-    status = path.stat()
+    """Changes when a file of the model or its settings file changes. Raises OSError, or gguf.BadModelFile for parts."""
+    known = [f"{status.st_size}:{status.st_mtime_ns}" for status in map(os.stat, gguf.existing_parts(path))]
     try:
-        settings = path.with_suffix(".json").stat().st_mtime_ns
+        settings = _settings_file(path).stat().st_mtime_ns
     except OSError:
         settings = 0
     # an engine that was installed or removed since may change who runs the file
-    return f"{status.st_size}:{status.st_mtime_ns}:{settings}:{facts.installed()}"
+    return f"{','.join(known)}:{settings}:{facts.installed()}"
 
 
 class Catalog:
@@ -169,8 +221,8 @@ class Catalog:
         self._register = register
         # state
         self._registry = Registry.in_memory()
-        self._bad: dict[str, tuple[str, str, str]] = {}
-        """By name: path, fingerprint and reason of files that cannot be served, so that they are not read again."""
+        self._bad: dict[str, tuple[str, str, gguf.BadModelFile]] = {}
+        """By name: path, fingerprint and error of files that cannot be served, so that they are not read again."""
         self._lock = threading.Lock()
         self.begun = self.ended = 0
         """Counts of refreshes: begun ones, and the last that ended."""
@@ -217,7 +269,7 @@ class Catalog:
         if model.path:
             try:
                 same = _fingerprint(Path(model.path)) == model.fingerprint
-            except OSError:
+            except (OSError, gguf.BadModelFile):
                 same = False
             if not same:
                 self.refresh()
@@ -261,6 +313,24 @@ class Catalog:
             self.view = self._look(places, rows)
             self.ended = self.begun
 
+    def note_load(self, name: str, fingerprint: str, loaded: LastLoad) -> None:
+        """Keeps what a load of a model has shown, if its file is still the same. Blocks."""
+        with self._lock:
+            row = self.view.models.get(name)
+            if row is None or row.fingerprint != fingerprint:
+                return
+            if row.loaded is not None and row.loaded.settings == loaded.settings:
+                most = max(row.loaded.resident_bytes, loaded.resident_bytes)
+                loaded = structs.replace(loaded, resident_bytes=most)
+            if row.loaded == loaded:
+                return
+            row = structs.replace(row, loaded=loaded)
+            if row.id:
+                row = self._put(row)
+            if name == self.default:
+                self._given = row
+            self.view = structs.replace(self.view, models={**self.view.models, name: row})
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _look(self, places: dict[str, Path], rows: dict[str, Model]) -> View:
@@ -277,9 +347,11 @@ class Catalog:
             except (FileNotFoundError, NotADirectoryError):
                 if row is not None:
                     missing[name] = row
+            except gguf.NotAModel:
+                continue
             except (gguf.BadModelFile, OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
-                settings = path.with_suffix(".json")
+                settings = _settings_file(path)
                 broken[name] = reason.replace(str(settings), settings.name).replace(str(path), "its file")
         return View(models=models, missing=missing, broken=broken, aliases=_aliases(list(models.values())))
 
@@ -289,7 +361,7 @@ class Catalog:
             return row
         bad = self._bad.get(name)
         if bad is not None and bad[:2] == (str(path), fingerprint):
-            raise gguf.BadModelFile(bad[2])
+            raise type(bad[2])(str(bad[2]))
         if not _is_name(name):
             raise gguf.BadModelFile(
                 "its name is too long or has characters that cannot be printed; rename the file"
@@ -298,8 +370,9 @@ class Catalog:
         try:
             model = describe(path, name, model_type=legacy, engine=self._engine)
         except gguf.BadModelFile as error:
-            self._bad[name] = (str(path), fingerprint, str(error))
-            log.warning("%s cannot be served: %s", name, error)
+            self._bad[name] = (str(path), fingerprint, error)
+            if not isinstance(error, gguf.NotAModel):
+                log.warning("%s cannot be served: %s", name, error)
             raise
         if name == self.default:
             self._given = structs.replace(model, id=self._given.id)
@@ -319,16 +392,19 @@ class Catalog:
             return model
 
     def _files(self) -> Iterator[tuple[str, Path]]:
-        """Every model file under --models-dir with its name: the path from there, without the suffix."""
+        """Every model under --models-dir with its name, the path from there without the suffix, and its first file."""
         if self._folder is None:
             return
         for where, folders, files in os.walk(self._folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            seen: set[Path] = set()
             for file in sorted(files):
                 if file.lower().endswith(SUFFIX) and not file.startswith("."):
-                    path = Path(where, file)
-                    name = path.relative_to(self._folder).as_posix()[: -len(SUFFIX)]
-                    yield os.fsencode(name).decode("utf-8", "replace"), path
+                    path = gguf.part_paths(Path(where, file))[0]
+                    if path not in seen:
+                        seen.add(path)
+                        name = (path.parent / gguf.stem(path)).relative_to(self._folder).as_posix()
+                        yield os.fsencode(name).decode("utf-8", "replace"), path
 
 
 def _aliases(models: list[Model]) -> dict[str, str]:

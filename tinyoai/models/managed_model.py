@@ -19,7 +19,7 @@ from tinyoai import errors, wire
 from tinyoai.engine import facts
 from tinyoai.engine.facts import MemoryEstimate
 from tinyoai.models.model_status import ModelStatus, State
-from tinyoai.models.registry import Model
+from tinyoai.models.registry import LastLoad, Model
 from tinyoai.models.spawn import SpawnedWorker
 from tinyoai.models.worker import LoadDied, LoadError, Worker
 
@@ -33,6 +33,7 @@ FIRST_DELAY_S, LAST_DELAY_S = 0.1, 10.0
 """Back-off before a second restart in a row; it doubles with each further one."""
 RECENT = 16
 """Answers over which tokens per second are averaged."""
+MIB = 1 << 20
 FOREVER = -1.0
 """A keep-alive that never ends."""
 
@@ -63,11 +64,36 @@ class Restarts:
 
 
 def estimate(model: Model, load: wire.Load) -> MemoryEstimate:
-    """Memory that a load takes, by the formula of its engine."""
+    """Memory that a load takes: by the formula of its engine, or what the last such load took if that was more."""
     engine = facts.ENGINES.get(load.engine)
     if engine is None:  # the worker refuses the load in words
         return MemoryEstimate(facts.WORKER_BYTES + model.size, 0, load.n_ctx)
-    return engine.estimate(model.hparams, model.size, load)
+    found = engine.estimate(model.hparams, model.size, load)
+    last = model.loaded
+    return (
+        found.at_least(last.resident_bytes)
+        if last is not None and last.settings == _settings(load)
+        else found
+    )
+
+
+def _settings(load: wire.Load) -> str:
+    """What decides the memory of a load, beside its file."""
+    return (
+        f"{load.engine} {load.n_ctx}x{load.n_slots} batch {load.n_batch} cache {load.cache_type_k}/{load.cache_type_v} "
+        f"flash {load.flash_attn} mmap {load.mmap} gpu {load.n_gpu_layers}"
+    )
+
+
+def last_load(load: wire.Load, ready: wire.Ready) -> LastLoad:
+    """What a load has shown, for the registry."""
+    resident = (ready.resident_bytes + MIB - 1) // MIB * MIB
+    return LastLoad(
+        settings=_settings(load),
+        resident_bytes=resident,  # in whole MiB, so that equal loads leave the registry as it is
+        n_embd_out=ready.info.n_embd_out,
+        pooling=ready.info.pooling,
+    )
 
 
 class Owner(Protocol):
@@ -90,6 +116,9 @@ class Owner(Protocol):
 
     def notify_freed(self) -> None:
         """A model may have become idle or is unloaded."""
+
+    def notify_loaded(self, model: Model, loaded: LastLoad) -> None:
+        """A model is loaded; it has shown this."""
 
     def notify_done(self, name: str, done: wire.Done, choices: list[wire.ChoiceDone]) -> None:
         """A request was answered."""
@@ -353,6 +382,7 @@ class ManagedModel:
             ready = True
             self._loaded_at = asyncio.get_running_loop().time()
             self._set(State.READY)
+            self._owner.notify_loaded(self.model, last_load(self.load, self.worker.ready))
             why = await asyncio.shield(self.worker.ended)
             self.worker = None
         except LoadDied as error:

@@ -16,7 +16,7 @@ from tinyoai.models.eviction import Loaded, plan
 from tinyoai.models.managed_model import FOREVER, ManagedModel
 from tinyoai.models.model_status import State
 from tinyoai.models.pending_calls import ContentSink, EventQueue, PendingCall
-from tinyoai.models.registry import Defaults, Model
+from tinyoai.models.registry import Defaults, LastLoad, Model
 from tinyoai.models.spawn import SpawnedWorker
 from tinyoai.models.worker import Worker
 
@@ -49,7 +49,7 @@ class Lease:
     @property
     def defaults(self) -> Defaults:
         """Values of the fields that a request leaves out."""
-        return self._model.model.defaults
+        return self._model.model.all_defaults
 
     @property
     def loading(self) -> bool:
@@ -165,6 +165,8 @@ class Pool:
         self._freed = asyncio.Event()
         """Set, and replaced by a new one, when a model may have become idle or is unloaded."""
         self._rescanning = asyncio.Lock()
+        self._noting: set[asyncio.Future[None]] = set()
+        """Writes to the registry that are not finished."""
         self.find(catalog.default)
 
     @property
@@ -288,7 +290,7 @@ class Pool:
         spawned = self.take_spawned()
         if spawned is not None:
             spawned.close()
-        await asyncio.gather(*(model.end() for model in self.models), return_exceptions=True)
+        await asyncio.gather(*(model.end() for model in self.models), *self._noting, return_exceptions=True)
 
     # -- for the models --------------------------------------------------------------------------
 
@@ -306,6 +308,15 @@ class Pool:
         self._freed.set()
         self._freed = asyncio.Event()
 
+    def notify_loaded(self, model: Model, loaded: LastLoad) -> None:
+        """Keeps what a load has shown in the registry, in the background."""
+        if model.path:
+            noting = asyncio.ensure_future(
+                asyncio.to_thread(self.catalog.note_load, model.name, model.fingerprint, loaded)
+            )
+            self._noting.add(noting)
+            noting.add_done_callback(self._noting.discard)
+
     def notify_done(self, name: str, done: wire.Done, choices: list[wire.ChoiceDone]) -> None:
         """Passes an answered request to `on_done`."""
         if self.on_done is not None:
@@ -322,7 +333,9 @@ class Pool:
             ]
             decision = plan(others, model.estimate.total, budget)
             if decision.refuse:
-                raise _too_large(model, budget, permanent=bool(self._budget))
+                # a file that is larger than the machine's memory never fits
+                hopeless = bool(self._budget) or model.model.size > (memory.capacity() or sys.maxsize)
+                raise _too_large(model, budget, permanent=hopeless)
             if not decision.wait and not decision.unload:
                 model.reserved = True
                 return

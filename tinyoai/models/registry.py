@@ -29,6 +29,8 @@ BUSY_S = 5.0
 """Seconds to wait for another server that is writing."""
 
 Kind = Literal["chat", "completion", "embedding"]
+DefaultSource = Literal["settings", "file", "openai"]
+"""Where a request field's default comes from: the settings file, the model file, or OpenAI's API."""
 
 
 class RegistryError(errors.TinyoaiError):
@@ -39,6 +41,18 @@ class Defaults(SamplingOverrides, frozen=True, kw_only=True, omit_defaults=True,
     """Values of the request fields that a request leaves out; the bounds are those of the requests."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+
+
+class LastLoad(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the last load of a model has shown."""
+
+    settings: str
+    """The settings that decide its memory, as a text to compare."""
+    resident_bytes: int = 0
+    """0: not measured."""
+    n_embd_out: int = 0
+    """Numbers in an embedding; 0: it cannot embed."""
+    pooling: str = ""
 
 
 class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,8 +80,31 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     n_ctx_override: int = 0
     """The context window of the settings file; 0: none."""
     defaults: Defaults = Defaults()
+    """Those of the settings file."""
+    file_defaults: Defaults = Defaults()
+    """Those of the model file itself, which apply where the settings file sets nothing."""
     hparams: HParams | None = None
     """None for legacy files and the fake engine."""
+    can_embed: bool = False
+    """Whether it makes embeddings, by its engine or by its last load."""
+    loaded: LastLoad | None = None
+    """None before the first load of this file."""
+
+    @property
+    def all_defaults(self) -> Defaults:
+        """The settings file's values over those of the model file."""
+        found = {name: self._default(name)[0] for name in Defaults.__struct_fields__}
+        return msgspec.convert(found, Defaults)
+
+    def default_source(self, name: str) -> DefaultSource:
+        """Where a request field's default comes from: "settings", "file", or "openai" for neither."""
+        return self._default(name)[1]
+
+    def _default(self, name: str) -> tuple[float | int | None, DefaultSource]:
+        if (value := getattr(self.defaults, name)) is not None:
+            return value, "settings"
+        value = getattr(self.file_defaults, name)
+        return value, "openai" if value is None else "file"
 
 
 _SCHEMA = """

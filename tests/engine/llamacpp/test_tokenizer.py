@@ -133,7 +133,7 @@ def encode_runs(path: Path) -> None:
     for name, text in RUNS.items():
         raw = b"".join(map(vocabulary.piece, vocabulary.encode([Text(text)]))).decode()
         if "bert" not in path.name:
-            assert raw.removeprefix(" ") == text.removeprefix(" "), name
+            assert raw in (text, " " + text), name
 
 
 @pytest.mark.parametrize("name", NAMES)

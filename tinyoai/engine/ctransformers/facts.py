@@ -93,6 +93,8 @@ def _check(header: gguf.Header) -> None:
     arch = header.architecture
     if not arch:
         raise _Reason("names no architecture in its header; convert the model again")
+    if header.n_files > 1:
+        raise _Reason(f"is split into {header.n_files} files, which ctransformers cannot read; {_RUNS}")
     if arch not in ARCHITECTURES:
         raise _Reason(f"is a {arch[:40]} model; {_RUNS}")
     n_vocab = _check_vocabulary(header)

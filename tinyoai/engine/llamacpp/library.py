@@ -77,6 +77,10 @@ _DEFAULT_MODEL = {
 }
 
 
+_logs: list[Log] = []
+"""Logs that libraries write to. They stay as long as the process: a library keeps the address that it got."""
+
+
 class Found(NamedTuple):
     """A library on disk."""
 
@@ -129,16 +133,18 @@ class Library:
             raise EngineError(
                 "tinyoai was built without its description of libllama; build it again: pip install ."
             ) from None
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion starts a debugger
         self.ffi: Any = ffi
         self.path = found.path
         self.lib: Any = _open(ffi, found)
         self.log = Log()
+        _logs.append(self.log)
         try:
             for name in dir(self.lib):
                 getattr(self.lib, name)
         except (AttributeError, ffi.error):
             raise EngineError(
-                f"{found.path} lacks functions of the llama.cpp that tinyoai knows; install the known version: {INSTALL}"
+                f"{found.path} lacks functions of llama.cpp that tinyoai calls; install the known version: {INSTALL}"
             ) from None
         self.llama_version = ffi.string(self.lib.llama_version()).decode("ascii", "replace")
         self.version = _package_version(found) or self.llama_version

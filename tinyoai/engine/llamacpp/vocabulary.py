@@ -19,7 +19,7 @@ SPM, BPE, WPM = 1, 2, 3
 MAX_RUN = 8192
 """Characters without a break that a byte-pair tokenizer gets at once: its regular expressions recurse over them."""
 
-_RUN = re.compile(r"\S{%d}|\s{%d}" % (MAX_RUN, MAX_RUN))
+_RUN = re.compile(rf"\S{{{MAX_RUN}}}|\s{{{MAX_RUN}}}")
 _MARKER = re.compile(
     r"<[|\uff5c].*|.*[|\uff5c]>|\[/?[A-Z_]+\]|</?(think|tool_\w+|(start|end)_of_\w+)>", re.DOTALL
 )
