@@ -4,6 +4,7 @@
 # format       fix what the linter can fix, and format
 # fixtures     fetch the models, vocabularies and templates that tests read (170 MB, kept in ~/.cache)
 # conformance  install the real clients that tests use, each into .venv-conformance/NAME
+# llamacpp     compile llama.cpp for this processor into .venv, for ARM boards; takes minutes
 # finetune     install what fine-tuning needs into .venv: torch, without CUDA where the index has such a build
 # san          run the C module under the address and undefined-behaviour sanitizers
 # fuzz         run the C module's fuzz targets, FUZZ_SECONDS each
@@ -15,6 +16,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 30
+# 0: go without the engine for today's models
+LLAMACPP ?= 1
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
 # ctransformers' wheel has libraries for x86-64 only; on other processors pip compiles it with a C++ compiler.
@@ -26,16 +29,20 @@ else
 LASTS := a minute the first time
 endif
 
+ifneq ($(LLAMACPP),0)
+ENGINE := $(VENV)/.installed-llamacpp
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help run test check format fixtures conformance finetune san fuzz bench model dist clean
+.PHONY: help run test check format fixtures conformance llamacpp finetune san fuzz bench model dist clean
 
 help:
 	@sed -n 's/^# \([a-z]\)/make \1/p; /^$$/q' Makefile
 
-run: $(VENV)/.installed
+run: $(VENV)/.installed $(ENGINE)
 	@exec $(BIN)/python -m tinyoai $(ARGS)
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(ENGINE)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.installed-dev
@@ -62,6 +69,9 @@ fixtures: $(VENV)/.installed-dev
 
 conformance: $(VENV)/.made
 	$(BIN)/python .ci/conformance
+
+llamacpp: $(VENV)/.installed
+	@$(BIN)/python .ci/llamacpp compile
 
 finetune: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c training/requirements.txt torch gguf
@@ -99,6 +109,10 @@ $(VENV)/.installed-dev: $(VENV)/.made $(NATIVE)
 	@echo "installing tinyoai and its test tools into $(VENV) ($(LASTS))" >&2
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e .[docs,metrics,dev]
 	@touch $@ $(VENV)/.installed
+
+# Where there is no wheel or no network, the server runs without this engine, and the next call tries again.
+$(VENV)/.installed-llamacpp: $(VENV)/.made pyproject.toml .ci/llamacpp
+	@if $(BIN)/python .ci/llamacpp; then touch $@; fi
 
 clean:
 	rm -rf build dist *.egg-info tinyoai/_native.* csrc/build .mypy_cache .ruff_cache .pytest_cache .hypothesis

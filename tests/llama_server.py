@@ -14,9 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-N_BATCH = 64
-"""Tokens of a prefill step, as in tinyoai: results depend on it in the last bits."""
-
 POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3}
 
 
@@ -62,16 +59,17 @@ def installed() -> bool:
 def llama_server(
     model: Path,
     *,
-    n_ctx: int = 2048,
+    n_ctx: int,
+    n_batch: int,
     n_threads: int = 1,
     embeddings: bool = False,
     pooling: str | None = None,
 ) -> Iterator[LlamaServer]:
-    """Serves one model with one slot on a free port of the loopback address."""
+    """Serves one model with one slot on a free port of the loopback address. `n_batch` tokens are one prefill step."""
     wanted = {
         "model": str(model),
         "n_ctx": n_ctx,
-        "n_batch": n_ctx if embeddings else N_BATCH,
+        "n_batch": n_batch,
         "n_threads": n_threads,
         "embedding": embeddings,
         "pooling_type": -1 if pooling is None else POOLING[pooling],

@@ -65,7 +65,7 @@ def min_tokens(n_bytes: int, longest_piece: int) -> int:
 
 def _special(segment: Special, info: ModelInfo) -> int:
     if segment.name == "bos":
-        return info.bos_id
+        return info.bos_id if info.add_bos else -1
     if segment.name == "eos":
         return info.eos_id
     if segment.name not in info.special:

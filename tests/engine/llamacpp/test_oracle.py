@@ -1,7 +1,7 @@
 """tinyoai with llama.cpp against llama.cpp's own server: the same greedy tokens, log-probabilities and embeddings.
 
-Both have one stream, one thread, the same chunks of the prompt and a KV cache of the same order. Then they run the
-same operations in the same order, so a difference is an error of tinyoai's: a wrong position, a lost token, a row of another request.
+Both have one stream, one thread, the same steps of a prefill and KV cells in the same order. So they compute the same,
+and a difference is an error of tinyoai: a wrong position, a lost token, the output of another row.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import architectures, fixtures, llama_server
-from tests.llama_server import N_BATCH, LlamaServer
+from tests.llama_server import LlamaServer
 from tests.serving import Server, serve
 from tinyoai import wire
 from tinyoai.engine.contract import Row, Want
@@ -22,14 +22,18 @@ from tinyoai.engine.llamacpp.opening import open_engine
 
 N_TOKENS = 64
 N_CTX = 2048
+N_BATCH = 64
+"""Tokens of a prefill step, as tinyoai's default. From 64 on llama.cpp computes attention in another way."""
+N_SMALL_BATCH = 32
+"""The server cuts prompts by measured time too. Below 64 tokens the place of a cut does not change results."""
 SMOLLM2 = "smollm2"
 PROMPTS = {
-    "short": "The capital of France is",
-    "code": "def fibonacci(n):\n    if n < 2:\n        return n\n    # 1, 1, 2, 3, 5, 8 ...\n    return ",
-    "unicode": "Z\u00fcrich \u4f60\u597d \N{GRINNING FACE} \u00bfqu\u00e9? \u041f\u0440\u0438\u0432\u0435\u0442, ",
     # longer than four steps of a prefill, and than the sliding window of gemma3
     "long": "The quick brown fox jumps over the lazy dog, and it writes a letter to 42 friends in Z\u00fcrich. "
     * 12,
+    "short": "The capital of France is",
+    "code": "def fibonacci(n):\n    if n < 2:\n        return n\n    # 1, 1, 2, 3, 5, 8 ...\n    return ",
+    "unicode": "Z\u00fcrich \u4f60\u597d \N{GRINNING FACE} \u00bfqu\u00e9? \u041f\u0440\u0438\u0432\u0435\u0442, ",
 }
 
 
@@ -40,57 +44,56 @@ def model(name: str) -> Path:
     return architectures.model(name)
 
 
-def start_reference(path: Path, **options: Any) -> Any:
+def start_reference(path: Path, *, n_batch: int = N_BATCH, **options: Any) -> Any:
     """llama.cpp's server; without xllamacpp the test is skipped, or fails with CI=true."""
     if not llama_server.installed():
         fixtures.absent("xllamacpp is not installed: run `make test`")
-    return llama_server.llama_server(path, n_ctx=N_CTX, **options)
+    return llama_server.llama_server(path, n_ctx=N_CTX, n_batch=n_batch, **options)
 
 
-def start_tinyoai(path: Path, *flags: str) -> Any:
+def start_tinyoai(path: Path, *flags: str, n_batch: int = N_SMALL_BATCH) -> Any:
     """tinyoai's server with one stream."""
-    one_stream = ("--parallel", "1", "--threads", "1", "--batch-size", str(N_BATCH), "--ctx-size", str(N_CTX))
+    one_stream = ("--parallel", "1", "--threads", "1", "--batch-size", str(n_batch))
     return serve("--model", str(path), "--engine", "llamacpp", *one_stream, *flags)
 
 
-class Pair(NamedTuple):
-    """A model and the reference's server of it."""
+GENERATORS = [SMOLLM2, *architectures.DECODERS]
 
-    path: Path
+
+class Engines(NamedTuple):
+    """A model in this process and in the reference's server."""
+
     reference: LlamaServer
+    engine: LlamaCppEngine
 
 
-@pytest.fixture(scope="module", params=[SMOLLM2, *architectures.DECODERS])
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+@pytest.fixture(scope="module", params=GENERATORS)
+def engines(request: pytest.FixtureRequest) -> Iterator[Engines]:
     """Each model that generates."""
     path = model(request.param)
     with start_reference(path) as reference:
-        yield Pair(path, reference)
+        options = {"n_ctx": N_CTX, "n_slots": 1, "n_batch": N_BATCH, "n_threads": 1}
+        engine = open_engine(wire.Load(path=str(path), name="m", engine="llamacpp", **options))
+        yield Engines(reference, engine)
+        engine.close()
 
 
-@pytest.fixture(scope="module")
-def engine(pair: Pair) -> Iterator[LlamaCppEngine]:
-    """The model in this process."""
-    opened = open_engine(
-        wire.Load(
-            path=str(pair.path),
-            name="m",
-            engine="llamacpp",
-            n_ctx=N_CTX,
-            n_slots=1,
-            n_batch=N_BATCH,
-            n_threads=1,
-        )
-    )
-    yield opened
-    opened.close()
+class Servers(NamedTuple):
+    """A model in both servers."""
+
+    reference: LlamaServer
+    tinyoai: Server
 
 
-@pytest.fixture(scope="module")
-def server(pair: Pair) -> Iterator[Server]:
-    """The model in tinyoai's server."""
-    with start_tinyoai(pair.path) as started:
-        yield started
+@pytest.fixture(scope="module", params=GENERATORS)
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    """Each model that generates."""
+    path = model(request.param)
+    with (
+        start_reference(path, n_batch=N_SMALL_BATCH) as reference,
+        start_tinyoai(path, "--ctx-size", str(N_CTX)) as tinyoai,
+    ):
+        yield Servers(reference, tinyoai)
 
 
 class Step(NamedTuple):
@@ -120,33 +123,89 @@ def greedy(engine: LlamaCppEngine, ids: list[int], n: int) -> list[Step]:
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_the_engine_writes_the_same_tokens(pair: Pair, engine: LlamaCppEngine, kind: str) -> None:
-    ids = pair.reference.post("/tokenize", content=PROMPTS[kind], add_special=True)["tokens"]
+def test_the_engine_writes_the_same_tokens(engines: Engines, kind: str) -> None:
+    reference, engine = engines
+    ids = reference.post("/tokenize", content=PROMPTS[kind], add_special=True)["tokens"]
     assert kind != "long" or len(ids) > 4 * N_BATCH
-    expected = pair.reference.complete(ids, N_TOKENS)
+    expected = reference.complete(ids, N_TOKENS)
     steps = greedy(engine, ids, N_TOKENS)
     assert [step.token for step in steps] == expected["tokens"]
     # an answer of a few tokens would compare little
-    assert len(steps) == N_TOKENS
+    assert len(steps) > N_TOKENS // 3
     # the reference leaves out tokens that end within a character
     rows = expected["completion_probabilities"]
-    assert len(rows) > N_TOKENS // 2
+    assert len(rows) > len(steps) // 2
     left = iter(steps)
     for row in rows:
-        reference = sorted((each["logprob"] for each in row["top_logprobs"]), reverse=True)
-        near = pytest.approx(reference, abs=1e-3)
+        near = pytest.approx(
+            sorted((each["logprob"] for each in row["top_logprobs"]), reverse=True), abs=1e-3
+        )
         assert any(step.token == row["id"] and step.likeliest == near for step in left), row
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_the_server_writes_the_same_text(pair: Pair, server: Server, kind: str) -> None:
-    expected = pair.reference.complete(PROMPTS[kind], N_TOKENS)
-    reply = server.post(
+def test_the_server_writes_the_same_text(servers: Servers, kind: str) -> None:
+    expected = servers.reference.complete(PROMPTS[kind], N_TOKENS)
+    reply = servers.tinyoai.post(
         "/v1/completions", prompt=PROMPTS[kind], temperature=0, max_tokens=N_TOKENS, logprobs=5
     ).json
     (choice,) = reply["choices"]
     assert reply["usage"]["prompt_tokens"] == expected["tokens_evaluated"]
-    assert reply["usage"]["completion_tokens"] == expected["tokens_predicted"] == N_TOKENS
+    assert reply["usage"]["completion_tokens"] == expected["tokens_predicted"]
     assert choice["text"] == expected["content"]
-    rows = expected["completion_probabilities"]
-    assert choice["logprobs"]["token_logprobs"] == pytest.approx([row["logprob"] for row in rows], abs=1e-3)
+    left = iter(choice["logprobs"]["token_logprobs"])
+    for row in expected["completion_probabilities"]:
+        near = pytest.approx(row["logprob"], abs=1e-3)
+        assert any(given == near for given in left), row
+
+
+CONVERSATIONS = {
+    "question": [{"role": "user", "content": "What is the capital of France?"}],
+    "system": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi\n"}],
+    "turns": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello! How can I help?"},
+        {"role": "user", "content": "Write a poem."},
+    ],
+}
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("servers", [SMOLLM2], indirect=True)
+def test_the_chat_prompt_is_the_same(servers: Servers, conversation: str) -> None:
+    messages = CONVERSATIONS[conversation]
+    prompt = servers.reference.post("/apply-template", messages=messages)["prompt"]
+    ids = servers.reference.post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
+    mine = servers.tinyoai.post("/apply-template", messages=messages).json
+    assert mine["prompt"] == prompt
+    assert mine["count"] == len(ids)
+
+
+TEXTS = [
+    "Hello world",
+    "The quick brown fox jumps over the lazy dog, and it writes a letter to 42 friends.",
+    "Z\u00fcrich \u4f60\u597d na\u00efve \u00bfqu\u00e9?",
+]
+EMBEDDINGS = [
+    ("bert", ""),
+    ("bert-mean", ""),
+    ("bert", "mean"),
+    ("llama", "mean"),
+    ("qwen3", "last"),
+    ("gemma3", "mean"),
+    (SMOLLM2, "mean"),
+    (SMOLLM2, "last"),
+]
+
+
+@pytest.mark.parametrize(("name", "pooling"), EMBEDDINGS)
+def test_embeddings_point_the_same_way(name: str, pooling: str) -> None:
+    path = model(name)
+    # an embedding needs all tokens of its text in one step of the reference
+    one_step = start_reference(path, n_batch=512, embeddings=True, pooling=pooling or None)
+    with one_step as reference, start_tinyoai(path, *(["--pooling", pooling] if pooling else [])) as tinyoai:
+        for text in TEXTS:
+            expected = np.array(reference.embed(text))
+            given = np.array(tinyoai.post("/v1/embeddings", input=text).json["data"][0]["embedding"])
+            assert np.linalg.norm(given) == pytest.approx(1, abs=1e-5)
+            assert given @ expected / np.linalg.norm(expected) > 1 - 1e-4, text
