@@ -140,7 +140,7 @@ ITEMS = "items or 64 levels"
         ("{{ cycler.__init__.__globals__.os.popen('id') }}", "may not"),
         ("{{ ([1]|map('upper')).gi_frame.f_globals }}", "may not"),
         ("{{ raise_exception.__func__.__globals__ }}", "may not"),
-        ("{{ messages.append.__self__ }}", "may not"),
+        ("{{ messages.append.__self__.x }}", "may not"),
         ("{{ ''.encode() }}", "str.encode"),
         ("{{ '{a}'.format_map({}) }}", "str.format_map"),
         ("{{ lipsum() }}", "'lipsum' is undefined"),
