@@ -51,7 +51,7 @@ def byte_pair(header: gguf.Header) -> None:
     drop(header, "tokenizer.ggml.scores")
 
 
-NEEDS_LLAMA_CPP = "A llama.cpp engine is needed"
+NEEDS_LLAMA_CPP = "the llamacpp engine newer ones"
 
 REFUSALS: list[tuple[str, Callable[[gguf.Header], None], str]] = [
     ("a newer family", lambda h: put(h, "general.architecture", "qwen2"), "is a qwen2 model"),
@@ -177,8 +177,8 @@ def test_a_newer_file_needs_the_extra(sound: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(gguf.Unsupported) as caught:
         facts.choose(header, "ctransformers")
     assert str(caught.value) == (
-        f"{sound} is a qwen3 model; ctransformers runs llama (Llama 2, Mistral) and falcon files of 2023. "
-        "A llama.cpp engine is needed"
+        f"{sound} is a qwen3 model; ctransformers runs llama (Llama 2, Mistral) and falcon files of 2023, "
+        "and the llamacpp engine newer ones"
     )
     with pytest.raises(gguf.Unsupported, match="qwen3"):
         ctransformers.require(header)

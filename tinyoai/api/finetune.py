@@ -23,6 +23,7 @@ from tinyoai.api.finetune_types import (
     FinetuneStatus,
     FinetuneStopped,
 )
+from tinyoai.engine import facts
 from tinyoai.finetune import dataset
 from tinyoai.finetune.job_store import TrainingJob
 from tinyoai.finetune.jobs import INSTALL, Jobs, installed
@@ -36,6 +37,8 @@ from tinyoai.models.registry import Model, RegistryError
 from tinyoai.text import chat_format
 from tinyoai.web.exchange import Exchange
 
+TRAINING_ENGINE = "ctransformers"
+"""The trainer uses this engine's tokenizer and computes what it computes, and so it serves what was trained."""
 MAX_NAME_BYTES = 200
 """Limit of a new model's name, because its file has the same name."""
 
@@ -59,6 +62,12 @@ class Finetunes:
         await self.jobs.acquire()
         await self._pool.rescan()
         model = self._model(request)
+        reason = await asyncio.to_thread(_untrainable, model)
+        if reason:
+            raise errors.BadRequest(
+                f"{model.name!r} cannot be trained: {reason}",
+                param="model" if request.model is not None else "model_id",
+            )
         config = _train_config(request)
         _check_memory(model, config)
         self._new_name(request, model)
@@ -163,12 +172,6 @@ class Finetunes:
             model = found[0]
         else:
             raise errors.BadRequest("the field 'model_id' (or 'model', a name) is required", param="model_id")
-        if model.architecture != "llama" or model.hparams is None:
-            raise errors.BadRequest(
-                f"{model.name!r} cannot be trained: its architecture is {model.architecture or 'unknown'}; only "
-                "GGUF files of llama can be trained",
-                param="model" if request.model is not None else "model_id",
-            )
         return model
 
     def _new_name(self, request: FinetuneRequest, model: Model) -> str:
@@ -207,11 +210,12 @@ class Finetunes:
     async def _register(self, job: TrainingJob, path: Path) -> int:
         """Register the file of a finished job as a model and return its id. Raises RegistryError."""
         parent = self._pool.catalog.view.models.get(job.model)
-        settings = Settings()
+        settings = Settings(engine=TRAINING_ENGINE)
         if parent is not None:
             settings = Settings(
                 kind=parent.kind,
                 template=parent.template,
+                engine=TRAINING_ENGINE,
                 context=parent.n_ctx_override,
                 defaults=parent.defaults,
             )
@@ -229,6 +233,22 @@ class Finetunes:
 def _train_config(request: FinetuneRequest) -> TrainConfig:
     values = {name: getattr(request, name) for name in TrainConfig.__struct_fields__}
     return TrainConfig(**{name: value for name, value in values.items() if value is not None})
+
+
+def _untrainable(model: Model) -> str:
+    """Why a model cannot be trained; empty if it can. Blocks."""
+    if model.architecture != "llama" or model.hparams is None:
+        return (
+            f"its architecture is {model.architecture or 'unknown'}; only GGUF files of llama can be trained"
+        )
+    try:
+        reason = facts.ENGINES[TRAINING_ENGINE].supports(gguf.read_header(Path(model.path)))
+    except (OSError, gguf.BadModelFile) as error:
+        return str(error).replace(model.path, "its file")
+    if reason is None:
+        return ""
+    why = reason.partition(";")[0]
+    return f"only llama files that {TRAINING_ENGINE} runs can be trained, and this one {why}"
 
 
 def _check_memory(model: Model, config: TrainConfig) -> None:

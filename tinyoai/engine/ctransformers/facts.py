@@ -16,7 +16,9 @@ ARCHITECTURES = ("llama", "falcon")
 TYPES = frozenset({0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14})
 """The tensor types that it knows: F32, F16, Q4_0 to Q8_0 and Q2_K to Q6_K."""
 
-_RUNS = "ctransformers runs llama (Llama 2, Mistral) and falcon files of 2023. A llama.cpp engine is needed"
+_RUNS = (
+    "ctransformers runs llama (Llama 2, Mistral) and falcon files of 2023, and the llamacpp engine newer ones"
+)
 
 
 class _Reason(Exception):
