@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from tests.fixtures import templates_dir
+from tests.fixtures import require, templates_dir
 from tinyoai import wire
 from tinyoai.engine.contract import ModelRefused
 from tinyoai.engine.fake import FakeEngine
@@ -301,8 +301,7 @@ TALKS = [
 
 
 def test_the_templates_are_there() -> None:
-    if templates_dir() is None:
-        pytest.skip("the templates are not there; `make fixtures` fetches them")
+    require(templates_dir(), "the folder of templates")
     assert len(TEMPLATES) == 70
 
 
