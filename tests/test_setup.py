@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,39 @@ def test_make_run_says_what_is_missing(clone: Path, variables: dict[str, str], w
     assert len(said) == 1
     assert words in said[0]
     assert not (clone / ".venv").exists()
+
+
+def planned(clone: Path, *arguments: str) -> str:
+    """The commands that `make run` would run."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "LLAMACPP"))}
+    done = subprocess.run(
+        ["make", "-n", "run", *arguments],
+        cwd=clone, env=env, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_make_run_installs_llama_cpp_unless_told_not_to(clone: Path) -> None:
+    assert ".ci/llamacpp" in planned(clone)
+    assert ".ci/llamacpp" not in planned(clone, "LLAMACPP=0")
+
+
+def test_without_a_wheel_make_run_goes_on_without_llama_cpp(clone: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", clone / ".venv"], check=True, timeout=120)
+    (clone / ".venv" / ".made").touch()
+    os.utime(clone / "pyproject.toml", (0, 0))
+    unreachable = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": str(clone)}
+    env = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "PIP_", "PYTHONPATH", "LLAMACPP"))
+    }
+    done = subprocess.run(
+        ["make", ".venv/.installed-llamacpp"],
+        cwd=clone, env=env | unreachable, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert [line.partition(" ")[0] for line in said] == ["installing", "llama.cpp"]
+    assert "MB" in said[0]
+    assert "make llamacpp" in said[1]
+    # the next call tries again
+    assert not (clone / ".venv" / ".installed-llamacpp").exists()

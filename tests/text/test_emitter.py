@@ -73,6 +73,7 @@ class Vocabulary:
     """A vocabulary whose tokens are code points."""
 
     n_vocab, bos_id, eos_id = 300, 1, 2
+    add_bos = True
     special = {"<|im_start|>": 5}  # noqa: RUF012 - a constant of the test
 
     @property
@@ -95,6 +96,12 @@ def test_control_tokens_come_only_from_structure() -> None:
         Special("eos"),
     ]
     assert encode(segments, Vocabulary()) == [1, 5, 60, 115, 62, 7, 8, 2]
+
+
+def test_a_prompt_has_no_bos_where_the_model_wants_none() -> None:
+    vocabulary = Vocabulary()
+    vocabulary.add_bos = False
+    assert encode([Special("bos"), Text("a")], vocabulary) == [97]
 
 
 @pytest.mark.parametrize("segment", [Ids([300]), Ids([-1]), Special("<|nothing|>")])

@@ -179,6 +179,13 @@ def test_the_chat_prompt_is_the_same(servers: Servers, conversation: str) -> Non
     mine = servers.tinyoai.post("/apply-template", messages=messages).json
     assert mine["prompt"] == prompt
     assert mine["count"] == len(ids)
+    asked = {"messages": messages, "temperature": 0, "max_tokens": 24}
+    answers = [
+        servers.reference.post("/v1/chat/completions", **asked),
+        servers.tinyoai.post("/v1/chat/completions", **asked).json,
+    ]
+    reference, given = (answer["choices"][0]["message"]["content"] for answer in answers)
+    assert given == reference
 
 
 TEXTS = [
