@@ -4,6 +4,7 @@ A response's head goes through h11, which keeps the rules of HTTP. A stream's bo
 bytes straight to the transport; h11 learns only that it ends.
 """
 
+import functools
 import re
 import secrets
 import time
@@ -216,7 +217,7 @@ class Exchange:
 
     def _encode_head(self, status: int, fields: Sequence[tuple[str, str]], close: bool) -> bytes:
         headers = [
-            ("date", time.strftime(_DATE, time.gmtime())),
+            ("date", _date(int(time.time()))),
             ("x-request-id", self.request_id),
             *self._link.default_headers(self),
             *self.extra_headers,
@@ -233,6 +234,11 @@ class Exchange:
     def _finish(self, close: bool) -> None:
         self.finished = True
         self._link.on_request_finished(close=close)
+
+
+@functools.lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return time.strftime(_DATE, time.gmtime(second))
 
 
 def _request_id(head: Head) -> str:
