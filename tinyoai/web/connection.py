@@ -378,7 +378,9 @@ class Connection(asyncio.Protocol):
 
     def _start_timer(self, seconds: float) -> None:
         self._stop_timer()
-        self._unacked_before = unacked_bytes(self._transport)
+        # where nothing waits to be taken, no progress can be seen, and the kernel need not be asked
+        waits = self._flow.paused or self._state is State.CLOSING
+        self._unacked_before = unacked_bytes(self._transport) if waits else sys.maxsize
         self._timer = self._loop.call_later(seconds, self._on_timeout)
 
     def _stop_timer(self) -> None:
