@@ -9,8 +9,8 @@ Content, Vector, Progress and ChoiceDone follow their Accepted. If a worker dies
 """
 
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -391,68 +391,57 @@ def frame(messages: Sequence[ToWorker] | Sequence[ToServer]) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-class _Unframer:
-    """Splits a byte stream into frame bodies, however the bytes are cut."""
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def is_whole(self, data: bytes) -> bool:
-        """The data is one whole frame, and nothing came before it."""
-        if self._buffer or len(data) < _LENGTH.size:
-            return False
-        (length,) = _LENGTH.unpack_from(data)
-        return bool(length == len(data) - _LENGTH.size <= MAX_FRAME)
-
-    def bodies(self, data: bytes) -> Iterable[bytes]:
-        self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME:
-                raise WireError(f"a frame claims {length} bytes; the limit is {MAX_FRAME}")
-            end = _LENGTH.size + length
-            if len(self._buffer) < end:
-                return
-            body = bytes(self._buffer[_LENGTH.size : end])
-            del self._buffer[:end]
-            yield body
+_T = TypeVar("_T")
 
 
-class _Reader:
-    """Decodes the frames of one direction."""
+class _Reader(Generic[_T]):
+    """Decodes the frames of one direction, however the bytes are cut."""
 
-    def __init__(self, decoder: "msgspec.msgpack.Decoder[list[Any]]") -> None:
-        self._frames = _Unframer()
-        self._decoder = decoder
+    def __init__(self, decoder: "msgspec.msgpack.Decoder[list[_T]]") -> None:
+        self._decode = decoder.decode
+        self._rest = bytearray()
+        """The first bytes of a frame."""
+        self._size = _LENGTH.size
+        """Bytes that the rest must have before it is worth a look."""
 
-    def _feed(self, data: bytes) -> list[Any]:
+    def feed(self, data: bytes) -> list[_T]:
+        """Returns the messages that these bytes complete, in order. Raises WireError for anything else."""
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._size:
+                return []
+            data = bytes(self._rest)
+            self._rest.clear()
+            self._size = _LENGTH.size
+        found: list[_T] = []
+        view, begin, n = memoryview(data), 0, len(data)
         try:
-            if self._frames.is_whole(data):  # almost always
-                return self._decoder.decode(memoryview(data)[_LENGTH.size :])
-            return [m for body in self._frames.bodies(data) for m in self._decoder.decode(body)]
+            while n - begin >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(data, begin)
+                if length > MAX_FRAME:
+                    raise WireError(f"a frame claims {length} bytes; the limit is {MAX_FRAME}")
+                end = begin + _LENGTH.size + length
+                if end > n:
+                    self._size = end - begin
+                    break
+                found += self._decode(view[begin + _LENGTH.size : end])
+                begin = end
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise WireError(f"not a message of this protocol: {error}") from error
+        if begin < n:
+            self._rest += view[begin:]
+        return found
 
 
-class WorkerReader(_Reader):
-    """Reads the server's messages. `feed` raises WireError on anything else."""
+class WorkerReader(_Reader[ToWorker]):
+    """Reads the server's messages."""
 
     def __init__(self) -> None:
         super().__init__(msgspec.msgpack.Decoder(list[ToWorker]))
 
-    def feed(self, data: bytes) -> list[ToWorker]:
-        """The messages that these bytes complete, in order."""
-        return self._feed(data)
 
-
-class ServerReader(_Reader):
-    """Reads a worker's messages. `feed` raises WireError on anything else."""
+class ServerReader(_Reader[ToServer]):
+    """Reads a worker's messages."""
 
     def __init__(self) -> None:
         super().__init__(msgspec.msgpack.Decoder(list[ToServer]))
-
-    def feed(self, data: bytes) -> list[ToServer]:
-        """The messages that these bytes complete, in order."""
-        return self._feed(data)

@@ -10,13 +10,16 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import h11
 
 from tinyoai import errors
 from tinyoai.web import sse
 from tinyoai.web.request_head import Head
+
+if TYPE_CHECKING:
+    from tinyoai.web.flow import WriteFlow
 
 _DATE = "%a, %d %b %Y %H:%M:%S GMT"
 """An HTTP date. No code calls setlocale, so the names are English."""
@@ -36,8 +39,8 @@ class Link(Protocol):
         """Returns the event loop's time in seconds."""
 
     @property
-    def congested(self) -> bool:
-        """The client reads slower than the server writes."""
+    def flow(self) -> "WriteFlow":
+        """Tells whether the client takes what is written."""
 
     @property
     def closing(self) -> bool:
@@ -197,7 +200,7 @@ class Exchange:
     @property
     def congested(self) -> bool:
         """The client reads slower than the server sends: call drain before sending more."""
-        return self._link.congested
+        return self._link.flow.paused
 
     async def drain(self) -> None:
         """Waits until the client has caught up. Raises ClientGone if it does not in time."""
