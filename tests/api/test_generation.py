@@ -10,6 +10,7 @@ import pytest
 from tinyoai import errors, wire
 from tinyoai.api import generation
 from tinyoai.api.generation import Answer, StreamFormat
+from tinyoai.models.pending_calls import EventSink
 from tinyoai.web.exchange import Exchange
 
 START = 1000.0
@@ -63,6 +64,8 @@ class FakeExchange:
         self.extra_headers: list[tuple[str, str]] = []
         self.last_sent = 0.0
         self.log: list[tuple[float, str]] = []
+        self.writes: list[int] = []
+        """The number of events in each write."""
         self.congested = False
 
     @property
@@ -81,7 +84,10 @@ class FakeExchange:
         self._note("head")
 
     def send(self, data: bytes) -> None:
-        self._note(data.decode().removeprefix("data: ").removesuffix("\n\n"))
+        events = [event.removeprefix("data: ") for event in data.decode().split("\n\n")[:-1]]
+        self.writes.append(len(events))
+        for event in events:
+            self._note(event)
 
     def end_stream(self) -> None:
         self._note("end")
@@ -95,12 +101,12 @@ class FakeExchange:
         self.congested = False
 
 
-Step = float | tuple[int, wire.Event] | Exception | Callable[[], None]
-"""Seconds to wait, an event of a body, an exception in the lease, or a call."""
+Step = float | tuple[int, wire.Event] | tuple[int, list[wire.Event]] | Exception | Callable[[], None]
+"""Seconds to wait, an event of a body or several at once, an exception in the lease, or a call."""
 
 
 class FakeLease:
-    """Plays a script. Content goes to `on_content` first, as from a worker's socket."""
+    """Plays a script. All but the end goes to the sink first, as from a worker's socket."""
 
     name = "m"
 
@@ -113,8 +119,8 @@ class FakeLease:
         self.patient: bool | None = None
         self.bodies: Sequence[wire.Body] = ()
         self.closed = False
-        self.queued: list[tuple[int, wire.Content]] = []
-        """Content that was not taken at once."""
+        self.queued: list[wire.Event] = []
+        """Events that were not taken at once."""
 
     async def ready(self, deadline: float | None = None, patient: bool = False) -> wire.Ready:
         self.deadlines.append(deadline)
@@ -130,14 +136,12 @@ class FakeLease:
         bodies: Sequence[wire.Body],
         *,
         client: str = "",
-        group: str = "",
         deadline: float | None = None,
-        on_content: Callable[[int, wire.Content], bool] | None = None,
+        sink: EventSink,
     ) -> AsyncGenerator[tuple[int, wire.Event], None]:
         self.bodies = bodies
         self.deadlines.append(deadline)
         assert client == "me"
-        assert group
         try:
             for step in self.script:
                 if isinstance(step, float):
@@ -146,12 +150,15 @@ class FakeLease:
                     raise step
                 elif not isinstance(step, tuple):
                     step()
-                elif isinstance(step[1], wire.Content) and on_content is not None:
-                    if not on_content(step[0], step[1]):
-                        self.queued.append((step[0], step[1]))
-                        yield step
+                elif isinstance(step[1], wire.Final):
+                    yield step[0], step[1]
                 else:
-                    yield step
+                    events = step[1] if isinstance(step[1], list) else [step[1]]
+                    left = [event for event in events if not sink.on_event(step[0], event)]
+                    sink.flush()
+                    self.queued += left
+                    for event in left:
+                        yield step[0], event
         finally:
             self.closed = True
 
@@ -423,7 +430,17 @@ def test_a_stream_waits_for_a_slow_reader_and_keeps_its_order() -> None:
         lease = FakeLease(accepted(), content("a"), congest, content("b"), content("c"), ended(), done())
         await generation.stream(cast(Exchange, exchange), as_lease(lease), bodies(), Format)
         assert exchange.sent[2:6] == ["0:a", "0:b", "drained", "0:c"]
-        assert [event.text for _, event in lease.queued] == ["b"]
+        assert lease.queued == [content("b")[1]]
+
+    run(main())
+
+
+def test_events_that_arrive_together_leave_in_one_write() -> None:
+    async def main() -> None:
+        together = [accepted()[1], content("a")[1], content("b")[1], ended()[1]]
+        exchange = await stream(FakeLease((0, together), done()))
+        assert exchange.sent == ["head", "+0", "0:a", "0:b", "-0", "total 7+3", "end"]
+        assert exchange.writes == [4, 1]
 
     run(main())
 

@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 
-from tests.models.workers import ask, drive, generate, pool_of, run, script, scripted, text_of, worker_of
+from tests.models.workers import (
+    Sink,
+    ask,
+    drive,
+    faulty,
+    generate,
+    pool_of,
+    run,
+    script,
+    scripted,
+    take_text,
+    text_of,
+    worker_of,
+)
 from tinyoai import errors, wire
 from tinyoai.models import managed_model
 from tinyoai.models import pool as pool_module
@@ -29,7 +42,7 @@ def embed(text: str) -> wire.Embed:
 
 async def events_of(lease: Lease, bodies: list[wire.Body]) -> list[tuple[int, str]]:
     """Returns the body and kind of every event in order of arrival."""
-    async with aclosing(lease.run(bodies, group="one request")) as source:
+    async with aclosing(lease.run(bodies)) as source:
         return [(index, type(event).__name__) async for index, event in source]
 
 
@@ -91,18 +104,13 @@ def test_closing_cancels_all() -> None:
     drive(body)
 
 
-def test_content_reaches_the_sink_and_the_rest_the_generator() -> None:
-    taken: list[str] = []
-
-    def sink(index: int, content: wire.Content) -> bool:
-        assert index == 0
-        taken.append(content.text)
-        return True
+def test_the_generator_yields_what_the_sink_does_not_take() -> None:
+    sink = Sink(take_text)
 
     async def body(pool: Pool) -> None:
         async with (
             pool.lease("m") as lease,
-            aclosing(lease.run([generate(script(hold=True))], on_content=sink)) as source,
+            aclosing(lease.run([generate(script(hold=True))], sink=sink)) as source,
         ):
             kinds = []
             async for _, event in source:
@@ -110,23 +118,20 @@ def test_content_reaches_the_sink_and_the_rest_the_generator() -> None:
                 if isinstance(event, wire.Accepted):  # the queue is empty now
                     await text_of(lease, script(say="direct"))
                     await text_of(lease, script(release=True))
-        assert taken == ["direct"]
-        assert kinds == ["Started", "Queued", "Accepted", "ChoiceDone", "Done"]
+        assert sink.text == "direct"
+        assert kinds == ["Queued", "Accepted", "ChoiceDone", "Done"]
 
     with scripted():
         drive(body, LOAD)
 
 
 def test_a_fault_in_the_sink_fails_that_request_alone(caplog: pytest.LogCaptureFixture) -> None:
-    def faulty(index: int, content: wire.Content) -> bool:
-        raise ZeroDivisionError
-
     async def body(pool: Pool) -> None:
         worker = await worker_of(pool)
         async with pool.lease("m") as lease:
             other = asyncio.ensure_future(text_of(lease, script(hold=True)))
             events = []
-            async with aclosing(lease.run([generate(script(hold=True))], on_content=faulty)) as source:
+            async with aclosing(lease.run([generate(script(hold=True))], sink=Sink(faulty))) as source:
                 async for _, event in source:
                     events.append(event)
                     if isinstance(event, wire.Accepted):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.models.workers import generate, run
+from tests.models.workers import Sink, faulty, generate, run, take_text
 from tinyoai import wire
 from tinyoai.models.pending_calls import EventQueue, PendingCall, PendingCalls
 
@@ -91,7 +91,7 @@ def test_every_call_ends_once_and_in_order(actions: list[tuple[str, int, int, in
 
         def receive(event: wire.Event) -> None:
             try:
-                pending.receive(event)
+                pending.receive([event])
             except wire.WireError:
                 pending.fail_all("WorkerDied", "broke the protocol")
 
@@ -142,7 +142,7 @@ def test_a_correct_answer_breaks_no_rule(body: wire.Body) -> None:
     pending, queue = PendingCalls(lambda call: None), EventQueue()
     pending.begin(7, body, queue)
     for event in _course(1, body):
-        pending.receive(event)
+        pending.receive([event])
     assert list(queue.events) == [(7, event) for event in _course(1, body)]
     assert not pending.open
 
@@ -177,60 +177,80 @@ def test_a_breach_is_an_error(body: wire.Body, events: list[wire.Event]) -> None
     pending = PendingCalls(lambda call: None)
     pending.begin(0, body, EventQueue())
     for event in events[:-1]:
-        pending.receive(event)
+        pending.receive([event])
     with pytest.raises(wire.WireError):
-        pending.receive(events[-1])
+        pending.receive([events[-1]])
 
 
-def test_the_sink_gets_content_unless_something_is_queued_before_it() -> None:
+def test_the_sink_gets_events_unless_something_is_queued_before_them() -> None:
     async def body() -> None:
-        taken: list[str] = []
         willing = True
-
-        def sink(index: int, content: wire.Content) -> bool:
-            assert index == 5
-            if willing:
-                taken.append(content.text)
-            return willing
-
+        sink = Sink(lambda event: willing)
         pending, queue = PendingCalls(lambda call: None), EventQueue()
-        pending.begin(5, generate(""), queue, sink)
-        for event in START:
-            pending.receive(event)
-        pending.receive(wire.Content(id=1, text="queued behind the start"))
-        for _ in range(4):
-            await queue.get()
-        pending.receive(wire.Content(id=1, text="a"))
+        pending.begin(0, generate(""), queue, sink)
+        pending.receive(START)
+        pending.receive([wire.Content(id=1, text="a")])
+        assert not queue.events
         willing = False
-        pending.receive(wire.Content(id=1, text="b"))
+        pending.receive([wire.Content(id=1, text="b"), wire.Content(id=1, text="c")])
         willing = True
-        pending.receive(wire.Content(id=1, text="c"))
-        assert taken == ["a"]
-        assert [event.text for _, event in queue.events if isinstance(event, wire.Content)] == ["b", "c"]
+        pending.receive([wire.Content(id=1, text="d")])
+        assert sink.text == "a"
+        for text in "bcd":
+            assert await queue.get() == (0, wire.Content(id=1, text=text))
+        pending.receive([wire.Content(id=1, text="e")])
+        assert sink.text == "ae"
 
     run(body())
 
 
-def test_a_fault_in_a_sink_fails_its_call_alone(caplog: pytest.LogCaptureFixture) -> None:
-    def faulty(index: int, content: wire.Content) -> bool:
+def test_the_sink_is_flushed_after_each_read_and_the_end_is_queued() -> None:
+    pending, sinks = PendingCalls(lambda call: None), [Sink(lambda event: True) for _ in range(2)]
+    queues = [EventQueue(), EventQueue()]
+    for queue, sink in zip(queues, sinks, strict=True):
+        pending.begin(0, generate(""), queue, sink)
+    one, two = _course(1, generate("")), _course(2, generate(""))
+    beat = wire.Heartbeat(1.0)
+    mixed = [message for pair in zip(one[:-2], two[:-2], strict=True) for message in pair]
+    assert pending.receive([*mixed, beat]) == [beat]
+    assert [sink.reads for sink in sinks] == [[one[1:-2]], [two[1:-2]]]
+    pending.receive(two[-2:])
+    assert [len(sink.reads) for sink in sinks] == [1, 2]
+    assert [list(queue.events) for queue in queues] == [[], [(0, two[-1])]]
+
+
+def test_the_sink_is_flushed_before_a_breach() -> None:
+    sink = Sink(lambda event: True)
+    pending, queue = PendingCalls(lambda call: None), EventQueue()
+    pending.begin(0, generate(""), queue, sink)
+    with pytest.raises(wire.WireError):
+        pending.receive([*START, wire.Content(id=1, text="x"), wire.Vector(id=1, values=b"")])
+    assert sink.reads == [[*START[1:], wire.Content(id=1, text="x")]]
+
+
+class _BrokenFlush(Sink):
+    """Fails when it is flushed."""
+
+    def flush(self) -> None:
         raise ZeroDivisionError
 
+
+@pytest.mark.parametrize("sink", [Sink(faulty), _BrokenFlush(take_text)])
+def test_a_fault_in_a_sink_fails_its_call_alone(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
     cancelled: list[int] = []
     pending, queues = PendingCalls(lambda call: cancelled.append(call.id)), [EventQueue(), EventQueue()]
     for queue in queues:
-        call = pending.begin(0, generate(""), queue, faulty if queue is queues[0] else None)
-        for event in _course(call.id, generate(""))[:3]:
-            pending.receive(event)
+        call = pending.begin(0, generate(""), queue, sink if queue is queues[0] else None)
+        pending.receive(_course(call.id, generate(""))[:3])
     queues[0].events.clear()
     with caplog.at_level(logging.CRITICAL, "tinyoai.worker"):
-        pending.receive(wire.Content(id=1, text="x"))
-        pending.receive(wire.Content(id=1, text="the worker has not seen the cancel"))
+        pending.receive([wire.Content(id=1, text="x")])
+        pending.receive([wire.Content(id=1, text="the worker has not seen the cancel"), wire.Done(id=1)])
     ((_, failed),) = queues[0].events
     assert isinstance(failed, wire.Failed)
     assert failed.kind == "InternalError"
     assert cancelled == [1]
-    for event in _course(2, generate(""))[3:]:
-        pending.receive(event)
+    pending.receive(_course(2, generate(""))[3:])
     assert isinstance(queues[1].events[-1][1], wire.Done)
 
 

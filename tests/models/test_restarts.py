@@ -16,14 +16,11 @@ CLIENTS = 12
 SECONDS = 8.0
 
 
-async def answer(pool: Pool, text: str, group: str) -> str:
-    """Returns a request's outcome: done, wrong, lost (failed unstarted) or started (died with its worker)."""
+async def answer(pool: Pool, text: str) -> str:
+    """Returns the outcome of a request: done, wrong, lost (failed unstarted) or started (died with its worker)."""
     parts: list[str] = []
     started = False
-    async with (
-        pool.lease("fake") as lease,
-        aclosing(lease.run([generate(text + "\n")], group=group)) as source,
-    ):
+    async with pool.lease("fake") as lease, aclosing(lease.run([generate(text + "\n")])) as source:
         async for _, event in source:
             if isinstance(event, wire.Started):
                 started = True
@@ -48,8 +45,8 @@ def test_clients_of_a_worker_that_is_killed_at_random() -> None:
             n = 0
             while clock() < end:
                 n += 1
-                # longer than any back-off: a hang fails the test here
-                found[await asyncio.wait_for(answer(pool, f"{number}.{n}", f"{number}.{n}"), 30)] += 1
+                # longer than any back-off; a hang would fail the test here
+                found[await asyncio.wait_for(answer(pool, f"{number}.{n}"), 30)] += 1
                 await asyncio.sleep(0.01 * draw.random())
 
         async def killer() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.models.workers import FAKE, generate, run, script, scripted
+from tests.models.workers import FAKE, Sink, faulty, generate, run, script, scripted
 from tinyoai import wire
 from tinyoai.models.pending_calls import EventQueue, PendingCall, Stage
 from tinyoai.models.spawn import spawn_worker
@@ -249,14 +249,11 @@ def test_cancel_ends_a_running_call_and_no_other() -> None:
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_fault_in_a_sink_ends_its_call_in_the_worker_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    def faulty(index: int, content: wire.Content) -> bool:
-        raise ZeroDivisionError
-
     async def body() -> None:
         worker = await Worker.start(SCRIPTED, timeout=30)
         other = Call(worker, script(hold=True))
         await other.until(wire.Accepted)
-        call = Call(worker, script(hold=True), on_content=faulty)
+        call = Call(worker, script(hold=True), sink=Sink(faulty))
         await call.until(wire.Accepted)
         assert isinstance((await Call(worker, script(say="now")).text())[1], wire.Done)
         _, event = await call.text()

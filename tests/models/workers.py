@@ -41,6 +41,45 @@ def generate(text: str, **fields: Any) -> wire.Generate:
     return wire.Generate(prompt=prompt, sampling=Sampling(temperature=0), **fields)
 
 
+class Sink:
+    """Takes what `take` returns true for. `reads` has the events between two flushes."""
+
+    def __init__(self, take: Callable[[wire.Event], bool]) -> None:
+        self._take = take
+        self._arrived: list[wire.Event] = []
+        self.reads: list[list[wire.Event]] = []
+
+    @property
+    def text(self) -> str:
+        """All text that was taken."""
+        return "".join(event.text for read in self.reads for event in read if isinstance(event, wire.Content))
+
+    def on_event(self, index: int, event: wire.Event) -> bool:
+        """See EventSink."""
+        assert index == 0
+        taken = self._take(event)
+        if taken:
+            self._arrived.append(event)
+        return taken
+
+    def flush(self) -> None:
+        """See EventSink."""
+        self.reads.append(self._arrived)
+        self._arrived = []
+
+
+def take_text(event: wire.Event) -> bool:
+    """Takes Content alone."""
+    return isinstance(event, wire.Content)
+
+
+def faulty(event: wire.Event) -> bool:
+    """Takes nothing, and fails at Content."""
+    if isinstance(event, wire.Content):
+        raise ZeroDivisionError
+    return False
+
+
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Runs a test in its own event loop."""
     asyncio.run(asyncio.wait_for(work, 60))

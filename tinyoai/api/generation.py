@@ -6,6 +6,7 @@ indices first appear in ascending order. Each dialect brings a `StreamFormat` fo
 """
 
 import asyncio
+import functools
 import hashlib
 import secrets
 import time
@@ -131,13 +132,16 @@ class _Run:
         self.n = bodies[0].n
         self.answer = Answer(len(bodies), self.n)
 
-    def on_content(self, prompt: int, event: wire.Content) -> bool:
-        """Takes a piece straight out of the worker's frame. False: not now, it has to queue."""
-        self.content(prompt, event)
+    def on_event(self, index: int, event: wire.Event) -> bool:
+        """Takes an event of a prompt straight out of the worker's frame. False: not now, it has to queue."""
+        self.take(index, event)
         return True
 
+    def flush(self) -> None:
+        """No further event is at hand."""
+
     def content(self, prompt: int, event: wire.Content) -> None:
-        """Takes a piece, whichever way it came."""
+        """Takes a piece of a choice."""
         choice = self.answer.choices[prompt * self.n + event.choice]
         choice.n_pieces += 1
         self.exchange.n_tokens += 1
@@ -185,14 +189,13 @@ class _Run:
         run = lease.run(
             self.bodies,
             client=self.exchange.client,
-            # not the request's id: clients may choose that, and could share one place in the queue
-            group=new_id("group"),
             deadline=deadline,
-            on_content=self.on_content,
+            sink=self,
         )
         async with aclosing(run) as events:
             async for prompt, event in events:
                 self.take(prompt, event)
+                self.flush()
                 if self.exchange.congested:
                     await self.exchange.drain()
         self.answer.check()
@@ -280,6 +283,9 @@ class _Stream(_Run):
         self._next = 0
         """The lowest index of which no event was sent yet."""
         self._held: dict[int, list[bytes]] = {}
+        self._choices = self.answer.choices
+        self._unsent: list[bytes] = []
+        """Events that leave in the next write: those that arrive together are sent together."""
         # the wait and the comments
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(self._patience(), self._on_timer)
@@ -299,30 +305,39 @@ class _Stream(_Run):
             if data is not None:
                 self._send(index, data)
 
-    def on_content(self, prompt: int, event: wire.Content) -> bool:
-        if not self.open or self.exchange.congested:
+    def on_event(self, index: int, event: wire.Event) -> bool:
+        exchange = self.exchange
+        if exchange.congested:
             return False
-        self.content(prompt, event)
+        if type(event) is wire.Content and (at := index * self.n + event.choice) < self._next:
+            # almost all are text of a choice that has appeared
+            self._choices[at].n_pieces += 1
+            exchange.n_tokens += 1
+            self._unsent.append(sse.event(self._format.content(at, event), self._chunked))
+        else:
+            self.take(index, event)
         return True
 
     def content(self, prompt: int, event: wire.Content) -> None:
         index = prompt * self.n + event.choice
-        exchange = self.exchange
-        self.answer.choices[index].n_pieces += 1
-        exchange.n_tokens += 1
-        data = self._format.content(index, event)
-        if index < self._next:  # almost always: the choice has appeared
-            exchange.send(sse.event(data, self._chunked))
-        else:
-            self._send(index, data)
+        self._choices[index].n_pieces += 1
+        self.exchange.n_tokens += 1
+        self._send(index, self._format.content(index, event))
+
+    def flush(self) -> None:
+        unsent = self._unsent
+        if unsent:
+            # one write of many events costs little more than one of a single event
+            self.exchange.send(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+            unsent.clear()
 
     def ended(self, index: int) -> None:
         self._send(index, self._format.last(index))
 
     def finish(self) -> None:
         """Ends a complete answer."""
-        for data in self._format.end():
-            self.exchange.send(sse.event(data, self._chunked))
+        self._unsent += [sse.event(data, self._chunked) for data in self._format.end()]
+        self.flush()
         self.exchange.end_stream()
 
     def close(self) -> None:
@@ -334,12 +349,11 @@ class _Stream(_Run):
         if index > self._next:
             self._held.setdefault(index, []).append(data)
             return
-        self.exchange.send(sse.event(data, self._chunked))
+        self._unsent.append(sse.event(data, self._chunked))
         if index == self._next:
             self._next += 1
             while held := self._held.pop(self._next, None):
-                for data in held:
-                    self.exchange.send(sse.event(data, self._chunked))
+                self._unsent += [sse.event(data, self._chunked) for data in held]
                 self._next += 1
 
     def _begin_response(self, *, early: bool) -> None:
@@ -414,7 +428,12 @@ def fingerprint(ready: wire.Ready) -> str:
         ready.version,
     )
     engine = f"{info.engine}-{info.engine_version}".rstrip("-")
-    return f"fp_{engine}_{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+    return f"fp_{engine}_{_hash(facts)}"
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(facts: tuple[str | int, ...]) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def new_id(prefix: str) -> str:

@@ -130,6 +130,8 @@ class ManagedModel:
     def __init__(self, model: Model, owner: Owner) -> None:
         self._owner = owner
         self.model = model
+        self.defaults = model.all_defaults
+        """Values of request fields that a request leaves out."""
         self.load = owner.make_load(model)
         self.estimate = estimate(model, self.load)
         # state
@@ -336,6 +338,7 @@ class ManagedModel:
         try:
             try:
                 self.model = await self._owner.refresh(self.name)
+                self.defaults = self.model.all_defaults
                 self.load = self._owner.make_load(self.model)
                 self.estimate = estimate(self.model, self.load)
                 await self._owner.make_room(self)

@@ -8,14 +8,25 @@ import asyncio
 import enum
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from tinyoai import wire
 
 log = logging.getLogger("tinyoai.worker")
 
-ContentSink = Callable[[int, wire.Content], bool]
-"""Gets a call's index and each Content as it arrives. Returns false if the Content must be queued instead."""
+Note = wire.Ready | wire.LoadFailed | wire.Heartbeat
+"""A message that belongs to no call."""
+
+
+class EventSink(Protocol):
+    """Takes events of one or more calls as they arrive, all but Started, Done and Failed."""
+
+    def on_event(self, index: int, event: wire.Event) -> bool:
+        """Takes an event of the call with this index. Returns false if it must be queued instead."""
+
+    def flush(self) -> None:
+        """No further event is at hand: sends what was held back."""
 
 
 class EventQueue:
@@ -53,6 +64,7 @@ class Stage(enum.IntEnum):
     ACCEPTED = 3
 
 
+_Content = wire.Content
 _ACCEPTED = Stage.ACCEPTED  # an enumeration's attributes are slow
 _STAGES: dict[type, Stage] = {
     wire.Started: Stage.STARTED,
@@ -70,30 +82,33 @@ class PendingCall:
     """One request at one worker."""
 
     __slots__ = (
+        "choices",
         "ended",
         "id",
         "index",
         "needs_slot",
-        "on_content",
         "open_choices",
         "queue",
         "result",
+        "sink",
         "stage",
     )
 
     def __init__(
-        self, call_id: int, index: int, body: wire.Body, queue: EventQueue, on_content: ContentSink | None
+        self, call_id: int, index: int, body: wire.Body, queue: EventQueue, sink: EventSink | None
     ) -> None:
         self.id = call_id
         self.index = index
         self.queue = queue
-        self.on_content = on_content
+        self.sink = sink
         self.stage = Stage.SENT
         self.ended = False
         """The Done or Failed is in the queue."""
         self.needs_slot = isinstance(body, wire.Generate | wire.Embed)
         self.open_choices = set(range(body.n)) if isinstance(body, wire.Generate) else set[int]()
         """Choices of a Generate whose ChoiceDone has not come."""
+        self.choices: list[wire.ChoiceDone] = []
+        """Those that have come."""
         self.result = _RESULTS.get(type(body))
         """The type of the one result that has not come; None for a Generate."""
 
@@ -118,6 +133,7 @@ class PendingCall:
             if stage is not Stage.ACCEPTED or event.choice not in self.open_choices:
                 raise self.breach(event)
             self.open_choices.remove(event.choice)
+            self.choices.append(event)
         elif kind is wire.Progress:
             if stage is not Stage.ACCEPTED:
                 raise self.breach(event)
@@ -146,48 +162,77 @@ class PendingCalls:
         self._cancel = cancel
 
     def begin(
-        self, index: int, body: wire.Body, queue: EventQueue, on_content: ContentSink | None = None
+        self, index: int, body: wire.Body, queue: EventQueue, sink: EventSink | None = None
     ) -> PendingCall:
-        """Returns a new call with the next id. Its events go to `queue` with `index`."""
+        """Returns a new call with the next id. Its events go to `sink`, else to `queue` with `index`."""
         self._last_id += 1
-        call = self.open[self._last_id] = PendingCall(self._last_id, index, body, queue, on_content)
+        call = self.open[self._last_id] = PendingCall(self._last_id, index, body, queue, sink)
         return call
 
-    def receive(self, event: wire.Event) -> None:
-        """Hands an event to its call. Raises wire.WireError if it breaks the rules."""
-        call = self.open.get(event.id)
-        if call is None:
-            if not 0 < event.id <= self._last_id:
-                raise wire.WireError(f"{type(event).__name__} of request {event.id}, which was never sent")
-            return  # the call has ended on this side; the worker did not know that yet
-        if type(event) is wire.Content:
-            if call.stage is not _ACCEPTED or event.choice not in call.open_choices:
-                raise call.breach(event)
-            # nothing may overtake what is queued
-            if call.on_content is not None and not call.queue.events:
+    def receive(self, messages: Iterable[wire.ToServer]) -> list[Note]:
+        """Hands the messages of one read to their calls, and returns those that belong to none.
+
+        Raises wire.WireError for a message that breaks the rules; those before it are handed out.
+        """
+        calls = self.open
+        notes: list[Note] = []
+        taken: dict[PendingCall, EventSink] = {}
+        try:
+            for message in messages:
+                if type(message) is not _Content and isinstance(message, Note):
+                    notes.append(message)
+                    continue
+                call = calls.get(message.id)
+                if call is None:
+                    self._check_ended(message)
+                    continue
+                if type(message) is _Content:  # almost all are, and isinstance takes three times as long
+                    if call.stage is not _ACCEPTED or message.choice not in call.open_choices:
+                        raise call.breach(message)
+                else:
+                    call.advance(message)
+                    if isinstance(message, wire.Final):
+                        self._end(call, message)
+                        continue
+                    if type(message) is wire.Started and call.sink is not None:
+                        continue
+                sink = call.sink
+                if sink is not None and not call.queue.events:  # nothing may overtake what is queued
+                    try:
+                        if sink.on_event(call.index, message):
+                            taken[call] = sink
+                            continue
+                    except Exception:
+                        self._on_fault(call)
+                        continue
+                call.queue.put(call.index, message)
+        finally:
+            for call, sink in taken.items():
                 try:
-                    if call.on_content(call.index, event):
-                        return
+                    sink.flush()
                 except Exception:
                     self._on_fault(call)
-                    return
-        else:
-            call.advance(event)
-            if isinstance(event, wire.Final):
-                del self.open[call.id]
-                call.ended = True
-        call.queue.put(call.index, event)
+        return notes
 
     def fail(self, call: PendingCall, kind: str, message: str) -> None:
         """Ends one call from this side. Harmless if it has ended."""
-        if self.open.pop(call.id, None) is not None:
-            call.ended = True
-            call.queue.put(call.index, wire.Failed(id=call.id, kind=kind, message=message))
+        if not call.ended:
+            self._end(call, wire.Failed(id=call.id, kind=kind, message=message))
 
     def fail_all(self, kind: str, message: str) -> None:
         """Ends every open call."""
         for call in list(self.open.values()):
             self.fail(call, kind, message)
+
+    def _check_ended(self, event: wire.Event) -> None:
+        """Raises wire.WireError unless the event's call has ended on this side: the worker may not know that yet."""
+        if not 0 < event.id <= self._last_id:
+            raise wire.WireError(f"{type(event).__name__} of request {event.id}, which was never sent")
+
+    def _end(self, call: PendingCall, final: wire.Final) -> None:
+        del self.open[call.id]
+        call.ended = True
+        call.queue.put(call.index, final)
 
     def _on_fault(self, call: PendingCall) -> None:
         # one stream's fault must not end the connection that all requests of the model share

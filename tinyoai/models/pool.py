@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import itertools
 import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -15,7 +16,7 @@ from tinyoai.models.catalog import Catalog
 from tinyoai.models.eviction import Loaded, plan
 from tinyoai.models.managed_model import FOREVER, ManagedModel
 from tinyoai.models.model_status import State
-from tinyoai.models.pending_calls import ContentSink, EventQueue, PendingCall
+from tinyoai.models.pending_calls import EventQueue, EventSink, PendingCall
 from tinyoai.models.registry import Defaults, LastLoad, Model
 from tinyoai.models.spawn import SpawnedWorker
 from tinyoai.models.worker import Worker
@@ -28,6 +29,8 @@ WAIT_S = 30.0
 """Seconds that a request waits for a worker, in total."""
 SHARE = 0.9
 """Share of the available memory that is the budget where none is set. The rest is for everything else."""
+
+_groups = itertools.count(1)
 
 
 class Lease:
@@ -49,7 +52,7 @@ class Lease:
     @property
     def defaults(self) -> Defaults:
         """Values of the fields that a request leaves out."""
-        return self._model.model.all_defaults
+        return self._model.defaults
 
     @property
     def loading(self) -> bool:
@@ -72,19 +75,19 @@ class Lease:
         bodies: Sequence[wire.Body],
         *,
         client: str = "",
-        group: str = "",
         deadline: float | None = None,
-        on_content: ContentSink | None = None,
+        sink: EventSink | None = None,
     ) -> AsyncGenerator[tuple[int, wire.Event], None]:
         """Runs requests, and yields their events with the index of the body, in order of arrival.
 
-        Each body ends in one Done or Failed; no error is raised. Closing the generator cancels what runs.
-        `on_content` gets each Content as it arrives, before the queue, and returns false to have it queued; if it
-        raises, that request fails with InternalError.
+        Together they take one place in the queue. Each body ends in one Done or Failed; no error is raised. Closing
+        the generator cancels what runs.
+        `sink` gets events as they arrive, and those that it takes are not yielded, nor is Started. If it raises, that
+        request fails with InternalError.
         """
+        group = f"group {next(_groups)}" if len(bodies) > 1 else ""
         queue = EventQueue()
         unsent: dict[int, wire.Body] = dict(enumerate(bodies))
-        choices: dict[int, list[wire.ChoiceDone]] = {}
         calls: dict[int, PendingCall] = {}
         n_pending = 0
         worker: Worker | None = None
@@ -103,16 +106,14 @@ class Lease:
                         return
                     patience_s -= clock() - begin
                     sent = worker.send(
-                        unsent, queue, client=client, group=group, deadline=deadline, on_content=on_content
+                        unsent, queue, client=client, group=group, deadline=deadline, sink=sink
                     )
                     calls = {call.index: call for call in sent}
                     unsent, n_pending = {}, len(calls)
                 index, event = await queue.get()
-                if isinstance(event, wire.ChoiceDone):
-                    choices.setdefault(index, []).append(event)
-                elif isinstance(event, wire.Done):
+                if isinstance(event, wire.Done):
                     n_pending -= 1
-                    self._model.note_done(event, choices.get(index, ()))
+                    self._model.note_done(event, calls[index].choices)
                 elif isinstance(event, wire.Failed):
                     n_pending -= 1
                     if event.kind == "WorkerDied" and not calls[index].started:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tinyoai import wire
 from tinyoai.host import subproc
-from tinyoai.models.pending_calls import ContentSink, EventQueue, PendingCall, PendingCalls
+from tinyoai.models.pending_calls import EventQueue, EventSink, PendingCall, PendingCalls
 from tinyoai.models.spawn import SpawnedWorker, spawn_worker
 
 log = logging.getLogger("tinyoai.worker")
@@ -67,6 +67,7 @@ class Worker:
 
     def __init__(self, load: wire.Load, spawned: SpawnedWorker, stall_s: float) -> None:
         loop = asyncio.get_running_loop()
+        self._clock = loop.time
         self.load = load
         self.ready: wire.Ready
         self.ended: asyncio.Future[str] = loop.create_future()
@@ -179,12 +180,12 @@ class Worker:
         client: str = "",
         group: str = "",
         deadline: float | None = None,
-        on_content: ContentSink | None = None,
+        sink: EventSink | None = None,
     ) -> list[PendingCall]:
         """Sends these bodies in one frame, and returns a call for each. Events go to `queue` with their keys."""
         if not self.n_open:
             self._last_heard = asyncio.get_running_loop().time()
-        calls = [self._calls.begin(index, body, queue, on_content) for index, body in bodies.items()]
+        calls = [self._calls.begin(index, body, queue, sink) for index, body in bodies.items()]
         if not self.alive:
             for call in calls:
                 self._calls.fail(call, "WorkerDied", "the model's process has ended")
@@ -211,23 +212,19 @@ class Worker:
     # -- inside ----------------------------------------------------------------------------------
 
     def _receive(self, messages: list[wire.ToServer]) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._calls.open:
-            self._longest_silence_s = max(self._longest_silence_s, now - self._last_heard)
+        now = self._clock()
+        if now - self._last_heard > self._longest_silence_s and self._calls.open:
+            self._longest_silence_s = now - self._last_heard
         self._last_heard = now
-        for message in messages:
-            if type(message) is wire.Content:  # almost all are, and isinstance takes three times as long
-                self._calls.receive(message)
-            elif isinstance(message, wire.Heartbeat):
-                self._longest_step_s = max(self._longest_step_s, message.max_step_s)
-            elif isinstance(message, wire.Ready | wire.LoadFailed):
-                if self._first.done():
-                    raise wire.WireError(f"a second {type(message).__name__}")
-                if isinstance(message, wire.Ready):
-                    self._longest_step_s = message.max_step_s
-                self._first.set_result(message)
-            else:
-                self._calls.receive(message)
+        for note in self._calls.receive(messages):
+            if isinstance(note, wire.Heartbeat):
+                self._longest_step_s = max(self._longest_step_s, note.max_step_s)
+                continue
+            if self._first.done():
+                raise wire.WireError(f"a second {type(note).__name__}")
+            if isinstance(note, wire.Ready):
+                self._longest_step_s = note.max_step_s
+            self._first.set_result(note)
 
     def _send_cancel(self, call: PendingCall) -> None:
         if not self._transport.is_closing():

@@ -3,6 +3,7 @@
 They are: the Host header, the page's origin, the API key, the rate limit, and the body's media type.
 """
 
+import functools
 import ipaddress
 import time
 from collections.abc import Sequence
@@ -195,6 +196,7 @@ def _check_media_type(head: Head) -> None:
         raise errors.UnsupportedMediaType("the body must be JSON; send Content-Type: application/json")
 
 
+@functools.lru_cache(maxsize=1024)
 def _network(peer: str) -> str:
     """Returns the address, or the /64 network of an IPv6 address, since one client has all of that."""
     try:

@@ -46,18 +46,17 @@ class RequestBody:
     def feed(self) -> None:
         """Moves the body's bytes from the buffer to h11."""
         while True:
-            self._take_events()
-            if self.complete or self.error is not None or not self._buffer:
-                return
             try:
                 n = self._count()
             except errors.ApiError as error:
                 self.fail(error)
                 return
-            if n == 0:
+            if n:
+                self._http.receive_data(bytes(self._buffer[:n]))
+                del self._buffer[:n]
+            self._take_events()
+            if self.complete or self.error is not None or n == 0 or not self._buffer:
                 return
-            self._http.receive_data(bytes(self._buffer[:n]))
-            del self._buffer[:n]
 
     def fail(self, error: errors.ApiError) -> None:
         """Gives the body up: `read` raises the error."""

@@ -57,7 +57,7 @@ class Connection(asyncio.Protocol):
         self._unacked_before = 0
         """Bytes that the client had not taken when the timer was started."""
         self._hangup_check: asyncio.TimerHandle | None = None
-        self._flow = WriteFlow()
+        self.flow = WriteFlow()
         # of the next head
         self._head_begun = True
         """Its time limit runs: from the accept, later from its first byte."""
@@ -111,13 +111,13 @@ class Connection(asyncio.Protocol):
         self._stop_hangup_check()
         self._server.connections.discard(self)
         self._abandon_exchange()
-        self._flow.close()
+        self.flow.close()
 
     def pause_writing(self) -> None:
-        self._flow.pause()
+        self.flow.pause()
 
     def resume_writing(self) -> None:
-        self._flow.resume()
+        self.flow.resume()
         self._read_heads()
 
     # -- called by the server ----------------------------------------------------------------------
@@ -139,11 +139,6 @@ class Connection(asyncio.Protocol):
             self._close()
 
     # -- called by the exchange (Link) -------------------------------------------------------------
-
-    @property
-    def congested(self) -> bool:
-        """The client reads slower than the server writes."""
-        return self._flow.paused
 
     @property
     def closing(self) -> bool:
@@ -180,7 +175,7 @@ class Connection(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Waits until the client has caught up. Raises ClientGone after `stall_s` without progress."""
-        await self._flow.drain(self._transport, self._limits.stall_s)
+        await self.flow.drain(self._transport, self._limits.stall_s)
 
     def on_request_finished(self, *, close: bool) -> None:
         """The response is complete: waits for the next request, or closes."""
@@ -214,7 +209,7 @@ class Connection(asyncio.Protocol):
         self._state = after(self._state, event)
 
     def _read_heads(self) -> None:
-        if self._state is not State.HEAD or self._flow.paused:
+        if self._state is not State.HEAD or self.flow.paused:
             return
         if self._buffer.startswith(b"\r\n") and not self._blank_seen:
             # some clients send an empty line after a body (RFC 9112, 2.2)
@@ -378,7 +373,9 @@ class Connection(asyncio.Protocol):
 
     def _start_timer(self, seconds: float) -> None:
         self._stop_timer()
-        self._unacked_before = unacked_bytes(self._transport)
+        # where nothing waits to be taken, no progress can be seen, and the kernel need not be asked
+        waits = self.flow.paused or self._state is State.CLOSING
+        self._unacked_before = unacked_bytes(self._transport) if waits else sys.maxsize
         self._timer = self._loop.call_later(seconds, self._on_timeout)
 
     def _stop_timer(self) -> None:
@@ -389,7 +386,7 @@ class Connection(asyncio.Protocol):
     def _on_timeout(self) -> None:
         self._timer = None
         unacked = unacked_bytes(self._transport)
-        if unacked and (self._flow.paused or self._state is State.CLOSING):
+        if unacked and (self.flow.paused or self._state is State.CLOSING):
             # the next head, or the end, waits until the responses are taken: progress earns more time
             if unacked < self._unacked_before:
                 self._start_timer(self._limits.stall_s)

@@ -4,18 +4,22 @@ A response's head goes through h11, which keeps the rules of HTTP. A stream's bo
 bytes straight to the transport; h11 learns only that it ends.
 """
 
+import functools
 import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import h11
 
 from tinyoai import errors
 from tinyoai.web import sse
 from tinyoai.web.request_head import Head
+
+if TYPE_CHECKING:
+    from tinyoai.web.flow import WriteFlow
 
 _DATE = "%a, %d %b %Y %H:%M:%S GMT"
 """An HTTP date. No code calls setlocale, so the names are English."""
@@ -35,8 +39,8 @@ class Link(Protocol):
         """Returns the event loop's time in seconds."""
 
     @property
-    def congested(self) -> bool:
-        """The client reads slower than the server writes."""
+    def flow(self) -> "WriteFlow":
+        """Tells whether the client takes what is written."""
 
     @property
     def closing(self) -> bool:
@@ -196,7 +200,7 @@ class Exchange:
     @property
     def congested(self) -> bool:
         """The client reads slower than the server sends: call drain before sending more."""
-        return self._link.congested
+        return self._link.flow.paused
 
     async def drain(self) -> None:
         """Waits until the client has caught up. Raises ClientGone if it does not in time."""
@@ -216,7 +220,7 @@ class Exchange:
 
     def _encode_head(self, status: int, fields: Sequence[tuple[str, str]], close: bool) -> bytes:
         headers = [
-            ("date", time.strftime(_DATE, time.gmtime())),
+            ("date", _date(int(time.time()))),
             ("x-request-id", self.request_id),
             *self._link.default_headers(self),
             *self.extra_headers,
@@ -233,6 +237,11 @@ class Exchange:
     def _finish(self, close: bool) -> None:
         self.finished = True
         self._link.on_request_finished(close=close)
+
+
+@functools.lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return time.strftime(_DATE, time.gmtime(second))
 
 
 def _request_id(head: Head) -> str:

@@ -1,4 +1,4 @@
-"""Server-sent events as bytes, including their HTTP chunk framing: one event is one bytes object and one write."""
+"""Server-sent events as bytes, including their HTTP chunk framing: one event is one bytes object and one chunk."""
 
 
 def event(data: bytes, chunked: bool) -> bytes:

@@ -103,7 +103,7 @@ def check(request: ChatRequest) -> None:
 
 def conversation(messages: Sequence[ChatMessage], template_args: dict[str, Any] | None) -> wire.Conversation:
     """Returns the prompt of a chat. Raises errors.BadRequest for content that is not text, and for wrong arguments."""
-    if problem := template_arguments.problem(template_args or {}):
+    if template_args and (problem := template_arguments.problem(template_args)):
         raise errors.BadRequest(f"chat_template_kwargs: {problem}", param="chat_template_kwargs")
     return wire.Conversation(
         messages=[
