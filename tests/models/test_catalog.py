@@ -5,13 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf as reference
 import pytest
 
 from tests.engines import make
 from tinyoai import errors, gguf
+from tinyoai.engine import facts
 from tinyoai.models import catalog as module
 from tinyoai.models.catalog import Catalog, describe
-from tinyoai.models.registry import Model
+from tinyoai.models.registry import LastLoad, Model
 
 DEFAULT = Model(name="default", path="")
 
@@ -268,3 +270,207 @@ def test_a_settings_file_names_a_template_beside_it(folder: Path, tmp_path: Path
     put(path, llama, template="own.jinja", context=64)
     catalog.refresh()
     assert catalog.lookup("a").template == str(folder / "own.jinja")
+
+
+# -- files that belong to a model ------------------------------------------------------------------------
+
+
+def split(path: Path, content: bytes, *, count: int = 3) -> list[Path]:
+    """A model in several files, each with some of its tensors."""
+    source = path.with_suffix(".whole")
+    source.write_bytes(content)
+    whole = reference.GGUFReader(source)
+    tensors = whole.tensors
+    paths = [path.with_name(f"{path.stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    for number, part in enumerate(paths):
+        writer = reference.GGUFWriter(str(part), "llama")
+        for field in whole.fields.values() if number == 0 else ():
+            if field.name.startswith("GGUF.") or field.name == "general.architecture":
+                continue
+            kind = field.types[0]
+            writer.add_key_value(
+                field.name, field.contents(), kind, field.types[-1] if len(field.types) > 1 else None
+            )
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(tensors))
+        for tensor in tensors[number::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    source.unlink()
+    return paths
+
+
+def with_llamacpp(monkeypatch: pytest.MonkeyPatch, *, there: bool = True) -> None:
+    """Makes the library of llama.cpp there or not."""
+    changed = facts.ENGINES["llamacpp"]._replace(installed=lambda: there)
+    monkeypatch.setitem(facts.ENGINES, "llamacpp", changed)
+
+
+def test_a_model_in_several_files_is_one(
+    folder: Path, tmp_path: Path, llama: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_llamacpp(monkeypatch)
+    (folder / "org").mkdir()
+    paths = split(folder / "org" / "big.gguf", llama)
+    (folder / "org" / "big.json").write_text('{"context": 64}')
+    whole = put(folder / "one.gguf", llama)
+    catalog = opened(folder, tmp_path / "home")
+    assert list(catalog.view.models) == ["default", "one", "org/big"]
+    big, one = catalog.view.models["org/big"], catalog.view.models["one"]
+    assert big.path == str(paths[0])
+    assert (big.engine, big.n_ctx_override) == ("llamacpp", 64)
+    assert big.size == sum(path.stat().st_size for path in paths)
+    assert (big.n_params, big.hparams) == (one.n_params, one.hparams)
+    assert gguf.read_header(paths[0]).tensors.keys() == gguf.read_header(whole).tensors.keys()
+    # a change of any file is noticed, and a missing one is named
+    content = paths[1].read_bytes()
+    paths[1].unlink()
+    catalog.refresh()
+    assert catalog.view.broken == {
+        "org/big": "big-00002-of-00003.gguf is missing, one of the 3 files of the model; copy or download it"
+    }
+    with pytest.raises(errors.ModelNotFound, match="big-00002-of-00003"):
+        catalog.current("org/big")
+    paths[1].write_bytes(content)
+    catalog.refresh()
+    assert catalog.current("org/big").fingerprint != big.fingerprint
+
+
+def test_parts_that_do_not_fit(folder: Path, llama: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_llamacpp(monkeypatch)
+    paths = split(folder / "big.gguf", llama)
+    with pytest.raises(
+        gguf.BadModelFile, match=r"one of 3 files of a model; name the first, big-00001-of-00003\.gguf"
+    ):
+        describe(paths[1], "big")
+    renamed = paths[0].rename(folder / "renamed.gguf")
+    with pytest.raises(gguf.BadModelFile, match="was renamed"):
+        describe(renamed, "big")
+    renamed.rename(paths[0])
+    paths[2].write_bytes(paths[1].read_bytes())
+    with pytest.raises(gguf.BadModelFile, match=r"00003-of-00003\.gguf does not belong to the model"):
+        describe(paths[0], "big")
+    with_llamacpp(monkeypatch, there=False)
+    paths = split(folder / "big.gguf", llama)
+    with pytest.raises(gguf.Unsupported, match="install it with"):
+        describe(paths[0], "big")
+    with pytest.raises(gguf.Unsupported, match="split into 3 files, which ctransformers cannot read"):
+        describe(paths[0], "big", engine="ctransformers")
+
+
+def other(path: Path, arch: str, role: str) -> Path:
+    """A GGUF file that is no model."""
+    writer = reference.GGUFWriter(str(path), arch)
+    writer.add_string("general.type", role)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arch", "role", "words"),
+    [
+        ("clip", "mmproj", "is a projector"),
+        ("clip", "model", "is a projector"),
+        ("llama", "adapter", "is a LoRA adapter"),
+        ("llama", "imatrix", "is an importance matrix"),
+    ],
+)
+def test_files_that_belong_to_a_model_are_not_listed(
+    folder: Path, tmp_path: Path, llama: bytes, arch: str, role: str, words: str
+) -> None:
+    put(folder / "a.gguf", llama)
+    path = other(folder / "b.gguf", arch, role)
+    catalog = opened(folder, tmp_path / "home")
+    for _ in range(2):  # the second look remembers the first
+        assert list(catalog.view.models) == ["default", "a"]
+        assert catalog.view.broken == catalog.view.missing == {}
+        catalog.refresh()
+    with pytest.raises(gguf.NotAModel, match=words):
+        describe(path, "b")
+
+
+# -- engines, defaults and loads ---------------------------------------------------------------------------
+
+
+def test_a_settings_file_names_the_engine(
+    folder: Path, tmp_path: Path, llama: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_llamacpp(monkeypatch)
+    put(folder / "a.gguf", llama)
+    put(folder / "b.gguf", llama, engine="ctransformers")
+    put(folder / "c.gguf", llama, engine="vllm")
+    view = opened(folder, tmp_path / "home").view
+    assert (view.models["a"].engine, view.models["b"].engine) == ("llamacpp", "ctransformers")
+    assert "names the engine 'vllm'; available: auto, llamacpp, ctransformers" in view.broken["c"]
+    # a flag is stronger
+    assert describe(folder / "b.gguf", "b", engine="llamacpp").engine == "llamacpp"
+
+
+def test_the_engine_is_chosen_again_when_one_comes_or_goes(
+    folder: Path, tmp_path: Path, llama: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder / "a.gguf", llama)
+    for there, engine in ((False, "ctransformers"), (True, "llamacpp"), (False, "ctransformers")):
+        with_llamacpp(monkeypatch, there=there)
+        assert opened(folder, tmp_path / "home").view.models["a"].engine == engine
+
+
+def test_the_built_in_model_stays_on_ctransformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_llamacpp(monkeypatch)
+    builtin = Path(module.__file__).parents[1] / "builtin" / "tinyoai-chat.gguf"
+    assert describe(builtin, "tinyoai-chat").engine == "ctransformers"
+
+
+def test_defaults_of_a_model_file(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys: dict[str, Any] = {"general__sampling__top_k": 20}
+    path = make.llama(folder / "a.gguf", n_embd=32, **keys)
+    header = gguf.read_header(path)
+    header.metadata |= {
+        "general.sampling.temp": 0.6000000238418579,
+        "general.sampling.top_p": 7.0,
+        "general.sampling.min_p": float("nan"),
+        "general.sampling.penalty_repeat": "much",
+    }
+    found = module._file_defaults(header)
+    assert (found.temperature, found.top_k, found.top_p, found.min_p, found.repeat_penalty) == (
+        0.6,
+        20,
+        None,
+        None,
+        None,
+    )
+    for key in ("top_p", "min_p", "penalty_repeat"):
+        assert f"general.sampling.{key}" in caplog.text
+    (folder / "a.json").write_text('{"defaults": {"temperature": 0.1}}')
+    model = opened(folder, tmp_path / "home").view.models["a"]
+    assert (model.all_defaults.temperature, model.all_defaults.top_k) == (0.1, 20)
+    sources = [model.default_source(name) for name in ("temperature", "top_k", "min_p")]
+    assert sources == ["settings", "file", "openai"]
+
+
+def test_a_load_is_remembered_for_the_same_file(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    put(folder / "a.gguf", llama)
+    catalog = opened(folder, tmp_path / "home")
+    model = catalog.view.models["a"]
+    assert model.loaded is None
+    loaded = LastLoad(settings="x", resident_bytes=50, n_embd_out=32)
+    catalog.note_load("a", "another file", loaded)
+    catalog.note_load("b", model.fingerprint, loaded)
+    assert catalog.view.models["a"].loaded is None
+    catalog.note_load("a", model.fingerprint, loaded)
+    catalog.note_load("a", model.fingerprint, LastLoad(settings="x", resident_bytes=40, n_embd_out=32))
+    assert catalog.view.models["a"].loaded == loaded  # the most that a load with these settings took
+    assert opened(folder, tmp_path / "home").view.models["a"].loaded == loaded  # also for the next server
+    catalog.note_load("a", model.fingerprint, LastLoad(settings="y", resident_bytes=40))
+    found = catalog.view.models["a"].loaded
+    assert found is not None
+    assert (found.settings, found.resident_bytes) == ("y", 40)
+    os.utime(folder / "a.gguf", ns=(1, 1))
+    catalog.refresh()
+    assert catalog.view.models["a"].loaded is None

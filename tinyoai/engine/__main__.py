@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from tinyoai import native, wire
-from tinyoai.engine import requests, tokenization
+from tinyoai.engine import rendering, requests, tokenization
 from tinyoai.engine.contract import Engine, EngineError
 from tinyoai.engine.opening import open_engine
 from tinyoai.engine.rendering import ChatRenderer
@@ -197,6 +197,9 @@ def main(fd: int) -> int:
     load = messages.pop(0)
     if not isinstance(load, wire.Load):
         raise wire.WireError("the first message must be Load")
+    if load.engine == "llamacpp":
+        # the native load holds no interpreter lock, so these imports cost no time beside it
+        threading.Thread(target=rendering.preload, daemon=True).start()
     try:
         worker = Worker(sock, open_engine(load), load)
     except EngineError as error:

@@ -37,6 +37,8 @@ __all__ = [
     "installed",
 ]
 
+ENCODER_CONTEXT = 512
+"""As DEFAULT_CONTEXT, of an encoder."""
 PLAIN_CACHE_TYPES = ("f32", "f16", "bf16")
 """Types of the KV cache that need no flash attention."""
 AUTO = "auto"
@@ -124,20 +126,25 @@ def complete(load: wire.Load, hparams: HParams | None, n_ctx_train: int, capacit
     """The load with the engine's own choice of what is 0 in it: tokens of a step, and the context window.
 
     The window is the model's own within `max_context`, cut to what a quarter of `capacity` (in bytes) holds of the
-    KV cache of all slots, but not below 4096. The machine's whole memory decides, not what is free now, so that
-    every load gives the same.
+    KV cache of all slots, but not below 4096 (512 for an encoder, which keeps more for each token). The machine's
+    whole memory decides, not what is free now, so that every load gives the same. A model that has learned its
+    positions one by one gets no more of them.
     """
     engine = ENGINES.get(load.engine)
     if engine is None:  # the worker refuses the load in words
         return load
+    n_ctx = load.n_ctx
     load = structs.replace(load, n_batch=load.n_batch or engine.n_batch)
-    if load.n_ctx:
-        return load
-    n_ctx = min(n_ctx_train, engine.max_context)
-    if n_ctx > DEFAULT_CONTEXT:
-        per_token = engine.estimate(hparams, 0, load).per_token
-        fits = capacity // 4 // per_token // CONTEXT_STEP * CONTEXT_STEP if per_token else n_ctx
-        n_ctx = min(n_ctx, max(DEFAULT_CONTEXT, fits))
+    if not n_ctx:
+        n_ctx = min(n_ctx_train, engine.max_context)
+        floor = ENCODER_CONTEXT if hparams is not None and hparams.whole_rows else DEFAULT_CONTEXT
+        if n_ctx > floor:
+            # what a token of an encoder takes depends on the window
+            per_token = engine.estimate(hparams, 0, structs.replace(load, n_ctx=n_ctx)).per_token
+            fits = capacity // 4 // per_token // CONTEXT_STEP * CONTEXT_STEP if per_token else n_ctx
+            n_ctx = min(n_ctx, max(floor, fits))
+    if hparams is not None and hparams.n_positions:
+        n_ctx = min(n_ctx, hparams.n_positions)
     return structs.replace(load, n_ctx=n_ctx)
 
 

