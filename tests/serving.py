@@ -159,6 +159,11 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "TINYOAI_HOME": f"{_homes.name}/{next(_numbers)}", **extra}
 
 
+def _with_engine(env: dict[str, str]) -> dict[str, str]:
+    """The environment for tests that name no engine: they expect ctransformers, installed extras or not."""
+    return {"TINYOAI_ENGINE": "ctransformers", **env}
+
+
 @contextlib.contextmanager
 def serve(
     *flags: str, env: dict[str, str] | None = None, wait: float = 60, prefix: Sequence[str] = ()
@@ -169,7 +174,7 @@ def serve(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=env or environment(),
+        env=_with_engine(env or environment()),
     )
     try:
         assert process.stdout is not None

@@ -127,7 +127,7 @@ def _read_template(config: Config) -> str:
     if not template_file.is_file(config.chat_template):
         return ""
     try:
-        return template_file.read(Path(config.chat_template))
+        return template_file.read(config.chat_template)
     except template_file.BadTemplateFile as error:
         raise errors.UsageError(f"--chat-template: {error}") from None
 
@@ -140,7 +140,7 @@ def _wire_load(config: Config, capacity: int, template_source: str, model: Model
     template = model.template if config.chat_template == "auto" else config.chat_template
     if template_file.is_file(template) and not template_source:
         with contextlib.suppress(template_file.BadTemplateFile):  # the worker refuses the load in words
-            template_source = template_file.read(Path(template))
+            template_source = template_file.read(template)
     load = wire.Load(
         path=model.path,
         name=model.name,

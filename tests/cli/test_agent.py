@@ -177,9 +177,11 @@ def test_keys_are_not_in_command_lines_nor_on_disk(place: Place) -> None:
 def test_relative_paths_start_at_the_current_folder(place: Place, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "keys").write_text(f"{KEY} someone\n")
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
     env = place.env(PYTHONPATH=str(ROOT), TINYOAI_API_KEY_FILE="keys")
     env["TINYOAI_HOME"] = "home"
     words = ["agent", "start", "--engine", "fake", "--port", "0", "--models-dir", "models"]
+    words += ["--chat-template", "own.jinja"]
     done = subprocess.run(
         [sys.executable, "-m", "tinyoai", *words],
         cwd=tmp_path,
@@ -193,7 +195,9 @@ def test_relative_paths_start_at_the_current_folder(place: Place, tmp_path: Path
     found = place.agent()
     assert ask(port_of(found)) == 401
     assert ask(port_of(found), KEY) == 200
-    assert f"--models-dir={tmp_path}/models".encode() in Path(f"/proc/{found['pid']}/cmdline").read_bytes()
+    flags = Path(f"/proc/{found['pid']}/cmdline").read_bytes()
+    assert f"--models-dir={tmp_path}/models".encode() in flags
+    assert f"--chat-template={tmp_path}/own.jinja".encode() in flags
 
 
 def test_warnings_of_the_agent_are_printed_at_its_start(place: Place) -> None:

@@ -117,6 +117,7 @@ def test_set_writes_for_the_owner_alone_and_unset_removes(tmp_path: Path) -> Non
         ("models.memory-budget=much", "models.memory-budget: 'much'"),
         ("models.keep-alive=long", "models.keep-alive: 'long'"),
         ("models.dir=/none", "models.dir: /none"),
+        ("model.chat-template=/none", "model.chat-template: '/none' is not one of auto, chatml"),
         ("model.file=/none.gguf", "cannot read the model file /none.gguf"),
         ("http.cors-origin=app.example", "http.cors-origin: 'app.example'"),
         ("http.host=no such host", "http.host: 'no such host'"),
@@ -137,8 +138,9 @@ def test_several_values_of_one_key_need_commas(tmp_path: Path) -> None:
 
 def test_paths_are_stored_as_absolute_paths(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
     done = subprocess.run(
-        [sys.executable, "-m", "tinyoai", "set", "models.dir=models"],
+        [sys.executable, "-m", "tinyoai", "set", "models.dir=models", "model.chat-template=own.jinja"],
         cwd=tmp_path,
         env=environment(TINYOAI_HOME="home", PYTHONPATH=str(ROOT)),
         timeout=120,
@@ -146,8 +148,15 @@ def test_paths_are_stored_as_absolute_paths(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.stdout == f"models.dir = {tmp_path}/models\n"
-    assert json.loads(file_of(tmp_path / "home").read_text()) == {"models.dir": f"{tmp_path}/models"}
+    assert done.stdout == f"models.dir = {tmp_path}/models\nmodel.chat-template = {tmp_path}/own.jinja\n"
+    assert json.loads(file_of(tmp_path / "home").read_text()) == {
+        "models.dir": f"{tmp_path}/models",
+        "model.chat-template": f"{tmp_path}/own.jinja",
+    }
+
+
+def test_a_chat_format_is_no_path(tmp_path: Path) -> None:
+    assert tiny(tmp_path, "set", "model.chat-template=vicuna").stdout == "model.chat-template = vicuna\n"
 
 
 def test_api_keys_are_never_shown_in_full(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def test_version() -> None:
         (["--port", "x"], "whole number"),
         (["--port", "70000"], "between"),
         (["--engine", "vllm"], "auto, ctransformers, llamacpp, fake"),
-        (["--chat-template", "x"], "chatml"),
+        (["--chat-template", "x"], "--chat-template: 'x' is not one of auto, chatml, zephyr"),
+        (["--chat-template", "/"], "'/' is not a file"),
+        (["--chat-template", "/dev/null"], "is not a file"),
         (["--parallel", "0"], "between"),
         (["--parallel", "1.5"], "whole number"),
         (["--grace", "nan"], "between"),
@@ -70,6 +72,19 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(flags: list[str], words: str) 
 def test_the_error_names_a_wrong_variable() -> None:
     line = one_clear_line(run(env=environment(TINYOAI_PORT="x")), 2)
     assert "TINYOAI_PORT" in line
+
+
+def test_template_files_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "t.jinja"
+    for content, words, code in (
+        (b"\xff", "is not UTF-8", 2),
+        (b" ", "is empty", 2),
+        (b"x" * (256 << 10) + b"x", "has more than 262144 bytes", 2),
+        (b"{% if %}", "the chat template is not valid", 1),
+        (b"{{ ''.__class__.__mro__ }}", "does what it may not", 1),
+    ):
+        file.write_bytes(content)
+        assert words in one_clear_line(run("--engine", "fake", "--chat-template", str(file)), code)
 
 
 def test_a_missing_model_file(tmp_path: Path) -> None:

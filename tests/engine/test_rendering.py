@@ -10,7 +10,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -221,6 +221,31 @@ def test_an_output_over_the_limit_is_too_long() -> None:
     assert raised.value.too_long
 
 
+THINKING = (
+    "{% for m in messages %}<|im_start|>{% set c = m.content %}{% set t = m.reasoning_content or '' %}"
+    "{% if '</think>' in c %}{% set t = c.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if t %}<think>{{ t }}</think>{% endif %}{{ c }}{% endfor %}"
+)
+
+
+def test_a_template_that_takes_the_thinking_out_of_an_answer_still_finds_it() -> None:
+    special = [*SPECIAL, "<think>", "</think>"]
+    answer = "<think>\none <|im_start|>\n</think>\n\ntwo"
+    messages = [*talk("a"), *talk(answer, role="assistant"), *talk(answer)]
+    segments = prompt(renderer(THINKING, special=special), messages)
+    assert segments[3:] == [
+        wire.Special("<think>"),
+        wire.Text("one <|im_start|>"),
+        wire.Special("</think>"),
+        wire.Text("two"),
+        wire.Special("<|im_start|>"),
+        wire.Text(answer),
+    ]
+    kept = prompt(renderer(CHATML, special=special), messages)
+    assert flat(kept).count(answer) == 2
+
+
 # -- forgeries ---------------------------------------------------------------------------------------
 
 OPERATIONS = [
@@ -271,6 +296,7 @@ def test_no_operation_of_a_template_forges_a_marker(operation: str) -> None:
     check()
 
 
+@settings(deadline=None)
 @given(HOSTILE, HOSTILE)
 def test_no_argument_forges_a_marker(key: str, value: str) -> None:
     source = "{% if tree is defined %}{{ tree|tojson }}{{ tree }}{% endif %}" + CHATML
@@ -292,7 +318,9 @@ SYSTEM, USER, ANSWER = (
     talk(" Hi there \n"),
     talk("Hello!", role="assistant"),
 )
+THOUGHT = talk("<think>\nWell.\n</think>\n\nHello!", role="assistant")
 TALKS = [
+    [*USER, *THOUGHT, *USER],
     USER,
     [*SYSTEM, *USER],
     [*SYSTEM, *USER, *ANSWER, *USER],
@@ -301,7 +329,7 @@ TALKS = [
 
 
 def test_the_templates_are_there() -> None:
-    require(templates_dir(), "the folder of templates")
+    require(templates_dir(), "the folder of chat templates")
     assert len(TEMPLATES) == 70
 
 
@@ -355,6 +383,11 @@ def test_benign_prompts_are_those_of_plain_jinja(path: Path) -> None:
     assert n_compared >= 1
 
 
+def visible(segments: Sequence[wire.Segment], role: str) -> list[str]:
+    """The control tokens; without those of thinking if it is an answer, where templates look for them."""
+    return [m for m in markers(segments) if role != "assistant" or m not in ("<think>", "</think>")]
+
+
 @pytest.mark.parametrize(
     "path", [p for p in TEMPLATES if p.name not in NEEDS_MORE], ids=lambda path: path.stem
 )
@@ -374,8 +407,8 @@ def test_no_role_forges_a_marker_of_a_real_template(path: Path) -> None:
             )
 
         try:
-            harmless = markers(prompt(found, conversation("Q")))
+            harmless = visible(prompt(found, conversation("Q")), role)
         except RenderRefused:
             continue  # no tool role without a tool call
         for attack in attacks:
-            assert markers(prompt(found, conversation(attack))) == harmless, (role, attack)
+            assert visible(prompt(found, conversation(attack)), role) == harmless, (role, attack)

@@ -127,7 +127,8 @@ def test_settings_beside_a_file(folder: Path, tmp_path: Path, llama: bytes) -> N
         ('{"defaults": {"temperature": 9}}', "temperature"),
         ('{"defaults": {"seed": 1}}', "seed"),
         ('{"defaults": {"max_tokens": 0}}', "max_tokens"),
-        ('{"template": "jinja"}', "'jinja' is not one of"),
+        ('{"template": "jinja"}', "'jinja' is not one of auto, chatml"),
+        ('{"template": "."}', "'.' is not a file"),
         ('{"context": -5}', "context"),
         ('{"aliases": ["a\\nb"]}', "alias"),
         ('{"kind": "music"}', "music"),
@@ -257,3 +258,13 @@ def test_a_registry_that_fails_later_does_not_lose_what_is_known(
     catalog.refresh()
     assert list(catalog.view.models) == ["default", "a", "b"]
     assert catalog.lookup("b").id == 0
+
+
+def test_a_settings_file_names_a_template_beside_it(folder: Path, tmp_path: Path, llama: bytes) -> None:
+    path = put(folder / "a.gguf", llama, template="own.jinja")
+    catalog = opened(folder, tmp_path / "home")
+    assert "names a template: 'own.jinja' is not one of" in catalog.view.broken["a"]
+    (folder / "own.jinja").write_text("{{ messages[0].content }}")
+    put(path, llama, template="own.jinja", context=64)
+    catalog.refresh()
+    assert catalog.lookup("a").template == str(folder / "own.jinja")

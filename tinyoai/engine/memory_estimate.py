@@ -32,6 +32,8 @@ class HParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Numbers that a row of a batch needs while it is evaluated."""
     whole_rows: bool = False
     """An encoder: it has no KV cache, and a text is evaluated in one step."""
+    pools: bool = False
+    """It is made for embeddings, so that every token of a step has an output."""
     flash_attention: bool = True
     """Whether the library can run it with flash attention."""
     vocabulary_bytes: int = 0

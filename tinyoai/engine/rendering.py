@@ -4,7 +4,7 @@ The choice is made once, when the model is loaded. A Jinja template is tried the
 refuses the load.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinyoai import wire
@@ -25,6 +25,7 @@ HARD_S = 10.0
 """Seconds after which a rendering ends the process."""
 MIN_OUTPUT = 1 << 20
 """Characters that a prompt may have, whatever the context window is; it may be counted without being used."""
+THINK, END_THINK = "<think>", "</think>"
 OTHER = "choose another one with --chat-template"
 
 
@@ -79,6 +80,8 @@ class _JinjaChat:
         self._guard = MarkerGuard(info.special)
         self._limit = TimeLimit(HARD_S)
         self._merges_system = self._takes_parts = False
+        self._after_thinking: Callable[[str], str] | None = None
+        """What the template makes of the text after an answer's thinking; None: it looks for no thinking."""
         longest = max(engine.caps.longest_piece, max(map(len, info.special), default=1))
         try:
             from tinyoai.text.jinja import BadTemplate, JinjaTemplate, RenderError  # imports jinja2
@@ -121,6 +124,24 @@ class _JinjaChat:
             self._merges_system = not self._writes("system", wire.Message(role="user", content="a"))
         except self._errors:
             self._merges_system = True
+        if END_THINK in self._guard.markers:
+            self._try_thinking()
+
+    def _try_thinking(self) -> None:
+        """Finds out whether the template takes the thinking out of an answer. Guarded tags would hide it."""
+        question = wire.Message(role="user", content="a")
+        answer = wire.Message(role="assistant", content=f"{THINK}\nApple\n{END_THINK}\n\nStone")
+
+        def output() -> str:
+            try:
+                return self._once([question, answer, question], {}, str)
+            except self._errors as error:
+                return str(error)
+
+        whole = output()
+        for self._after_thinking in (_without_newlines, str, _without_a_newline, None):
+            if output() == whole:
+                return
 
     def _writes(self, role: str, *after: wire.Message) -> bool:
         """Whether the output depends on the content of a message of this role. Raises RenderError."""
@@ -158,19 +179,27 @@ class _JinjaChat:
             segments.insert(0, wire.Special("bos"))
         return segments
 
-    def _once(self, messages: Sequence[wire.Message], template_args: dict[str, Any], guard: Any) -> str:
+    def _once(
+        self, messages: Sequence[wire.Message], template_args: dict[str, Any], guard: Callable[[str], str]
+    ) -> str:
         """The template's output for guarded copies of these values. Raises RenderError."""
         variables = {name: map_strings(value, guard) for name, value in template_args.items()}
-        contents = [guard(message.content) for message in messages]
-        variables["messages"] = [
-            {
-                "role": message.role,
-                "content": [{"type": "text", "text": content}] if self._takes_parts else content,
-            }
-            for message, content in zip(messages, contents, strict=True)
-        ]
+        variables["messages"] = [self._fields(message, guard) for message in messages]
         variables["add_generation_prompt"] = True
         return self._template.render(variables)
+
+    def _fields(self, message: wire.Message, guard: Callable[[str], str]) -> dict[str, Any]:
+        """A message as templates see it."""
+        fields: dict[str, Any] = {"role": message.role}
+        content = message.content
+        thinking, found, answer = content.rpartition(END_THINK)
+        if self._after_thinking is not None and message.role == "assistant" and found and answer.strip():
+            thinking = thinking.partition(END_THINK)[0].rpartition(THINK)[2]
+            fields["reasoning_content"] = guard(thinking.strip("\n"))
+            content = self._after_thinking(answer)
+        content = guard(content)
+        fields["content"] = [{"type": "text", "text": content}] if self._takes_parts else content
+        return fields
 
 
 def _merge_system(messages: Sequence[wire.Message]) -> list[wire.Message]:
@@ -188,3 +217,11 @@ def _merge_system(messages: Sequence[wire.Message]) -> list[wire.Message]:
 
 def _markers(segments: Sequence[wire.Segment]) -> list[str]:
     return [segment.name for segment in segments if isinstance(segment, wire.Special)]
+
+
+def _without_newlines(text: str) -> str:
+    return text.lstrip("\n")
+
+
+def _without_a_newline(text: str) -> str:
+    return text.removeprefix("\n")

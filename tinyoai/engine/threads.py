@@ -4,6 +4,7 @@ Threads that share a step wait for each other hundreds of times, and they spin m
 of their cores, each wait lasts until the kernel gives it back, and a step of 8 ms takes seconds.
 """
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -60,28 +61,34 @@ def measure(step: Callable[[int], None], n_threads: int, clock: Callable[[], flo
 class ThreadChoice:
     """Chooses between all threads and one, step by step, by what the last steps cost.
 
-    All threads are used until two steps in a row cost SLOW times as much for each token as the best ones did. Then
-    one thread is used, and all are tried again after a pause that doubles while the trials fail.
+    All threads are used while a token costs less with them than with one. If not, one thread is used, and all are
+    tried again after a pause that doubles while the trials fail.
     """
 
-    SLOW = 3.0
     FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 60.0
-    FORGET = 1.01
-    """The best cost grows by this with each step, since a longer context makes steps slower."""
+    PATIENCE = 2.0
+    """A step with all threads may last this many times as long as with one."""
+    SPARE_S = 0.02
 
-    def __init__(self, most: int, clock: Callable[[], float]) -> None:
-        """`most` is the number of all threads; `clock` gives seconds."""
+    def __init__(self, most: int, single_s: float, clock: Callable[[], float]) -> None:
+        """`most` is the number of all threads; `single_s` a step with one token on one; `clock` gives seconds."""
         self.n = most
         """Threads of the next step."""
         self._most = most
         self._clock = clock
-        self._best: dict[bool, float] = {}
-        """Seconds for each token with all threads, of steps with one token (False) and with several (True)."""
-        self._single: dict[bool, float] = {}
-        """The same with one thread, of the last step."""
+        # by kind: steps with one token (False) and with several (True), of which each costs less
+        self._single = {False: single_s, True: single_s}
+        """Seconds for each token with one thread."""
+        self._trial = True
         self._n_slow = 0
         self._pause_s = self.FIRST_PAUSE_S
         self._try_at = 0.0
+
+    def limit_s(self, n_tokens: int) -> float:
+        """Seconds after which the next step should be given up and begun again with one thread."""
+        if self.n == 1:
+            return math.inf
+        return self.PATIENCE * n_tokens * self._single[n_tokens > 1] + self.SPARE_S
 
     def note(self, n_tokens: int, seconds: float) -> None:
         """Records a step with `n` threads, and chooses those of the next."""
@@ -90,24 +97,19 @@ class ThreadChoice:
         kind, cost = n_tokens > 1, seconds / n_tokens
         if self.n == 1:
             self._single[kind] = cost
-            if self._clock() >= self._try_at and kind in self._single:
-                self.n = self._most
+            if self._clock() >= self._try_at:
+                self.n, self._trial = self._most, True
             return
-        known = self._single.pop(kind, None)
-        if known is not None:  # a trial
-            if cost < known:
-                self._pause_s = self.FIRST_PAUSE_S
-                self._single.clear()
-            else:
-                self._pause_s = min(self.LAST_PAUSE_S, 2 * self._pause_s)
-                self._use_one()
-                return
-        best = min(cost, self._best.get(kind, cost) * self.FORGET)
-        self._best[kind] = best
-        self._n_slow = self._n_slow + 1 if cost > self.SLOW * best else 0
-        if self._n_slow == 2:
-            self._use_one()
+        if cost <= self._single[kind]:
+            self._trial, self._n_slow, self._pause_s = False, 0, self.FIRST_PAUSE_S
+            return
+        self._n_slow += 1
+        if self._trial or self._n_slow == 2:  # one slow step may be a hiccup
+            self.give_up()
 
-    def _use_one(self) -> None:
+    def give_up(self) -> None:
+        """Uses one thread for a while."""
+        if self._trial:
+            self._pause_s = min(self.LAST_PAUSE_S, 2 * self._pause_s)
         self.n, self._n_slow = 1, 0
         self._try_at = self._clock() + self._pause_s

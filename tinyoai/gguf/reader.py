@@ -13,6 +13,7 @@ from tinyoai.gguf.tensor_types import TENSOR_TYPES
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 
 # limits far above every known model, so that a bad file cannot fill the server's memory
 _MAX_HEADER = 256 << 20
@@ -94,6 +95,25 @@ class _Reader:
             raise _damaged(self.path, f"a string claims {n} bytes")
         return bytes(self.take(n))
 
+    def _strings(self, n: int) -> list[bytes]:
+        """Reads n strings. A vocabulary has hundreds of thousands, so the loop makes no call where it can."""
+        found: list[bytes] = []
+        add, length_at = found.append, _LENGTH.unpack_from
+        data, at, end = self._data, self.at, len(self._data)
+        for _ in range(n):
+            begin = at + 8
+            if begin <= end:
+                (length,) = length_at(data, at)
+                if begin + length <= end and length <= _MAX_STRING:
+                    at = begin + length
+                    add(data[begin:at])
+                    continue
+            self.at = at
+            add(self.string())  # reads more of the file, or raises
+            data, at, end = self._data, self.at, len(self._data)
+        self.at = at
+        return found
+
     def value(self, type_: int) -> Any:
         if type_ in _SCALARS:
             return self.number(_SCALARS[type_])
@@ -110,7 +130,7 @@ class _Reader:
                 self.take(8 * n)  # raises: the file has no room for their lengths alone
             if n > _MAX_ITEMS:
                 raise _damaged(self.path, f"an array claims {n} strings")
-            return [self.string() for _ in range(n)]
+            return self._strings(n)
         if type_ == _ARRAY:
             raise Unsupported(f"{self.path} has nested arrays in its header, which are not supported")
         if type_ not in _SCALARS:

@@ -169,13 +169,11 @@ def _settings(path: Path) -> Settings:
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise gguf.BadModelFile(f"the settings file {file} is not valid: {error}") from None
     if template_file.is_file(settings.template):
-        template = Path(os.path.abspath(path.parent / settings.template))
         try:
-            template_file.read(template)
+            template_file.read(settings.template, str(path.parent))
         except template_file.BadTemplateFile as error:
-            reason = str(error).replace(str(template), settings.template)
-            raise gguf.BadModelFile(f"the settings file {file} names a template: {reason}") from None
-        settings = structs.replace(settings, template=str(template))
+            raise gguf.BadModelFile(f"the settings file {file} names a template: {error}") from None
+        settings = structs.replace(settings, template=os.path.abspath(path.parent / settings.template))
     if settings.engine not in (facts.AUTO, *facts.MODEL_ENGINES):
         raise gguf.BadModelFile(
             f"the settings file {file} names the engine {settings.engine!r}; available: auto, "

@@ -17,20 +17,23 @@ def is_file(template: str) -> bool:
     return template not in KNOWN
 
 
-def read(path: Path) -> str:
-    """The source of a template file. Blocks. Raises BadTemplateFile."""
+def read(template: str, folder: str = "") -> str:
+    """The source of a template file, whose path begins at `folder`. Blocks. Raises BadTemplateFile."""
+    path = Path(folder, template)
     try:
+        if not path.exists():
+            raise BadTemplateFile(f"{template!r} is not one of {', '.join(KNOWN)}, and there is no such file")
         if not path.is_file():
-            raise BadTemplateFile(
-                f"{str(path)!r} is not one of {', '.join(KNOWN)}, and there is no such file"
-            )
+            raise BadTemplateFile(f"the chat template {template!r} is not a file")
         with path.open("rb") as file:
             source = file.read(MAX_BYTES + 1)
         if len(source) > MAX_BYTES:
-            raise BadTemplateFile(f"the chat template {path} has more than {MAX_BYTES} bytes")
+            raise BadTemplateFile(f"the chat template {template!r} has more than {MAX_BYTES} bytes")
         if not source.strip():
-            raise BadTemplateFile(f"the chat template {path} is empty")
+            raise BadTemplateFile(f"the chat template {template!r} is empty")
         return source.decode()
+    except UnicodeDecodeError:
+        raise BadTemplateFile(f"the chat template {template!r} is not UTF-8") from None
     except (OSError, ValueError) as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", error)
-        raise BadTemplateFile(f"cannot read the chat template {str(path)!r}: {reason}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise BadTemplateFile(f"cannot read the chat template {template!r}: {reason}") from None

@@ -94,6 +94,7 @@ class _Compiler(CodeGenerator):
 
 
 _CALLABLE = (Macro, BlockReference, LoopContext)
+_DATA = {str, int, list, dict, tuple}
 _UNCHANGED = """abs attr count d default dictsort first float groupby int items last length list map max min reject
 rejectattr reverse select selectattr sort unique"""
 _OF_TEXT = "capitalize e escape lower safe string title trim truncate upper wordcount"
@@ -169,6 +170,12 @@ class _Environment(SandboxedEnvironment):
         value = super().call_binop(context, operator, left, right)
         self.budget.spend(value)
         return value
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """See SandboxedEnvironment."""
+        if type(obj) in _DATA:  # the rest of the check takes most of a rendering's time
+            return not attr.startswith("_")
+        return super().is_safe_attribute(obj, attr, value)
 
     def is_safe_callable(self, obj: Any) -> bool:
         """See SandboxedEnvironment."""

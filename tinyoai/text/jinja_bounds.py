@@ -62,10 +62,9 @@ class Budget:
 
     def spend(self, value: object, *, new_items: bool = False) -> None:
         """This value was made, and with `new_items` perhaps its items too. Raises TooMuch."""
-        n_bytes = sys.getsizeof(value) if isinstance(value, str | list | dict | tuple) else 64
-        if new_items and isinstance(value, list):
-            n_bytes += 32 * len(value)
-        self._spend(n_bytes)
+        if isinstance(value, (str, list, dict, tuple)):
+            n_items = len(value) if new_items and isinstance(value, list) else 0
+            self._spend(sys.getsizeof(value) + 32 * n_items)
 
     def _spend(self, n_bytes: int) -> None:
         self._spent += n_bytes

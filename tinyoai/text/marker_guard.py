@@ -33,18 +33,19 @@ class MarkerGuard:
     def __init__(self, markers: Collection[str]) -> None:
         self.markers = frozenset(filter(is_marker, markers))
         self._lengths: dict[str, list[int]] = {}
-        """By first character: the lengths of its markers, longest first."""
-        for length, first in sorted({(len(m), m[0]) for m in self.markers}, reverse=True):
-            self._lengths.setdefault(first, []).append(length)
+        """By their first two characters: the lengths of markers, longest first."""
+        for length, start in sorted({(len(m), m[:2]) for m in self.markers}, reverse=True):
+            self._lengths.setdefault(start, []).append(length)
+        self._starts = re.compile("|".join(map(re.escape, self._lengths)) or "(?!)")
         ends = {m[0] for m in self.markers} | {m[-1] for m in self.markers}
-        self._ends = re.compile(_one_of(ends))
-        self._firsts = re.compile(_one_of(self._lengths))
+        self._ends = re.compile("[" + "".join(map(re.escape, ends)) + "]" if ends else "(?!)")
         self._all = "\n".join(self.markers).lower()
+        self._longest = max(map(len, self.markers), default=0)
 
     def _find(self, text: str, *, overlapping: bool = False) -> Iterator[tuple[int, int]]:
         """The places of all markers from left to right; the longest wins at each place."""
         at = 0
-        while found := self._firsts.search(text, at):
+        while found := self._starts.search(text, at):
             start = found.start()
             at = start + 1
             for length in self._lengths[found[0]]:
@@ -56,8 +57,10 @@ class MarkerGuard:
 
     def suspicious(self, text: str) -> bool:
         """Whether a template could build a marker from this text."""
+        if self._ends.search(text):
+            return True
         bare = text.strip().lower()
-        return bool(bare) and (self._ends.search(text) is not None or bare in self._all)
+        return 0 < len(bare) <= self._longest and bare in self._all
 
     def weak(self, text: str) -> str:
         """The text with a sentinel in each marker."""
@@ -111,8 +114,3 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {change(key): map_strings(item, change) for key, item in value.items()}
     return value
-
-
-def _one_of(characters: Collection[str]) -> str:
-    """A regular expression that matches one of these characters; nothing if there are none."""
-    return "[" + "".join(map(re.escape, characters)) + "]" if characters else r"(?!)"

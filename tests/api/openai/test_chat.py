@@ -33,6 +33,8 @@ def test_a_wrong_field_is_named_the_same_on_both_endpoints(
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [*USER, {"role": "user", "content": "a\0b"}]}, "messages[1].content"),
         ({"messages": USER * 2049}, "messages"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"top_logprobs": 3}, "top_logprobs"),

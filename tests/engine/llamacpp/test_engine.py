@@ -252,7 +252,7 @@ def test_a_step_ends_at_its_time(slow: LlamaCppEngine) -> None:
 def test_settings_that_the_library_cannot_serve_are_refused(path: Path) -> None:
     with pytest.raises(ModelRefused, match="processors only; start without --gpu-layers"):
         opened(path, n_gpu_layers=1)
-    with pytest.raises(ModelRefused, match="llama.cpp cannot run"):
+    with pytest.raises(ModelRefused, match=r"llama\.cpp cannot run"):
         opened(path, cache_type_v="q8_0", flash_attn="off")
 
 

@@ -4,11 +4,11 @@ All rows of a step go to the library in one batch. Rows that want hidden states 
 there every token has an output.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tinyoai.engine import threads
 from tinyoai.engine.contract import (
     Capabilities,
     Copies,
@@ -22,6 +22,7 @@ from tinyoai.engine.contract import (
 from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.library import Library
 from tinyoai.engine.llamacpp.vocabulary import Vocabulary
+from tinyoai.engine.threads import ThreadChoice
 from tinyoai.wire import ModelInfo, Segment
 
 
@@ -36,15 +37,13 @@ class LlamaCppEngine:
         info: ModelInfo,
         caps: Capabilities,
         *,
-        n_threads: int,
-        adaptive: bool,
         free_model: Callable[[], None],
     ) -> None:
-        """With `adaptive` a step may have fewer than n_threads threads."""
         self.info = info
         self.caps = caps
-        self.n_threads = n_threads
-        self._threads = threads.ThreadChoice(n_threads, time.perf_counter) if adaptive else None
+        self.n_threads = 1
+        self._threads: ThreadChoice | None = None
+        """Chooses the threads of each step; None: n_threads."""
         self._ffi = library.ffi
         self._context = context
         self._vocabulary = vocabulary
@@ -57,6 +56,10 @@ class LlamaCppEngine:
         """Copies of the hidden states of rows of the last eval."""
         self._rows: Sequence[Row] = ()
         """The rows of the last eval, whose outputs may be read."""
+
+    def use_threads(self, n: int, choice: ThreadChoice | None = None) -> None:
+        """Sets the number of threads; with a `choice` a step may have fewer."""
+        self.n_threads, self._threads = n, choice
 
     # -- evaluating --------------------------------------------------------------------------------
 
@@ -90,13 +93,27 @@ class LlamaCppEngine:
         self._places, self._rows = places, rows
 
     def _decode(self, rows: Sequence[Row], until: float, *, embed: bool) -> None:
-        choice = self._threads
+        choice, context = self._threads, self._context
         if choice is None:
-            self._context.decode(rows, self.n_threads, until, embed=embed)
+            context.decode(rows, self.n_threads, until, embed=embed)
             return
-        begin = time.perf_counter()
-        self._context.decode(rows, choice.n, until, embed=embed)
-        choice.note(sum(len(row.tokens) for row in rows), time.perf_counter() - begin)
+        n_tokens, begin = sum(len(row.tokens) for row in rows), time.monotonic()
+        limit = begin + choice.limit_s(n_tokens) if self.caps.interrupts else math.inf
+        if limit > until > 0.0 or limit == math.inf:
+            context.decode(rows, choice.n, until, embed=embed)
+        else:
+            try:
+                context.decode(rows, choice.n, limit, embed=embed)
+            except Interrupted:
+                if context.abort.asked:
+                    raise
+                # other programs take the cores: the threads wait for each other
+                choice.give_up()
+                for row in rows:
+                    self._cut(row.seq, row.pos)
+                begin = time.monotonic()
+                context.decode(rows, choice.n, until, embed=embed)
+        choice.note(n_tokens, time.monotonic() - begin)
 
     def _eval_states(self, rows: Sequence[Row], states: Sequence[int], until: float) -> None:
         self._decode([rows[i] for i in states], until, embed=True)

@@ -29,6 +29,11 @@ class Abort:
         self._flag.asked = 0
         self._flag.deadline = deadline
 
+    @property
+    def asked(self) -> bool:
+        """Whether `ask` was called since `arm`."""
+        return bool(self._flag.asked)
+
     def ask(self) -> None:
         """Ends the running evaluation. Safe in any thread."""
         self._flag.asked = 1

@@ -11,8 +11,10 @@ from tinyoai.engine.llamacpp.architectures import ENCODERS
 from tinyoai.engine.llamacpp.header_check import numbers
 from tinyoai.engine.memory_estimate import WORKER_BYTES, HParams, MemoryEstimate
 
-LIBRARY_BYTES = 14 << 20
-"""The library and Jinja, over a worker without a model."""
+LIBRARY_BYTES = 20 << 20
+"""The library, Jinja and numpy, over a worker without a model."""
+SCORED_ROWS = 16
+"""Tokens of a step that may have outputs, beside one of each slot."""
 CELL_STEP = 256
 """llama.cpp rounds the cells of a KV cache up to a multiple of this."""
 CELL_BYTES = 64
@@ -68,6 +70,7 @@ def hparams(header: gguf.Header) -> HParams:
         n_state=n_state,
         n_row=_row(header, n_embd, n_head, n_ff),
         whole_rows=arch in ENCODERS,
+        pools=bool(header.value("pooling_type")),
         flash_attention=arch != _NO_FLASH_ATTENTION,
         vocabulary_bytes=_vocabulary(header),
         repacked_bytes=sum(repacked),
@@ -180,8 +183,9 @@ def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> Memory
         return MemoryEstimate(base, 0, load.n_ctx)
     flash = hparams.flash_attention and load.flash_attn != "off"
     base += hparams.vocabulary_bytes + (hparams.repacked_bytes if load.mmap else hparams.staging_bytes)
+    n_outputs = (load.n_batch if hparams.pools else min(SCORED_ROWS, load.n_batch)) + 2 * load.n_slots
     # logits leave the graph in one buffer and wait for the samplers in another
-    outputs = load.n_slots * hparams.n_vocab * (2 * _F32 + SAMPLER_BYTES)
+    outputs = hparams.n_vocab * (2 * _F32 * n_outputs + SAMPLER_BYTES * load.n_slots)
     state = 4 * _F32 * load.n_slots * hparams.n_state
     if hparams.whole_rows:
         # a text is one row: each of its tokens looks at every other

@@ -17,6 +17,7 @@ from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
 from tinyoai.engine.llamacpp.library import Library
 from tinyoai.engine.llamacpp.vocabulary import SPM, Vocabulary
+from tinyoai.engine.threads import ThreadChoice
 from tinyoai.host import memory
 
 CELLS_STEP = 256
@@ -111,15 +112,16 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
         vocabulary,
         info,
         caps,
-        n_threads=load.n_threads or threads.available(),
-        adaptive=not load.n_threads,
         free_model=lambda: lib.llama_model_free(model),
     )
     try:
-        _warm_up(engine, header)
+        # on one thread: if other programs take the cores, several could take seconds
+        seconds = _warm_up(engine, header)
     except EngineError:
         context.close()
         raise
+    n = load.n_threads or threads.available()
+    engine.use_threads(n, None if load.n_threads else ThreadChoice(n, seconds, time.monotonic))
     return engine
 
 
@@ -234,8 +236,8 @@ def _new_context(
     return context
 
 
-def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> None:
-    """Evaluates a token and measures a step: a model that fails now would fail later."""
+def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> float:
+    """Evaluates a token: a model that fails now would fail later. Returns the seconds that it takes."""
     info, caps = engine.info, engine.caps
     damaged = f"{header.path} is damaged: it computes nonsense instead of {{}}; download it again"
     token = info.bos_id if 0 <= info.bos_id < info.n_vocab else 0
@@ -253,3 +255,4 @@ def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> None:
     if not all(map(math.isfinite, values)) or min(values) == max(values):
         raise ModelRefused(damaged.format("embeddings" if caps.whole_rows else "logits"))
     engine.caps = structs.replace(caps, step_cost={1: 1000.0 * seconds})
+    return seconds
