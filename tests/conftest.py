@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.serving import Server, serve
+
+# the time of an example depends on the machine
+hypothesis.settings.register_profile("tinyoai", deadline=None)
+hypothesis.settings.load_profile("tinyoai")
 
 
 @pytest.fixture(scope="session")

@@ -190,6 +190,6 @@ def test_a_template_is_refused_in_words(source: str, words: str) -> None:
 
 
 def test_an_old_jinja_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyoai.text.jinja.metadata.version", lambda name: "3.1.5")
+    monkeypatch.setattr("jinja2.__version__", "3.1.5")
     with pytest.raises(BadTemplate, match=r"jinja2 3\.1\.5 .* pip install 'jinja2>=3\.1\.6'"):
         render("")

@@ -384,7 +384,7 @@ class JinjaTemplate:
 
 
 def _check_version() -> None:
-    version = jinja2.__version__
+    version = str(getattr(jinja2, "__version__", "")) or "3.2"  # later versions have no such name
     if tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < MIN_VERSION:
         needed = ".".join(map(str, MIN_VERSION))
         raise BadTemplate(
