@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from tests.engines import make
 from tests.serving import Server, environment, serve
 from tinyoai.api import finetune
+from tinyoai.api.finetune import _untrainable
 from tinyoai.finetune import jobs
+from tinyoai.models.catalog import describe
+from tinyoai.models.registry import Model
 
 trains = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="torch is not installed: `make finetune` does that"
@@ -282,3 +287,24 @@ def test_damaged_jobs_are_skipped(tmp_path: Path) -> None:
     with serve("--engine", "fake", env=environment(TINYOAI_HOME=str(tmp_path))) as served:
         assert served.get("/api/finetune/jobs").json["jobs"] == []
         assert served.get("/health").status == 200
+
+
+def test_what_cannot_be_trained_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = make.llama(tmp_path / "m.gguf", n_embd=32)
+    model = Model(
+        name="m",
+        path=str(path),
+        architecture="llama",
+        hparams=describe(path, "m", engine="ctransformers").hparams,
+    )
+    assert _untrainable(model) == ""
+    assert "its architecture is qwen3" in _untrainable(structs.replace(model, architecture="qwen3"))
+    path = make.llama(tmp_path / "wide.gguf", n_embd=32, llama__rope__dimension_count=8)
+    wide = structs.replace(model, path=str(path))
+    assert _untrainable(wide) == (
+        "only llama files that ctransformers runs can be trained, and this one has a rotary dimension of 8, "
+        "not its heads' 16"
+    )
+    path.unlink()
+    assert "its file is not a regular file" in _untrainable(wide)
+    assert str(path) not in _untrainable(wide)

@@ -95,6 +95,9 @@ def test_the_list_has_openais_fields_and_describes_the_files(served: Server) -> 
     tuned = listed["data"][2]
     assert tuned["aliases"] == ["gpt-4o", "org/alias"]
     assert tuned["defaults"] == {"max_tokens": 3, "temperature": 0.0}
+    assert tuned["default_sources"]["temperature"] == "settings"
+    assert tuned["default_sources"]["top_p"] == "openai"
+    assert tuned["engine"] == "ctransformers"
     assert (tuned["type"], tuned["architecture"], tuned["quantization"]) == ("chat", "llama", "Q8_0")
     assert (tuned["context_length"], tuned["max_context_length"]) == (128, 256)
     assert len({card["model_id"] for card in listed["data"]}) == 3

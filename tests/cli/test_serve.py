@@ -339,3 +339,11 @@ def test_origins_of_extensions_and_apps_are_accepted(origin: str) -> None:
     with serve("--engine", "fake", "--cors-origin", origin) as server:
         reply = server.request("GET", "/v1/models", headers={"Origin": origin})
         assert reply.headers["access-control-allow-origin"] == origin
+
+
+def test_a_quantized_cache_of_values_needs_flash_attention() -> None:
+    done = run("--cache-type-v", "q8_0", "--flash-attn", "off")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "tinyoai: --cache-type-v: q8_0 needs flash attention; turn it on with --flash-attn auto, or choose f16\n"
+    )

@@ -474,3 +474,21 @@ def test_a_load_is_remembered_for_the_same_file(folder: Path, tmp_path: Path, ll
     os.utime(folder / "a.gguf", ns=(1, 1))
     catalog.refresh()
     assert catalog.view.models["a"].loaded is None
+
+
+def test_the_given_model_keeps_its_number_and_its_last_load(tmp_path: Path, llama: bytes) -> None:
+    path = put(tmp_path / "a.gguf", llama)
+    loaded = LastLoad(settings="x", resident_bytes=50)
+    for turn in range(3):
+        model = describe(path, "a")
+        catalog = Catalog(model)
+        if turn == 0:  # it is loaded before the registry is open
+            catalog.note_load("a", model.fingerprint, loaded)
+        catalog.open(str(tmp_path / "home"))
+        if turn == 1:
+            catalog.note_load("a", model.fingerprint, LastLoad(settings="y", resident_bytes=60))
+        found = catalog.view.models["a"]
+        assert found.id == 1
+        assert found.loaded is not None
+        assert found.loaded.settings == ("x" if turn == 0 else "y")
+        catalog.close()

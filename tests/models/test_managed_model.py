@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.models.workers import ask, drive, script, scripted, text_of, until, worker_of
 from tinyoai import errors, wire
@@ -15,6 +16,7 @@ from tinyoai.models import managed_model
 from tinyoai.models.managed_model import COOL_S, FOREVER, LAST_DELAY_S, Restarts
 from tinyoai.models.model_status import State
 from tinyoai.models.pool import Pool
+from tinyoai.models.registry import Model
 from tinyoai.models.spawn import spawn_worker
 from tinyoai.sampling import Sampling
 
@@ -373,3 +375,23 @@ def test_each_answer_is_reported_with_its_choices() -> None:
         assert seen == [("m", 1)]
 
     drive(body, LOAD)
+
+
+def test_what_a_load_took_counts_in_the_next_plan_of_the_same_load() -> None:
+    load = wire.Load(path="/m", name="m", engine="ctransformers", n_ctx=512)
+    model = Model(name="m", path="/m", size=10**6)
+    usual = managed_model.estimate(model, load)
+    info = wire.ModelInfo(
+        name="m", architecture="", quantization="", engine="", n_params=0, n_vocab=0, n_ctx=0, n_ctx_train=0,
+        n_embd=0, file_size=0, bos_id=0, eos_id=0, eog_ids=(), special={}, chat_template="", add_bos=False,
+        add_space_prefix=False, n_embd_out=7, pooling="mean",
+    )  # fmt: skip
+    for more, total in ((-(2**20), usual.total), (50 * 2**20, usual.total + 50 * 2**20)):
+        ready = wire.Ready(info=info, n_slots=1, n_threads=1, version="", resident_bytes=usual.total + more)
+        loaded = structs.replace(model, loaded=managed_model.last_load(load, ready))
+        assert loaded.loaded is not None
+        assert (loaded.loaded.n_embd_out, loaded.loaded.pooling) == (7, "mean")
+        assert total <= managed_model.estimate(loaded, load).total < total + 2**20
+        for change in ({"n_ctx": 256}, {"cache_type_k": "q8_0"}, {"mmap": False}):
+            other = structs.replace(load, **change)
+            assert managed_model.estimate(loaded, other) == managed_model.estimate(model, other)

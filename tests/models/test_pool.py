@@ -229,6 +229,33 @@ def test_a_temporary_shortage_of_memory_can_be_retried(folder: Path, monkeypatch
     drive(body, folder)
 
 
+def test_a_file_larger_than_the_machine_s_memory_never_fits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(pool: Pool) -> None:
+        monkeypatch.setattr(memory, "available", lambda: size() // 2)
+        monkeypatch.setattr(memory, "capacity", lambda: 100)
+        async with pool.lease("a") as lease:
+            with pytest.raises(errors.InsufficientMemory) as caught:
+                await lease.ready()
+        assert not isinstance(caught.value, errors.MemoryShortage)
+        assert caught.value.headers == {"x-should-retry": "false"}
+        assert loaded(pool) == []
+
+    drive(body, folder)
+
+
+def test_a_load_is_noted_in_the_catalog(folder: Path) -> None:
+    async def body(pool: Pool) -> None:
+        assert await ask(pool, "hello", "a") == "hello"
+        async with asyncio.timeout(10):
+            while pool.catalog.view.models["a"].loaded is None:
+                await asyncio.sleep(0.01)
+        assert pool.catalog.view.models["b"].loaded is None
+
+    drive(body, folder)
+
+
 def test_the_keep_alive_of_the_pool_applies_unless_a_request_has_one(folder: Path) -> None:
     async def body(pool: Pool) -> None:
         await ask(pool, "hello", "a")

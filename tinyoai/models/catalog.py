@@ -4,6 +4,7 @@ It finds files, describes them by header and settings file, and says which are m
 `current` touch the disk and belong in a thread; `view` is ready at any time.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -238,7 +239,7 @@ class Catalog:
             if self._registry.problem:
                 log.warning("%s; nothing is registered beyond this run", self._registry.problem)
             if self._register:
-                self._given = self._put(self._given)
+                self._given = self._put(self._with_last_load(self._given))
         self.refresh()
 
     def close(self) -> None:
@@ -314,7 +315,8 @@ class Catalog:
     def note_load(self, name: str, fingerprint: str, loaded: LastLoad) -> None:
         """Keeps what a load of a model has shown, if its file is still the same. Blocks."""
         with self._lock:
-            row = self.view.models.get(name)
+            # the view may be older than the registry, which opens while the first model loads
+            row = self._given if name == self.default else self.view.models.get(name)
             if row is None or row.fingerprint != fingerprint:
                 return
             if row.loaded is not None and row.loaded.settings == loaded.settings:
@@ -377,6 +379,14 @@ class Catalog:
             if not self._register:
                 return self._given
         return self._put(model)
+
+    def _with_last_load(self, model: Model) -> Model:
+        """The model with what the registry knows of its last load, if it has not been loaded since."""
+        with contextlib.suppress(RegistryError):
+            for row in self._registry.models():
+                if (row.name, row.path, row.fingerprint) == (model.name, model.path, model.fingerprint):
+                    return structs.replace(model, loaded=model.loaded or row.loaded)
+        return model
 
     def _runs(self, row: Model) -> bool:
         """Whether the engine of a stored row may still be used."""

@@ -16,6 +16,7 @@ from tinyoai.engine.contract import EngineError
 from tinyoai.engine.llamacpp.facts import INSTALL, LIBRARY_VARIABLE
 from tinyoai.engine.llamacpp.hooks import Log
 
+CPUINFO = Path("/proc/cpuinfo")
 CPU_FLAGS = ("avx", "avx2", "bmi2", "f16c", "fma")
 """The instructions that the x86-64 build of xllamacpp uses without asking."""
 
@@ -187,7 +188,7 @@ def _has(struct: Any, expected: dict[str, int]) -> bool:
 
 def _check_processor(found: Found) -> None:
     try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(errors="replace")
+        cpuinfo = CPUINFO.read_text(errors="replace")
     except OSError:
         return
     missing = missing_cpu_flags(platform.machine(), cpuinfo)
