@@ -137,6 +137,7 @@ REFUSALS: list[tuple[str, Callable[[gguf.Header], object], str]] = [
     ("heads as floats", lambda h: set_value(h, "attention.head_count", array("f", [2.0] * 3)), "head_count"),
     ("an odd key length", lambda h: set_value(h, "attention.key_length", -5), "key_length"),
     ("more experts used than there", lambda h: experts(h, 4, 5), "4 experts, 5 of them used"),
+    ("experts used without any", lambda h: experts(h, 0, 2), "0 experts, 2 of them used"),
     ("experts without use", lambda h: experts(h, 4, 0), "experts"),
     ("too many experts", lambda h: experts(h, 2000, 2), "expert_count"),
     ("groups that do not divide", lambda h: experts(h, 8, 2, expert_group_count=3), "experts"),
