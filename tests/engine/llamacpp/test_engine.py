@@ -18,7 +18,8 @@ from tinyoai import gguf, wire
 from tinyoai.engine.contract import EngineError, Interrupted, ModelRefused, Row, Truncates, Want
 from tinyoai.engine.llamacpp import facts
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
-from tinyoai.engine.llamacpp.opening import N_SCORED, open_engine
+from tinyoai.engine.llamacpp.memory import SCORED_ROWS
+from tinyoai.engine.llamacpp.opening import open_engine
 
 IDS = list(range(10, 50))
 
@@ -83,11 +84,11 @@ def states(engine: LlamaCppEngine, row: int = 0) -> list[float]:
         [Row(0, [5], 1)],
         [Row(0, [5], -1)],
         [Row(0, [5] * 33, 0)],
-        [Row(0, [5] * (N_SCORED + 1), 0, Want.ALL)],
-        [Row(0, [5] * (N_SCORED + 1), 0, Want.EMBEDDING)],
+        [Row(0, [5] * (SCORED_ROWS + 1), 0, Want.ALL)],
+        [Row(0, [5] * (SCORED_ROWS + 1), 0, Want.EMBEDDING)],
         [Row(0, [5], 0), Row(0, [6], 0)],
         [Row(0, [5], 0, adapters=("x",))],
-        [Row(i, [5] * N_SCORED, 0, Want.ALL) for i in range(2)],
+        [Row(i, [5] * SCORED_ROWS, 0, Want.ALL) for i in range(2)],
         [Row(0, [5] * 32, 0), Row(1, [5] * 32, 0)],
     ],
     ids=str,

@@ -10,6 +10,7 @@ from tinyoai import gguf, wire
 from tinyoai.engine.llamacpp.architectures import ENCODERS
 from tinyoai.engine.llamacpp.header_check import numbers
 from tinyoai.engine.memory_estimate import WORKER_BYTES, HParams, MemoryEstimate
+from tinyoai.gguf import TENSOR_TYPES
 
 LIBRARY_BYTES = 20 << 20
 """The library, Jinja and numpy, over a worker without a model."""
@@ -25,18 +26,8 @@ SAMPLER_BYTES = 6
 """A token of the vocabulary, for each slot that samples."""
 
 _F32 = 4
-_CACHE_TYPES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
-"""Bytes of a number in the KV cache, by the type's name."""
+CACHE_TYPES = {kind.name.lower(): number for number, kind in TENSOR_TYPES.items()}
+"""ggml's numbers of the tensor types of a KV cache, by name."""
 _NO_FLASH_ATTENTION = "grok"
 """The family that llama.cpp runs without flash attention."""
 _LINEAR_ATTENTION = "minimax-01"
@@ -46,6 +37,12 @@ _REPACKED_ON_ARM = _REPACKED | {"Q5_K", "Q6_K", "Q8_0"}
 """Tensor types that llama.cpp copies into the order of its fastest kernels."""
 _RECURRENT = ("ssm_", "shortconv", "time_mix")
 """Tensors of recurrent layers begin with one of these."""
+
+
+def _number_bytes(cache_type: str) -> float:
+    """Bytes of a number in a KV cache."""
+    kind = TENSOR_TYPES[CACHE_TYPES[cache_type]]
+    return kind.block_bytes / kind.block
 
 
 def hparams(header: gguf.Header) -> HParams:
@@ -195,7 +192,9 @@ def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> Memory
     n_outputs = max(scored, load.n_slots) + load.n_slots
     # logits leave the graph in one buffer and wait for the samplers in another
     outputs = hparams.n_vocab * (2 * _F32 * n_outputs + SAMPLER_BYTES * load.n_slots)
-    cell = hparams.n_key * _CACHE_TYPES[load.cache_type_k] + hparams.n_value * _CACHE_TYPES[load.cache_type_v]
+    cell = hparams.n_key * _number_bytes(load.cache_type_k) + hparams.n_value * _number_bytes(
+        load.cache_type_v
+    )
     mask = load.n_batch * (2 if flash else _F32 * (1 + hparams.n_head))
     per_cell = int(cell) + mask + CELL_BYTES if cell else 0
     step = _F32 * (load.n_batch + load.n_slots) * hparams.n_row + CELL_STEP * per_cell

@@ -16,26 +16,11 @@ from tinyoai.engine.llamacpp.architectures import ENCODERS
 from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
 from tinyoai.engine.llamacpp.library import Library
+from tinyoai.engine.llamacpp.memory import CACHE_TYPES, CELL_STEP, SCORED_ROWS
 from tinyoai.engine.llamacpp.vocabulary import SPM, Vocabulary
 from tinyoai.engine.threads import ThreadChoice
 from tinyoai.host import memory
 
-CELLS_STEP = 256
-"""KV cells come in multiples of this."""
-N_SCORED = 16
-"""Tokens of a row that wants outputs of every token: their logits take memory from the start."""
-CACHE_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q8_0": 8,
-    "iq4_nl": 20,
-    "bf16": 30,
-}
-"""Names of tensor types for the KV cache, and ggml's numbers of them."""
 _POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 """Values of a GGUF file's pooling_type."""
 _RANK = 4
@@ -188,7 +173,7 @@ def _capabilities(
         )
     recurrent = bool(library.lib.llama_model_is_recurrent(model) or library.lib.llama_model_is_hybrid(model))
     # files that are made to embed get outputs for every token of a step
-    n_outputs = load.n_batch if header.value("pooling_type") else min(N_SCORED, load.n_batch)
+    n_outputs = load.n_batch if header.value("pooling_type") else min(SCORED_ROWS, load.n_batch)
     return Capabilities(
         n_seq=n_slots,
         n_ctx=load.n_ctx,
@@ -210,7 +195,7 @@ def _capabilities(
 
 def n_cells(load: wire.Load) -> int:
     """KV cells of a load: the context window of every slot."""
-    return -(-load.n_ctx * load.n_slots // CELLS_STEP) * CELLS_STEP
+    return -(-load.n_ctx * load.n_slots // CELL_STEP) * CELL_STEP
 
 
 def _new_context(
