@@ -227,7 +227,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     n_embd_out: int = 0
     """Numbers in an embedding; 0: the model cannot embed."""
     pooling: str = ""
-    """The way token states become an embedding: mean, weighted-mean or last."""
+    """The way token states become an embedding: mean, weighted-mean, last or cls."""
 
     def token_text(self, token: int) -> str:
         """The text of a control token; empty for any other id."""

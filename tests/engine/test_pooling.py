@@ -1,4 +1,4 @@
-"""Pooling of token states: the three methods, the length, and values that are not finite."""
+"""Pooling of token states: each method, the length, and values that are not finite."""
 
 import math
 import struct
@@ -28,9 +28,9 @@ def normed(values: list[float]) -> list[float]:
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("last", [0, 0, 2]), ("mean", [3, 1, 6]), ("weighted-mean", [3, 2, 10])],
+    [("last", [0, 0, 2]), ("cls", [3, 0, 4]), ("mean", [3, 1, 6]), ("weighted-mean", [3, 2, 10])],
 )
-def test_the_three_methods(kind: str, expected: list[float]) -> None:
+def test_each_method(kind: str, expected: list[float]) -> None:
     assert unit(kind, STATES) == pytest.approx(normed(expected), rel=1e-6)
 
 

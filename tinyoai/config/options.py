@@ -12,7 +12,7 @@ from tinyoai.text import chat_format
 ENGINES = ("auto", "ctransformers", "llamacpp", "fake")
 MODEL_TYPES = ("dolly-v2", "falcon", "gpt2", "gptj", "gptneox", "llama", "mpt", "replit", "starcoder")
 TEMPLATES = ("auto", *chat_format.NAMES)
-POOLINGS = ("auto", "mean", "weighted-mean", "last")
+POOLINGS = ("auto", "mean", "weighted-mean", "last", "cls")
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 

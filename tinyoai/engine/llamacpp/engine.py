@@ -208,8 +208,11 @@ class LlamaCppEngine:
         return n
 
     def exact_prefix(self, seq: int, n: int, n_prompt: int) -> int:
-        """Returns n: a prefix is reused whole, although other cuts of a prompt may change low bits."""
-        return n
+        """Returns n, or 0 for a prefix of less than one prefill step.
+
+        Other cuts of a prompt and other company may change low bits. A short prefix saves too little for that.
+        """
+        return n if n >= self.caps.align else 0
 
     def copy(self, src: int, dst: int, n: int) -> None:
         """Replaces `dst` by the first n tokens of `src`. Raises EngineError where the model cannot."""

@@ -16,6 +16,10 @@ MIN_ALIGNMENT, MAX_ALIGNMENT = 8, 4096
 
 _REMOVED_TYPES = frozenset({31, 32, 33, 36, 37, 38})
 """Tensor types that ggml no longer reads."""
+_PLAIN_TYPES = frozenset({0, 1, 30})
+"""F32, F16 and BF16: the types of numbers that are added or multiplied one by one, such as norms and biases."""
+_ADDED = ("token_types.weight", "position_embd.weight")
+"""Tables whose rows are added."""
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _BYTE_PAIR = ("gpt2", "hybriddna", "whitespace", "gemma4")
 """Kinds of tokenizers that have merges."""
@@ -78,6 +82,11 @@ def _check_tensors(header: gguf.Header) -> None:
             raise HeaderError(
                 f"holds the tensor {tensor.name[:MAX_NAME]} in a type of number {tensor.type}, which this version "
                 "does not know; update tinyoai, or choose a file in Q4_K_M or Q8_0"
+            )
+        if tensor.type not in _PLAIN_TYPES and (len(tensor.shape) == 1 or tensor.name in _ADDED):
+            raise HeaderError(
+                f"holds the tensor {tensor.name[:MAX_NAME]} in the type {tensor.type_name}, over which llama.cpp "
+                "would end; convert the model again"
             )
         if len(tensor.name.encode()) > MAX_NAME or not tensor.size:
             raise HeaderError(

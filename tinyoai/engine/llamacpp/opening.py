@@ -24,7 +24,8 @@ from tinyoai.host import memory
 _POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 """Values of a GGUF file's pooling_type."""
 _RANK = 4
-_DEFAULT_POOLING = "mean"
+_DEFAULT_POOLING = {True: "mean", False: "weighted-mean"}
+"""For files that name none: encoders, and models that were not trained to embed (see bench/pooling.py)."""
 _POOLING_NONE = 0
 _MMAP, _MLOCK = 1, 2
 """Bits of llama_load_mode."""
@@ -84,7 +85,7 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
     if encoder and lib.llama_model_has_decoder(model):
         raise ModelRefused(f"{header.path} has an encoder and a decoder, which tinyoai does not run")
     encoder = encoder or header.architecture in ENCODERS
-    info = _info(library, model, header, load, vocabulary)
+    info = _info(library, model, header, load, vocabulary, encoder=encoder)
     caps = _capabilities(
         library, model, header, load, encoder=encoder, longest_piece=vocabulary.longest_piece
     )
@@ -111,7 +112,13 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
 
 
 def _info(
-    library: Library, model: Any, header: gguf.Header, load: wire.Load, vocabulary: Vocabulary
+    library: Library,
+    model: Any,
+    header: gguf.Header,
+    load: wire.Load,
+    vocabulary: Vocabulary,
+    *,
+    encoder: bool,
 ) -> wire.ModelInfo:
     lib, meta = library.lib, header.metadata
     vocab = lib.llama_model_get_vocab(model)
@@ -119,7 +126,9 @@ def _info(
     chat_template = chat_template if isinstance(chat_template, str) else ""
     vocabulary.mark(chat_template)
     stated = header.value("pooling_type")
-    pooling = load.pooling or _POOLINGS.get(stated if isinstance(stated, int) else 0, _DEFAULT_POOLING)
+    pooling = load.pooling or _POOLINGS.get(
+        stated if isinstance(stated, int) else 0, _DEFAULT_POOLING[encoder]
+    )
     ends_with_sep = bool(lib.llama_vocab_get_add_sep(vocab))
     eos = int(lib.llama_vocab_sep(vocab) if ends_with_sep else lib.llama_vocab_eos(vocab))
     return wire.ModelInfo(
