@@ -736,3 +736,18 @@ def run_all(s: Scheduler, engine: FakeEngine, requests: list[wire.Request]) -> l
         out += start(s, engine)
         out += s.step()
     return out
+
+
+@pytest.mark.parametrize(("interrupts", "n_first"), [(True, 64), (False, 16)])
+def test_a_prompt_alone_takes_whole_steps_if_they_can_be_interrupted(interrupts: bool, n_first: int) -> None:
+    s, engine = scheduler(n_batch=64, align=64, step_cost={1: 20.0}, interrupts=interrupts)
+    sizes: list[int] = []
+    evaluate = engine.eval
+
+    def watched(rows: list[Row], until: float = 0.0) -> None:
+        sizes.append(len(rows[0].tokens))
+        evaluate(rows, until)
+
+    engine.eval = watched  # type: ignore[method-assign, assignment]
+    run_all(s, engine, [ask("", prompt=[wire.Text("a" * 200)], max_tokens=1)])
+    assert sizes[0] == n_first

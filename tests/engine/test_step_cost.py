@@ -11,15 +11,15 @@ def settle(cost: StepCost, seconds_of: "callable", steps: int = 30) -> list[floa
     """Runs prefill steps at the budget and returns how long each took."""
     took = []
     for _ in range(steps):
-        n = cost.budget
+        n = cost.budget()
         took.append(seconds_of(n))  # type: ignore[misc]
         cost.add(n, took[-1])
     return took
 
 
 def test_a_fast_model_gets_the_whole_batch_at_once() -> None:
-    assert StepCost(0.0002, 512, 32).budget == 512
-    assert StepCost(0.0, 128, 32).budget == 128
+    assert StepCost(0.0002, 512, 32).budget() == 512
+    assert StepCost(0.0, 128, 32).budget() == 128
 
 
 @pytest.mark.parametrize("one_token_s", [0.5, 0.1, 0.02, 0.004])
@@ -35,14 +35,14 @@ def test_a_memory_bound_model_is_not_cut_to_single_tokens() -> None:
     cost = StepCost(0.5, 512, 32)
     took = settle(cost, lambda n: 0.5 + 0.01 * n)
     assert max(took) <= 1.01
-    assert cost.budget >= 16
+    assert cost.budget() >= 16
 
 
 def test_one_hiccup_changes_nothing() -> None:
     cost = StepCost(0.001, 64, 32)
     for seconds in (0.03, 0.03, 5.0):
         cost.add(64, seconds)
-    assert cost.budget == 64
+    assert cost.budget() == 64
     assert cost.max_step_s >= 5.0
 
 
@@ -51,6 +51,21 @@ def test_there_is_always_a_budget(steps: list[tuple[int, float]], one_token_s: f
     cost = StepCost(one_token_s, 512, 32)
     for n, seconds in steps:
         cost.add(n, seconds)
-    assert 1 <= cost.budget <= 512
-    assert cost.budget < 32 or cost.budget % 32 == 0
+    assert 1 <= cost.budget() <= 512
+    assert cost.budget() < 32 or cost.budget() % 32 == 0
     assert cost.max_step_s > 0
+
+
+def test_a_step_that_nobody_waits_for_has_the_fastest_size() -> None:
+    cost = StepCost(0.020, 68, 64)
+    assert cost.budget() == 16
+    assert cost.budget(alone=True) == 64
+    cost.add(64, 1.2)
+    assert (cost.budget(), cost.budget(alone=True)) == (16, 64)
+
+
+def test_a_very_slow_device_keeps_small_steps() -> None:
+    cost = StepCost(0.5, 68, 64)
+    assert cost.budget(alone=True) == cost.budget() == 2
+    fast = StepCost(0.001, 512, 64)
+    assert fast.budget(alone=True) == fast.budget() == 448

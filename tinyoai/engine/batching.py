@@ -81,7 +81,8 @@ class Batching:
         self._turn += 1
         n_batch = self._caps.n_batch
         decoding = decoding[: max(0, n_batch - 1)]
-        budget = max(1, min(self.cost.budget, n_batch - len(decoding)))
+        alone = self._caps.interrupts and not decoding
+        budget = max(1, min(self.cost.budget(alone=alone), n_batch - len(decoding)))
         if decoding:
             prefilling = [prefilling[self._turn % len(prefilling)]]
         elif prefilling:

@@ -8,6 +8,8 @@ from collections import deque
 
 STEP_S = 0.5
 """Seconds that a prefill step should take at most."""
+ALONE = 4.0
+"""A step that nobody waits for, and that can be interrupted, may take this many times as long."""
 GROW_BELOW = 0.6
 """A step that took less than this share of its time may be followed by one twice as large."""
 RECENT = 3
@@ -30,10 +32,19 @@ class StepCost:
         self._recent.append((n_tokens, seconds))
         self._longest_s = max(seconds, 0.9 * self._longest_s)
 
-    @property
-    def budget(self) -> int:
-        """Prompt tokens for the next step: 1 to `largest`."""
+    def budget(self, *, alone: bool = False) -> int:
+        """Prompt tokens for the next step: 1 to `largest`.
+
+        `alone`: no task decodes, and the step can be interrupted. Then it has at least `align` tokens, the number that
+        the engine computes fastest, unless they take far too long.
+        """
         per_token = min(seconds / n for n, seconds in self._recent)
+        if alone and per_token * self._align <= ALONE * self._target_s:
+            return max(self._align, self._shared(per_token))
+        return self._shared(per_token)
+
+    def _shared(self, per_token: float) -> int:
+        """Prompt tokens of a step of about STEP_S."""
         if per_token * self._largest <= self._target_s:
             return self._largest
         n, seconds = self._recent[-1]
