@@ -1,15 +1,18 @@
 """Servers that many tests share: the built-in model, and the scripted engine."""
 
+import contextlib
 from collections.abc import Iterator
 
-import hypothesis
 import pytest
 
 from tests.serving import Server, serve
 
-# the time of an example depends on the machine
-hypothesis.settings.register_profile("tinyoai", deadline=None)
-hypothesis.settings.load_profile("tinyoai")
+with contextlib.suppress(ImportError):  # the environments of the clients have none
+    import hypothesis
+
+    # the time of an example depends on the machine
+    hypothesis.settings.register_profile("tinyoai", deadline=None)
+    hypothesis.settings.load_profile("tinyoai")
 
 
 @pytest.fixture(scope="session")
