@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--port", type=int, default=18_461)
+    parser.add_argument("--flags", default="", help="further flags of tinyoai")
     args = parser.parse_args()
     ports = {"llama-server": args.port, "tinyoai": args.port + 1}
     rival = RIVAL.replace(
@@ -69,7 +70,7 @@ def main() -> None:
         "llama-server": [sys.executable, "-c", rival, str(args.model), str(ports["llama-server"])],
         "tinyoai": [
             sys.executable, "-m", "tinyoai", "--model", str(args.model), "--model-name", "m", "--engine", "llamacpp",
-            "--parallel", str(N_SLOTS), "--port", str(ports["tinyoai"]),
+            "--parallel", str(N_SLOTS), "--port", str(ports["tinyoai"]), *args.flags.split(),
         ],
     }  # fmt: skip
     print(f"rival: xllamacpp.Server, {N_SLOTS} slots, no GPU layers, else its defaults")
