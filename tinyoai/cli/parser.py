@@ -1,6 +1,7 @@
 """Command line parsing: one argument parser per command, with one-line errors that suggest the nearest flag."""
 
 import argparse
+import re
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UsageError; argparse calls this."""
+        message = re.sub(r"^argument (\S+): ignored explicit argument .*", r"\1 takes no value", message)
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def add_flag(self, *names: str, **settings: Any) -> None:
