@@ -82,7 +82,7 @@ class Model(Struct, kw_only=True):
     dimensions: int | None
     """Numbers in its embeddings, by its last load; 0: it cannot embed; null: never loaded."""
     pooling: str | None
-    """The way token states become an embedding: mean, weighted-mean, last or cls. null: cannot embed, or never loaded."""
+    """How token states become an embedding: mean, weighted-mean, last or cls. null: cannot embed, or never loaded."""
     size_bytes: int
     meta: ModelMeta
     template: str

@@ -1,8 +1,8 @@
 """Command line parsing: one argument parser per command, with one-line errors that suggest the nearest flag."""
 
 import argparse
-import re
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
