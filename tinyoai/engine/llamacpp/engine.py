@@ -26,6 +26,10 @@ from tinyoai.engine.threads import ThreadChoice
 from tinyoai.wire import ModelInfo, Segment
 
 
+MIN_PREFIX = 8
+"""Tokens of a prefix that are worth reusing where equal requests should get equal answers."""
+
+
 class LlamaCppEngine:
     """One loaded model."""
 
@@ -208,11 +212,11 @@ class LlamaCppEngine:
         return n
 
     def exact_prefix(self, seq: int, n: int, n_prompt: int) -> int:
-        """Returns n, or 0 for a prefix of less than one prefill step.
+        """Returns n, or 0 for a very short prefix.
 
-        Other cuts of a prompt and other company may change low bits. A short prefix saves too little for that.
+        Other cuts of a prompt and other company may change low bits; a few tokens save too little for that.
         """
-        return n if n >= self.caps.align else 0
+        return n if n >= MIN_PREFIX else 0
 
     def copy(self, src: int, dst: int, n: int) -> None:
         """Replaces `dst` by the first n tokens of `src`. Raises EngineError where the model cannot."""
