@@ -177,6 +177,7 @@ def _capabilities(
             n_outputs=load.n_ctx,
             n_outputs_total=load.n_ctx,
             whole_rows=True,
+            generates=False,
             interrupts=True,
             longest_piece=longest_piece,
         )
