@@ -73,7 +73,8 @@ def _load_model(library: Library, header: gguf.Header, load: wire.Load) -> Any:
     model = library.lib.llama_model_load_from_file(os.fsencode(header.path), params)
     if not model:
         raise ModelRefused(
-            f"llama.cpp cannot load {header.path}: {library.log.last_line() or 'no reason given'}"
+            f"llama.cpp cannot load {header.path}: {library.log.last_line() or 'no reason given'}; download it "
+            "again or choose another model"
         )
     return model
 
