@@ -96,7 +96,8 @@ def test_a_known_layout_is_recognised(tmp_path: Path, layout: library.Layout) ->
 )
 def test_an_unknown_layout_is_refused_with_its_version(tmp_path: Path, context: bytearray) -> None:
     with pytest.raises(
-        EngineError, match=r"^libllama\.so of TINYOAI_LLAMA_LIBRARY is llama\.cpp 9\.9\.9-test, whose interface tinyoai does not know"
+        EngineError,
+        match=r"^libllama\.so of TINYOAI_LLAMA_LIBRARY is llama\.cpp 9\.9\.9-test, whose interface tinyoai does not know",
     ):
         Library(stand_in(tmp_path, context))
 
@@ -143,7 +144,10 @@ def test_a_library_that_needs_another_says_which(tmp_path: Path) -> None:
             "cannot load library 'x.so': libstdc++.so.6: cannot open shared object file: No such file",
             "apt-get install libstdc++6",
         ),
-        ("cannot load library 'x.so': x.so: file too short", "x.so of TINYOAI_LLAMA_LIBRARY cannot be opened: file too short; correct TINYOAI_LLAMA_LIBRARY or unset it"),
+        (
+            "cannot load library 'x.so': x.so: file too short",
+            "x.so of TINYOAI_LLAMA_LIBRARY cannot be opened: file too short; correct TINYOAI_LLAMA_LIBRARY or unset it",
+        ),
     ],
 )
 def test_words_of_the_dynamic_linker(error: str, words: str) -> None:
