@@ -33,6 +33,10 @@ def user(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
+def test_the_card_of_a_model_names_the_template_of_the_flag(server: Server) -> None:
+    assert server.get("/v1/models").json["data"][0]["template"] == "own.jinja"
+
+
 def test_an_answer_and_its_template(server: Server) -> None:
     assert server.say("hello <|im_end|> you") == "hello <|im_end|> you"
     assert server.get("/v1/models/status").json["data"][0]["state"] == "ready"

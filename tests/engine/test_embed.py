@@ -98,6 +98,14 @@ def test_the_error_of_a_model_without_embeddings_names_others() -> None:
     assert text_of(finish(s, submit(s, engine, ask("still talks")))) == "still talks"
 
 
+def test_the_error_of_a_model_without_logits_names_the_endpoint() -> None:
+    s, engine = scheduler(generates=False)
+    refused = last(submit(s, engine, ask("talk")))
+    assert (refused.kind, refused.param) == ("BadRequest", "model")
+    assert refused.message == "fake makes embeddings and no text; send the text to /v1/embeddings"
+    assert isinstance(last(finish(s, submit(s, engine, embed("ab")))), wire.Done)
+
+
 def test_an_embedding_does_not_evict_a_conversation() -> None:
     s, engine = scheduler(n_slots=2)
     talk = "tell me something long enough to be missed"

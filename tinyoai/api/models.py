@@ -272,7 +272,8 @@ class Models:
         managed = next((managed for managed in self._pool.models if managed.name == model.name), None)
         snapshot = managed.status() if managed is not None else None
         info = snapshot.ready.info if snapshot is not None and snapshot.ready is not None else None
-        n_ctx = info.n_ctx if info is not None else self._pool.planned_context(model)
+        planned = self._pool.make_load(model)
+        n_ctx = info.n_ctx if info is not None else planned.n_ctx
         n_params = info.n_params if info is not None else model.n_params
         n_embd_out, pooling = None, ""
         if info is not None:
@@ -299,7 +300,7 @@ class Models:
             pooling=pooling or None,
             size_bytes=model.size,
             meta=ModelMeta(n_ctx=n_ctx, n_ctx_train=model.n_ctx_train, n_params=n_params, size=model.size),
-            template=PurePath(model.template).name,
+            template=PurePath(planned.template).name,
             aliases=[*model.aliases],
             defaults=model.all_defaults,
             default_sources={name: model.default_source(name) for name in Defaults.__struct_fields__},

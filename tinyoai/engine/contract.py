@@ -122,6 +122,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """An eval can end early, see `interrupt`."""
     whole_rows: bool = False
     """A text must be evaluated in one row."""
+    generates: bool = True
+    """False: it makes embeddings only, as an encoder does; it has no logits to choose a token from."""
     pools: bool = False
     """The engine makes a text's embedding itself."""
     vision: bool = False

@@ -104,6 +104,10 @@ def _render(prompt: wire.Prompt, renderer: ChatRenderer, param: str) -> Rendered
 
 
 def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: ChatRenderer) -> list[Task]:
+    if not engine.caps.generates:
+        raise Refused(
+            f"{engine.info.name} makes embeddings and no text; send the text to /v1/embeddings", param="model"
+        )
     rendered = _render(body.prompt, renderer, body.param)
     segments = rendered.segments
     ids = _encode(segments, engine, body.param, n_answer=1)

@@ -190,10 +190,6 @@ class Pool:
         own = sum(memory.unshared(model.worker.pid) for model in self.models if model.worker is not None)
         return int(SHARE * (free + own))
 
-    def planned_context(self, model: Model) -> int:
-        """The context window in tokens that a model is loaded with."""
-        return self.make_load(model).n_ctx
-
     # -- names -----------------------------------------------------------------------------------
 
     def find(self, name: str) -> ManagedModel:

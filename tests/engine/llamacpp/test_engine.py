@@ -288,6 +288,17 @@ def test_numbers_that_are_not_finite_are_found_at_load(path: Path, tmp_path: Pat
         opened(broken)
 
 
+def test_the_reason_of_the_library_is_in_the_refusal(path: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "key.gguf"
+    broken.write_bytes(path.read_bytes().replace(b"layer_norm_rms_epsilon", b"layer_norm_xxx_epsilon"))
+    with pytest.raises(ModelRefused) as refused:
+        opened(broken)
+    assert str(refused.value) == (
+        f"llama.cpp cannot load {broken}: key not found in model: llama.attention.layer_norm_rms_epsilon; "
+        "download it again or choose another model"
+    )
+
+
 TRY = """
 import sys
 from tinyoai import wire

@@ -96,7 +96,8 @@ def test_a_known_layout_is_recognised(tmp_path: Path, layout: library.Layout) ->
 )
 def test_an_unknown_layout_is_refused_with_its_version(tmp_path: Path, context: bytearray) -> None:
     with pytest.raises(
-        EngineError, match=r"is llama\.cpp 9\.9\.9-test, whose interface tinyoai does not know"
+        EngineError,
+        match=r"^libllama\.so of TINYOAI_LLAMA_LIBRARY is llama\.cpp 9\.9\.9-test, whose interface tinyoai does not know",
     ):
         Library(stand_in(tmp_path, context))
 
@@ -109,7 +110,7 @@ def test_other_defaults_of_a_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_library_that_lacks_a_function_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="lacks functions"):
+    with pytest.raises(EngineError, match=r"^libllama\.so of TINYOAI_LLAMA_LIBRARY lacks functions"):
         Library(stand_in(tmp_path, context_bytes(136), lacking="llama_memory_seq_cp"))
 
 
@@ -143,11 +144,14 @@ def test_a_library_that_needs_another_says_which(tmp_path: Path) -> None:
             "cannot load library 'x.so': libstdc++.so.6: cannot open shared object file: No such file",
             "apt-get install libstdc++6",
         ),
-        ("cannot load library 'x.so': x.so: file too short", "x.so cannot be opened: file too short"),
+        (
+            "cannot load library 'x.so': x.so: file too short",
+            "x.so of TINYOAI_LLAMA_LIBRARY cannot be opened: file too short; correct TINYOAI_LLAMA_LIBRARY or unset it",
+        ),
     ],
 )
 def test_words_of_the_dynamic_linker(error: str, words: str) -> None:
-    assert words in library._why_not_opened(Path("x.so"), error)
+    assert words in library._why_not_opened(Found(Path("/folder/x.so"), ""), error)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"not a library at all" * 100])
@@ -160,8 +164,9 @@ def test_a_file_that_is_no_library(tmp_path: Path, content: bytes) -> None:
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.so", tmp_path):
-        with pytest.raises(EngineError, match="cannot be opened"):
+        with pytest.raises(EngineError, match="cannot be opened") as refused:
             Library(Found(path, ""))
+        assert str(tmp_path.parent) not in str(refused.value)
 
 
 CPU = "processor\t: 0\nflags\t\t: fpu sse4_2 {}\nbugs\t: none\n"

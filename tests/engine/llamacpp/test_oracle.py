@@ -216,3 +216,12 @@ def test_embeddings_point_the_same_way(name: str, pooling: str) -> None:
             given = np.array(tinyoai.post("/v1/embeddings", input=text).json["data"][0]["embedding"])
             assert np.linalg.norm(given) == pytest.approx(1, abs=1e-5)
             assert given @ expected / np.linalg.norm(expected) > 1 - 1e-4, text
+
+
+def test_an_encoder_asked_for_text_names_the_endpoint_of_embeddings() -> None:
+    with serve("--model", str(model("bert")), "--engine", "llamacpp") as tinyoai:
+        for asked in ({"prompt": "Hello"}, {"messages": [{"role": "user", "content": "Hello"}]}):
+            path = "/v1/completions" if "prompt" in asked else "/v1/chat/completions"
+            response = tinyoai.post(path, **asked)
+            assert response.status == 400
+            assert "/v1/embeddings" in response.json["error"]["message"]

@@ -3,6 +3,7 @@
 `csrc/api.h` is their manual. Their addresses go to libllama, whose threads then never need the interpreter lock.
 """
 
+import re
 from typing import Any, NamedTuple
 
 from tinyoai._native import ffi, lib  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -39,6 +40,12 @@ class Abort:
         self._flag.asked = 1
 
 
+_NO_REASON = ": failed to load model"
+"""The end of the line that follows the reason why a model cannot be loaded."""
+_REASON = re.compile(r"^.*error loading model(?: [a-z]+)?: ")
+"""The reason follows it in its line."""
+
+
 class Log:
     """The warnings and errors that the library writes."""
 
@@ -56,10 +63,14 @@ class Log:
         self._log.used = 0
 
     def last_line(self) -> str:
-        """The last line that is not empty, without control characters; empty if there is none."""
+        """The last line that gives a reason, without control characters; empty if there is none."""
         n = min(int(self._log.used), int(lib.TOAI_LOG_BYTES))
         text = bytes(ffi.buffer(self._log.text, n)).decode("utf-8", "replace")
         lines = [line.strip() for line in text.split("\n") if line.strip()]
+        if len(lines) > 1 and lines[-1].endswith(_NO_REASON):
+            lines.pop()
+        if lines:
+            lines[-1] = _REASON.sub("", lines[-1])
         return "".join(c for c in lines[-1] if c.isprintable()) if lines else ""
 
 

@@ -89,6 +89,11 @@ class Found(NamedTuple):
     package: str
     """xllamacpp or llama_cpp; empty for the one of TINYOAI_LLAMA_LIBRARY."""
 
+    @property
+    def title(self) -> str:
+        """Its name in messages. They reach clients, which learn no folder of this machine."""
+        return f"{self.path.name} of {self.package or LIBRARY_VARIABLE}"
+
 
 def find() -> Found | None:
     """The library to use: the one that TINYOAI_LLAMA_LIBRARY names, llama_cpp's, or xllamacpp's; None: no such.
@@ -137,6 +142,7 @@ class Library:
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion starts a debugger
         self.ffi: Any = ffi
         self.path = found.path
+        self._title = found.title
         self.lib: Any = _open(ffi, found)
         self.log = Log()
         _logs.append(self.log)
@@ -145,7 +151,7 @@ class Library:
                 getattr(self.lib, name)
         except (AttributeError, ffi.error):
             raise EngineError(
-                f"{found.path} lacks functions of llama.cpp that tinyoai calls; install the known version: {INSTALL}"
+                f"{found.title} lacks functions of llama.cpp that tinyoai calls; install the known version: {INSTALL}"
             ) from None
         self.llama_version = ffi.string(self.lib.llama_version()).decode("ascii", "replace")
         self.version = _package_version(found) or self.llama_version
@@ -165,7 +171,7 @@ class Library:
                 if bools == _DEFAULT_BOOLS and not any(before):
                     return layout
         raise EngineError(
-            f"{self.path} is llama.cpp {self.llama_version}, whose interface tinyoai does not know; install the "
+            f"{self._title} is llama.cpp {self.llama_version}, whose interface tinyoai does not know; install the "
             f"known version: {INSTALL}"
         )
 
@@ -203,18 +209,19 @@ def _open(ffi: Any, found: Found) -> Any:
     try:
         return ffi.dlopen(os.fspath(found.path), os.RTLD_NOW | os.RTLD_LOCAL)
     except OSError as error:
-        raise EngineError(_why_not_opened(found.path, str(error))) from None
+        raise EngineError(_why_not_opened(found, str(error))) from None
 
 
-def _why_not_opened(path: Path, error: str) -> str:
+def _why_not_opened(found: Found, error: str) -> str:
     """The sentence for a library that the dynamic linker refuses."""
     lacking = re.search(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file", error)
-    if lacking and lacking[1] != path.name:
+    if lacking and lacking[1] != found.path.name:
         package = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}.get(lacking[1], "")
         how = f" (Debian, Ubuntu: apt-get install {package})" if package else ""
         return f"llama.cpp needs {lacking[1]}, which this system lacks; install it{how}"
     reason = error.rpartition(": ")[2]
-    return f"the llama.cpp library {path} cannot be opened: {reason}"
+    remedy = f"install it again: {INSTALL}" if found.package else f"correct {LIBRARY_VARIABLE} or unset it"
+    return f"the llama.cpp library {found.title} cannot be opened: {reason}; {remedy}"
 
 
 def _package_version(found: Found) -> str:

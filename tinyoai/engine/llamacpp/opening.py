@@ -23,7 +23,6 @@ from tinyoai.host import memory
 
 _POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 """Values of a GGUF file's pooling_type."""
-_RANK = 4
 _DEFAULT_POOLING = {True: "mean", False: "weighted-mean"}
 """For files that name none: encoders, and models that were not trained to embed (see bench/pooling.py)."""
 _POOLING_NONE = 0
@@ -73,7 +72,8 @@ def _load_model(library: Library, header: gguf.Header, load: wire.Load) -> Any:
     model = library.lib.llama_model_load_from_file(os.fsencode(header.path), params)
     if not model:
         raise ModelRefused(
-            f"llama.cpp cannot load {header.path}: {library.log.last_line() or 'no reason given'}"
+            f"llama.cpp cannot load {header.path}: {library.log.last_line() or 'no reason given'}; download it "
+            "again or choose another model"
         )
     return model
 
@@ -151,7 +151,7 @@ def _info(
         add_bos=bool(lib.llama_vocab_get_add_bos(vocab)),
         add_eos=ends_with_sep or bool(lib.llama_vocab_get_add_eos(vocab)),
         add_space_prefix=vocabulary.type == SPM and bool(meta.get("tokenizer.ggml.add_space_prefix", True)),
-        n_embd_out=0 if stated == _RANK else int(lib.llama_model_n_embd_out(model)),
+        n_embd_out=0 if stated == facts.RANK else int(lib.llama_model_n_embd_out(model)),
         pooling=pooling,
     )
 
@@ -177,6 +177,7 @@ def _capabilities(
             n_outputs=load.n_ctx,
             n_outputs_total=load.n_ctx,
             whole_rows=True,
+            generates=False,
             interrupts=True,
             longest_piece=longest_piece,
         )
