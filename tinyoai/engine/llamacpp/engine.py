@@ -25,7 +25,6 @@ from tinyoai.engine.llamacpp.vocabulary import Vocabulary
 from tinyoai.engine.threads import ThreadChoice
 from tinyoai.wire import ModelInfo, Segment
 
-
 MIN_PREFIX = 8
 """Tokens of a prefix that are worth reusing where equal requests should get equal answers."""
 
