@@ -197,6 +197,7 @@ EMBEDDINGS = [
     ("bert", ""),
     ("bert-mean", ""),
     ("bert", "mean"),
+    ("bert", "last"),
     ("llama", "mean"),
     ("qwen3", "last"),
     ("gemma3", "mean"),
@@ -211,7 +212,7 @@ def test_embeddings_point_the_same_way(name: str, pooling: str) -> None:
     # an embedding needs all tokens of its text in one step of the reference
     one_step = start_reference(path, n_batch=512, embeddings=True, pooling=pooling or None)
     with one_step as reference, start_tinyoai(path, *(["--pooling", pooling] if pooling else [])) as tinyoai:
-        for text in TEXTS:
+        for text in [*TEXTS, TEXTS[-1]]:
             expected = np.array(reference.embed(text))
             given = np.array(tinyoai.post("/v1/embeddings", input=text).json["data"][0]["embedding"])
             assert np.linalg.norm(given) == pytest.approx(1, abs=1e-5)
