@@ -90,6 +90,8 @@ class LlamaCppEngine:
             places.append(at)
             at += n if row.want is not Want.EMBEDDING else 0
             self._n_past[row.seq] = row.pos + n
+            if self.caps.whole_rows:
+                self._cut(row.seq, 0)  # its states are copied, and cells are few
         self._places, self._rows = places, rows
 
     def _decode(self, rows: Sequence[Row], until: float, *, embed: bool) -> None:
