@@ -190,7 +190,9 @@ def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> Memory
     if hparams.whole_rows:
         # a text is one row: each of its tokens looks at every other, and llama.cpp keeps room for its logits
         scores = load.n_ctx * (2 if flash else 2 * _F32 * (1 + hparams.n_head))
-        per_token = _F32 * (hparams.n_row + hparams.n_vocab) + scores + int(cell)
+        # with a cache it is a decoder: its logits leave the graph in one buffer and arrive in another
+        n_logits = hparams.n_vocab * (2 if cell else 1)
+        per_token = _F32 * (hparams.n_row + n_logits) + scores + int(cell)
         return MemoryEstimate(base, per_token, load.n_ctx)
     scored = load.n_batch if hparams.pools else min(SCORED_ROWS, load.n_batch)
     n_outputs = max(scored, load.n_slots) + load.n_slots
