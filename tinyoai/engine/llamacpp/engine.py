@@ -80,9 +80,11 @@ class LlamaCppEngine:
                 self._eval_states(rows, states, until)
             if rest:
                 self._decode(rest, until, embed=False)
-        except (NoRoom, Interrupted, EngineError):
+        except (NoRoom, Interrupted, EngineError) as error:
             for row in rows:
-                self._cut(row.seq, row.pos)
+                # without room nothing was computed, and a model that cannot go back need not
+                if not isinstance(error, NoRoom) or self._context.length(row.seq) != row.pos:
+                    self._cut(row.seq, row.pos)
             raise
         places, at = [], 0
         for row in rows:
