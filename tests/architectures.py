@@ -191,6 +191,7 @@ _BERT: dict[str, Any] = {
     "attention.layer_norm_epsilon": 1e-12,
     "attention.causal": False,
 }
+_BOTH_WAYS = {"attention.causal": False, "pooling_type": 1}
 RECIPES = {
     "llama": Recipe("llama", "llama-bpe", 2, llama, {"rope.freq_base": 500_000.0}),
     "qwen2": Recipe("qwen2", "qwen2", 2, qwen2, {"rope.freq_base": 1_000_000.0}),
@@ -210,12 +211,14 @@ RECIPES = {
             "ssm.group_count": 1,
         },
     ),
+    "llama-embed": Recipe("llama-embed", "llama-bpe", 2, llama, _BOTH_WAYS),
+    "qwen2-embed": Recipe("qwen2", "qwen2", 2, qwen2, _BOTH_WAYS),
     "bert": Recipe("bert", "bert-bge", 2, bert, {**_BERT, "pooling_type": 2}),
     "bert-mean": Recipe("bert", "bert-bge", 2, bert, {**_BERT, "pooling_type": 1}),
 }
 """Every model by its name. Pooling type 1 is the mean, 2 the first token."""
 
-DECODERS = [name for name, recipe in RECIPES.items() if recipe.arch != "bert"]
+DECODERS = [name for name, recipe in RECIPES.items() if "pooling_type" not in recipe.values]
 """The models that generate."""
 
 

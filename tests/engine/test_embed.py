@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.engine.test_scheduler import IDS, ask, finish, last, scheduler, submit, text_of
 from tests.engines import make
@@ -89,8 +90,6 @@ def test_dimensions_beyond_the_model_s() -> None:
 
 def test_the_error_of_a_model_without_embeddings_names_others() -> None:
     s, engine = scheduler()
-    from msgspec import structs
-
     engine.info = structs.replace(engine.info, n_embd_out=0)
     refused = last(submit(s, engine, embed("ab")))
     assert (refused.kind, refused.param) == ("BadRequest", "model")
@@ -128,6 +127,14 @@ def test_a_running_answer_continues_beside_a_long_embedding() -> None:
         out += s.step()
     assert 400 // 8 <= len(text_of(out, talker.id)) < 900
     finish(s, out)
+
+
+def test_a_text_of_one_row_can_come_again_with_the_last_state_as_its_embedding() -> None:
+    s, engine = scheduler(n_slots=1, n_ctx=64, n_batch=64, whole_rows=True)
+    engine.info = structs.replace(engine.info, pooling="last")
+    asked = [embed("the same text") for _ in range(2)]
+    found = vectors([event for request in asked for event in finish(s, submit(s, engine, request))])
+    assert found[asked[0].id] == found[asked[1].id]
 
 
 def test_a_cancelled_embedding_frees_its_slot() -> None:

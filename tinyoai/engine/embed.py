@@ -23,7 +23,8 @@ class EmbedTask:
         self._caps = engine.caps
         self._last_only = info.pooling == LAST
         self._pooling = Pooling(LAST if engine.caps.pools else info.pooling, info.n_embd_out, body.dimensions)
-        self.n_reusable = self._n_reusable() if self._last_only and not engine.caps.pools else 0
+        in_parts = self._last_only and not (engine.caps.pools or engine.caps.whole_rows)
+        self.n_reusable = self._n_reusable() if in_parts else 0
         self._seq = -1
         self._n_past = 0
 

@@ -6,7 +6,7 @@ refuses the load.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinyoai import wire
 from tinyoai.engine.contract import Engine, ModelRefused
@@ -14,9 +14,6 @@ from tinyoai.engine.time_limit import TimedOut, TimeLimit
 from tinyoai.text import chat_format, template
 from tinyoai.text.marker_guard import MarkerGuard, map_strings, strings
 from tinyoai.text.template import Rendered
-
-if TYPE_CHECKING:
-    pass
 
 JINJA = "jinja"
 """The name of a template that is not one of `chat_format`."""

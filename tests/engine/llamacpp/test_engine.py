@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests import architectures, fixtures, llama_server
 from tests.engines import make
 from tinyoai import gguf, wire
-from tinyoai.engine.contract import EngineError, Interrupted, ModelRefused, Row, Truncates, Want
+from tinyoai.engine.contract import EngineError, Interrupted, ModelRefused, NoRoom, Row, Truncates, Want
 from tinyoai.engine.llamacpp import facts
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
 from tinyoai.engine.llamacpp.memory import SCORED_ROWS
@@ -340,3 +341,16 @@ def test_bit_flips_in_the_header_crash_no_process(path: Path, tmp_path: Path) ->
         [sys.executable, "-c", TRY, *accepted[:80]], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout == "alive\n", done.stderr[-2000:]
+
+
+def test_without_room_a_model_that_cannot_go_back_keeps_its_sequence() -> None:
+    engine = opened(architectures.model("falcon-h1"), n_slots=1)
+    n_cells = engine.caps.n_kv
+    engine.caps = structs.replace(engine.caps, n_ctx=2 * n_cells)
+    for at in range(0, n_cells, 32):
+        run(engine, Row(0, [7] * 32, at))
+    for _ in range(2):
+        with pytest.raises(NoRoom):
+            engine.eval([Row(0, [7], n_cells)])
+    assert engine.truncate(0, n_cells) == n_cells
+    engine.close()

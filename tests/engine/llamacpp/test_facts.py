@@ -51,6 +51,14 @@ def set_value(header: gguf.Header, key: str, value: object) -> None:
     header.metadata[f"{header.architecture}.{key}"] = value
 
 
+def rwkv(header: gguf.Header, read: set[int]) -> gguf.Header:
+    """The file with a vocabulary of RWKV that has tokens for these bytes."""
+    tokens = [b"<s>"] + [repr(bytes([byte]))[2:-1].encode() for byte in sorted(read)]
+    n = len(header.metadata["tokenizer.ggml.tokens"])
+    put(header, model="rwkv", tokens=tokens + [b"more %d" % i for i in range(n - len(tokens))])
+    return header
+
+
 def rename(header: gguf.Header, arch: str) -> gguf.Header:
     """The file as one of another family with the same hyperparameters."""
     old = header.architecture
@@ -109,6 +117,7 @@ REFUSALS: list[tuple[str, Callable[[gguf.Header], object], str]] = [
     ("merges as numbers", lambda h: byte_pair(h) or put(h, merges=array("i", [1])), "without merges"),
     ("raw bytes", lambda h: byte_pair(h) or put_token(h, 300, b"\x80"), "before October 2023"),
     ("a byte token missing", lambda h: put_token(h, 200, b"xyz"), "without all byte tokens"),
+    ("a byte that RWKV cannot read", lambda h: rwkv(h, set(range(256)) - {13}), "without all byte tokens"),
     ("no context length", lambda h: set_value(h, "context_length", 0), "context_length"),
     ("a width of text", lambda h: set_value(h, "embedding_length", "64"), "embedding_length"),
     ("too many layers", lambda h: set_value(h, "block_count", 513), "block_count"),
@@ -204,6 +213,11 @@ def test_valid_forms_that_are_rare(sound: Path) -> None:
         change(header)
         assert llamacpp.supports(header) is None
         llamacpp.hparams(header)
+
+
+def test_a_vocabulary_of_rwkv_passes(sound: Path) -> None:
+    header = rwkv(gguf.read_header(sound), set(range(256)))
+    assert llamacpp.supports(header) is None
 
 
 def test_no_family_is_in_two_lists() -> None:

@@ -82,7 +82,9 @@ def test_smollm2_with_other_settings(change: dict[str, Any]) -> None:
     check(fixtures.require(fixtures.smollm2()), **change)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "phi3", "falcon-h1", "bert"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "qwen3", "gemma3", "phi3", "falcon-h1", "bert", "qwen2-embed"]
+)
 def test_every_family(name: str) -> None:
     check(architectures.model(name))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from tests import architectures, fixtures
@@ -113,6 +114,27 @@ def test_control_tokens_come_from_markup_alone(named: tuple[Path, Vocabulary]) -
     for text, token in list(controls.items())[:20]:
         assert token in vocabulary.encode([Markup(text)])
         assert not set(controls.values()) & set(vocabulary.encode([Text(text)])), text
+
+
+def test_a_vocabulary_that_reads_control_tokens_in_plain_text_spells_them_out(
+    library: Library, tmp_path: Path
+) -> None:
+    texts = ["<s>", *(f"\\x{byte:02x}" for byte in range(256)), "hello", "<|end|>"]
+    writer = gguf.GGUFWriter(tmp_path / "rwkv.gguf", "rwkv7")
+    writer.add_tokenizer_model("rwkv")
+    writer.add_token_list(texts)
+    writer.add_token_types([3] + [1] * 257 + [3])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    vocabulary, model = open_vocabulary(library, tmp_path / "rwkv.gguf")
+    assert vocabulary.special == {"<s>": 0, "<|end|>": 258}
+    for text in ("<s>", "<|end|>", "hello<s>hello", "a<|end|>"):
+        ids = vocabulary.tokenize(text)
+        assert not {0, 258} & set(ids)
+        assert b"".join(map(vocabulary.piece, ids)) == text.encode()
+    assert vocabulary.tokenize("hello") == [257]
+    library.lib.llama_model_free(model)
 
 
 RUNS = {

@@ -1,5 +1,7 @@
 """The model families that llama.cpp knows, as `general.architecture` names them."""
 
+from tinyoai import gguf
+
 _DECODERS = """
     afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bitnet bloom chameleon chatglm
     codeshell cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr deepseek32
@@ -14,7 +16,7 @@ _DECODERS = """
     spark2_5 stablelm starcoder starcoder2 step35 talkie xverse
 """
 DECODERS = frozenset(_DECODERS.split())
-"""Families that write text."""
+"""Families that write text, or see it in both directions if the header says so."""
 
 _ENCODERS = """
     bert eurobert gemma-embedding gemma-embedding2 jina-bert-v2 jina-bert-v3 modern-bert neo-bert nomic-bert
@@ -39,3 +41,10 @@ REFUSED = {
     "gemma4-assistant": "is a draft head of another model and cannot run alone; name that model",
 }
 """Families that llama.cpp knows and this engine does not run: the reason, to follow the file's name."""
+
+
+def reads_whole_texts(header: gguf.Header) -> bool:
+    """Whether each token of a text sees all others, so that the model needs the whole text at once."""
+    # llama-embed attends to the tokens of the same step only
+    causal = header.value("attention.causal", header.architecture != "llama-embed")
+    return header.architecture in ENCODERS or not causal

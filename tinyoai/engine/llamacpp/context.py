@@ -16,11 +16,12 @@ _OK, _NO_ROOM, _ABORTED, _INVALID = 0, 1, 2, -1
 class Context:
     """KV sequences and compute buffers of one model. One thread calls it, but for `abort.ask`."""
 
-    def __init__(self, library: Library, pointer: Any, n_batch: int, *, has_memory: bool) -> None:
-        """`pointer` is a `llama_context *`; encoders have no KV memory."""
+    def __init__(self, library: Library, pointer: Any, n_batch: int) -> None:
+        """`pointer` is a `llama_context *`."""
         ffi = library.ffi
         self._ffi, self._lib, self._ctx = ffi, library.lib, pointer
-        self._memory = self._lib.llama_get_memory(pointer) if has_memory else None
+        self._memory = self._lib.llama_get_memory(pointer) or None
+        """None for most encoders."""
         self._n_batch = n_batch
         self._tokens = ffi.new("llama_token[]", n_batch)
         self._pos = ffi.new("int32_t[]", n_batch)

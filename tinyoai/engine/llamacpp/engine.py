@@ -83,9 +83,11 @@ class LlamaCppEngine:
                 self._eval_states(rows, states, until)
             if rest:
                 self._decode(rest, until, embed=False)
-        except (NoRoom, Interrupted, EngineError):
+        except (NoRoom, Interrupted, EngineError) as error:
             for row in rows:
-                self._cut(row.seq, row.pos)
+                # without room nothing was computed, and a model that cannot go back need not
+                if not isinstance(error, NoRoom) or self._context.length(row.seq) != row.pos:
+                    self._cut(row.seq, row.pos)
             raise
         places, at = [], 0
         for row in rows:
@@ -93,6 +95,8 @@ class LlamaCppEngine:
             places.append(at)
             at += n if row.want is not Want.EMBEDDING else 0
             self._n_past[row.seq] = row.pos + n
+            if self.caps.whole_rows:
+                self._cut(row.seq, 0)  # its states are copied, and cells are few
         self._places, self._rows = places, rows
 
     def _decode(self, rows: Sequence[Row], until: float, *, embed: bool) -> None:

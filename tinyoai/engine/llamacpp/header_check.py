@@ -24,6 +24,8 @@ _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _BYTE_PAIR = ("gpt2", "hybriddna", "whitespace", "gemma4")
 """Kinds of tokenizers that have merges."""
 _TOKENIZERS = ("llama", "bert", "t5", "rwkv", "plamo2", *_BYTE_PAIR)
+_SHORT = {9: rb"\t", 10: rb"\n", 13: rb"\r", 92: rb"\\"}
+"""How the vocabularies of RWKV write some bytes."""
 _SPECIAL_NAMES = (
     "bos eos eot eom unknown seperator separator padding cls mask "
     "fim_pre fim_suf fim_mid fim_pad fim_rep fim_sep prefix suffix middle"
@@ -136,6 +138,13 @@ def _check_vocabulary(header: gguf.Header) -> None:
         if not all(b"<0x%02X>" % byte in known or bytes([byte]) in known for byte in range(256)):
             raise HeaderError(
                 "has a vocabulary without all byte tokens, over which llama.cpp would end; choose another model"
+            )
+    elif model == "rwkv":
+        # over text with a byte that has no token, llama.cpp begins again without end
+        if not all({bytes([byte]), b"\\x%02x" % byte, _SHORT.get(byte)} & known for byte in range(256)):
+            raise HeaderError(
+                "has a vocabulary without all byte tokens, over which llama.cpp would never end; "
+                "choose another model"
             )
     elif model == "t5":
         charsmap = get("tokenizer.ggml.precompiled_charsmap")

@@ -7,7 +7,7 @@ import platform
 from importlib.util import find_spec
 
 from tinyoai import gguf, wire
-from tinyoai.engine.llamacpp.architectures import ENCODERS
+from tinyoai.engine.llamacpp.architectures import ENCODERS, reads_whole_texts
 from tinyoai.engine.llamacpp.header_check import numbers
 from tinyoai.engine.memory_estimate import WORKER_BYTES, HParams, MemoryEstimate
 from tinyoai.gguf import TENSOR_TYPES
@@ -68,7 +68,7 @@ def hparams(header: gguf.Header) -> HParams:
         n_state=n_state,
         n_row=_row(header, n_embd, n_head, n_ff),
         n_positions=positions.shape[1] if positions is not None and len(positions.shape) > 1 else 0,
-        whole_rows=arch in ENCODERS,
+        whole_rows=reads_whole_texts(header),
         pools=bool(header.value("pooling_type")),
         flash_attention=arch != _NO_FLASH_ATTENTION,
         vocabulary_bytes=_vocabulary(header),
@@ -184,17 +184,20 @@ def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> Memory
     flash = hparams.flash_attention and load.flash_attn != "off"
     base += hparams.vocabulary_bytes + (hparams.repacked_bytes if load.mmap else hparams.staging_bytes)
     state = 4 * _F32 * load.n_slots * hparams.n_state
+    cell = hparams.n_key * _number_bytes(load.cache_type_k) + hparams.n_value * _number_bytes(
+        load.cache_type_v
+    )
     if hparams.whole_rows:
         # a text is one row: each of its tokens looks at every other, and llama.cpp keeps room for its logits
         scores = load.n_ctx * (2 if flash else 2 * _F32 * (1 + hparams.n_head))
-        return MemoryEstimate(base, _F32 * (hparams.n_row + hparams.n_vocab) + scores, load.n_ctx)
+        # with a cache it is a decoder: its logits leave the graph in one buffer and arrive in another
+        n_logits = hparams.n_vocab * (2 if cell else 1)
+        per_token = _F32 * (hparams.n_row + n_logits) + scores + int(cell)
+        return MemoryEstimate(base, per_token, load.n_ctx)
     scored = load.n_batch if hparams.pools else min(SCORED_ROWS, load.n_batch)
     n_outputs = max(scored, load.n_slots) + load.n_slots
     # logits leave the graph in one buffer and wait for the samplers in another
     outputs = hparams.n_vocab * (2 * _F32 * n_outputs + SAMPLER_BYTES * load.n_slots)
-    cell = hparams.n_key * _number_bytes(load.cache_type_k) + hparams.n_value * _number_bytes(
-        load.cache_type_v
-    )
     mask = load.n_batch * (2 if flash else _F32 * (1 + hparams.n_head))
     per_cell = int(cell) + mask + CELL_BYTES if cell else 0
     step = _F32 * (load.n_batch + load.n_slots) * hparams.n_row + CELL_STEP * per_cell

@@ -12,7 +12,7 @@ from tinyoai import gguf, wire
 from tinyoai.engine import threads
 from tinyoai.engine.contract import Capabilities, Copies, EngineError, ModelRefused, Row, Truncates, Want
 from tinyoai.engine.llamacpp import facts
-from tinyoai.engine.llamacpp.architectures import ENCODERS
+from tinyoai.engine.llamacpp.architectures import reads_whole_texts
 from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
 from tinyoai.engine.llamacpp.library import Library
@@ -84,14 +84,12 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
     encoder = bool(lib.llama_model_has_encoder(model))
     if encoder and lib.llama_model_has_decoder(model):
         raise ModelRefused(f"{header.path} has an encoder and a decoder, which tinyoai does not run")
-    encoder = encoder or header.architecture in ENCODERS
+    encoder = encoder or reads_whole_texts(header)
     info = _info(library, model, header, load, vocabulary, encoder=encoder)
     caps = _capabilities(
         library, model, header, load, encoder=encoder, longest_piece=vocabulary.longest_piece
     )
-    context = Context(
-        library, _new_context(library, model, header, load, caps), caps.n_batch, has_memory=not encoder
-    )
+    context = Context(library, _new_context(library, model, header, load, caps), caps.n_batch)
     engine = LlamaCppEngine(
         library,
         context,

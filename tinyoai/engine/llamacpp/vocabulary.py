@@ -1,8 +1,8 @@
 """The tokenizer of a llama.cpp model: segments to ids, and ids to bytes.
 
 libllama ends the process over an id outside of the vocabulary, so each id is checked here. Text never becomes a
-control token: libllama leaves control tokens in plain text alone but still recognises user-defined ones, so those
-that mark something are found afterwards and spelled out. Safe beside a running evaluation.
+control token: libllama still recognises user-defined tokens in plain text, and with some tokenizers control tokens
+too, so those that mark something are found afterwards and spelled out. Safe beside a running evaluation.
 """
 
 import re
@@ -48,8 +48,8 @@ class Vocabulary:
         self.special = {self._text(token): token for token in kinds.having(hooks.CONTROL)}
         """Control tokens, and after `mark` user-defined ones that mark something, by their text."""
         self._user = kinds.having(hooks.USER)
-        self._markers: dict[int, str] = {}
-        """User-defined tokens that mark something."""
+        self._markers = {token: text for text, token in self.special.items() if text}
+        """The texts of control tokens, and of user-defined ones that mark something."""
         self.info: ModelInfo
         """Set once the model's facts are known."""
 
@@ -125,7 +125,9 @@ class Vocabulary:
             return ids
         plain: list[int] = []
         for token in ids:
-            plain += self._spelled(self._markers[token]) if token in self._markers else [token]
+            marker = self._markers.get(token)
+            # a token for unknown words may be a control token, and stands for other texts
+            plain += [token] if marker is None or marker not in text else self._spelled(marker)
         return plain
 
     def _spelled(self, marker: str) -> list[int]:
