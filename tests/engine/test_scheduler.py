@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tinyoai import wire
-from tinyoai.engine.contract import Copies, Engine, EngineError, Partial, Row, Want
+from tinyoai.engine.contract import Copies, Engine, EngineError, Interrupted, Partial, Row, Want
 from tinyoai.engine.fake import FakeEngine
 from tinyoai.engine.generate import GenerateTask
 from tinyoai.engine.rendering import ChatRenderer
@@ -751,3 +751,24 @@ def test_a_prompt_alone_takes_whole_steps_if_they_can_be_interrupted(interrupts:
     engine.eval = watched  # type: ignore[method-assign, assignment]
     run_all(s, engine, [ask("", prompt=[wire.Text("a" * 200)], max_tokens=1)])
     assert sizes[0] == n_first
+
+
+def test_an_interrupt_during_a_second_try_fails_one_request_alone() -> None:
+    s, engine = scheduler(n_batch=64, interrupts=True)
+    evaluate, n_calls = engine.eval, 0
+
+    def faulty(rows: list[Row], until: float = 0.0) -> None:
+        nonlocal n_calls
+        n_calls += 1
+        if len(rows) == 2:
+            raise EngineError("both")
+        if n_calls == 2:
+            raise Interrupted
+        evaluate(rows, until)
+
+    engine.eval = faulty  # type: ignore[method-assign, assignment]
+    out = run_all(s, engine, [ask("", prompt=[wire.Text(c * 9)], max_tokens=1) for c in "ab"])
+    assert sorted(type(m).__name__ for m in out if isinstance(m, wire.Done | wire.Failed)) == [
+        "Done",
+        "Failed",
+    ]

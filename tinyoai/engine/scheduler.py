@@ -158,12 +158,7 @@ class Scheduler:
             return out
         started = self._clock()
         try:
-            if n_prefill and self._caps.interrupts:
-                self._prefilling = frozenset(r.request.id for r in batch if r.task.prefilling)
-                until = min(r.request.deadline for r in batch)
-                self._engine.eval(rows, 0.0 if until == math.inf else until)
-            else:
-                self._engine.eval(rows)
+            self._evaluate(batch, rows, n_prefill)
         except Interrupted:
             self._cut_late(batch, out)
             return out
@@ -176,13 +171,23 @@ class Scheduler:
         except EngineError as error:
             self._on_engine_error(batch, rows, error, out)
             return out
-        finally:
-            self._prefilling = frozenset()
         now = self._clock()
         for index, running in enumerate(batch):
             self._on_eval(running, rows[index], index, now, out)
         self._batching.account(n_prefill, now - started)
         return out
+
+    def _evaluate(self, batch: Sequence[Running], rows: Sequence[Row], n_prefill: int) -> None:
+        """Evaluates rows; only prompts are worth an interrupt."""
+        if not (n_prefill and self._caps.interrupts):
+            self._engine.eval(rows)
+            return
+        until = min(running.request.deadline for running in batch)
+        self._prefilling = frozenset(r.request.id for r in batch if r.task.prefilling)
+        try:
+            self._engine.eval(rows, 0.0 if until == math.inf else until)
+        finally:
+            self._prefilling = frozenset()
 
     # -- slots -------------------------------------------------------------------------------------
 
@@ -342,7 +347,7 @@ class Scheduler:
                 if self._engine.truncate(running.slot.index, row.pos) != row.pos:
                     raise error
                 self._engine.eval([row])
-            except (EngineError, NoRoom, Partial) as again:
+            except (EngineError, NoRoom, Partial, Interrupted) as again:
                 failure = TaskFailed("ModelError", str(again), spoiled=True)
                 self._fail(running.request, failure, out, running)
             else:

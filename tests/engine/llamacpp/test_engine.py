@@ -210,12 +210,11 @@ def test_a_recurrent_model_goes_back_to_its_beginning_alone(name: str) -> None:
 # -- interrupts ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def slow() -> Iterator[LlamaCppEngine]:
+@pytest.fixture(scope="module", params=[1, 0], ids=["one thread", "chosen threads"])
+def slow(request: pytest.FixtureRequest) -> Iterator[LlamaCppEngine]:
     """A model whose steps take long enough to interrupt them."""
-    made = opened(
-        fixtures.require(fixtures.smollm2(), "SmolLM2-135M-Instruct"), n_ctx=2048, n_slots=2, n_batch=512
-    )
+    path = fixtures.require(fixtures.smollm2(), "SmolLM2-135M-Instruct")
+    made = opened(path, n_ctx=2048, n_slots=2, n_batch=512, n_threads=request.param)
     yield made
     made.close()
 
@@ -353,4 +352,12 @@ def test_without_room_a_model_that_cannot_go_back_keeps_its_sequence() -> None:
         with pytest.raises(NoRoom):
             engine.eval([Row(0, [7], n_cells)])
     assert engine.truncate(0, n_cells) == n_cells
+    engine.close()
+
+
+def test_control_tokens_take_white_space_as_in_marked_text() -> None:
+    engine = opened(architectures.model("phi3"))
+    for text in ("\n hi", " hi ", "hi", "\n", ""):
+        by_structure = engine.encode([wire.Special("<|user|>"), wire.Text(text), wire.Special("<|end|>")])
+        assert by_structure == engine.encode([wire.Markup(f"<|user|>{text}<|end|>")]), text
     engine.close()

@@ -80,7 +80,10 @@ def _load_model(library: Library, header: gguf.Header, load: wire.Load) -> Any:
 
 def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) -> LlamaCppEngine:
     lib = library.lib
-    vocabulary = Vocabulary(library, lib.llama_model_get_vocab(model))
+    try:
+        vocabulary = Vocabulary(library, lib.llama_model_get_vocab(model))
+    except ValueError as error:
+        raise ModelRefused(f"{header.path}: {error}") from None
     encoder = bool(lib.llama_model_has_encoder(model))
     if encoder and lib.llama_model_has_decoder(model):
         raise ModelRefused(f"{header.path} has an encoder and a decoder, which tinyoai does not run")
