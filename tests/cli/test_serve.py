@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import ROOT, refused
+from tests.engines import make
 from tests.serving import Server, command, environment, serve
+from tinyoai import gguf
 from tinyoai.app import BUILTIN
 from tinyoai.config.options import OPTIONS
 
@@ -348,3 +351,15 @@ def test_a_quantized_cache_of_values_needs_flash_attention() -> None:
     assert done.stderr == (
         "tinyoai: --cache-type-v: q8_0 needs flash attention; turn it on with --flash-attn auto, or choose f16\n"
     )
+
+
+def test_a_file_that_cannot_be_loaded_is_named_by_its_path(tmp_path: Path) -> None:
+    path = make.llama(tmp_path / "infinite.gguf")
+    header = gguf.read_header(path)
+    content = bytearray(path.read_bytes())
+    at = header.data_at + header.tensors["output_norm.weight"].offset
+    content[at : at + 256] = struct.pack("<f", float("nan")) * 64
+    path.write_bytes(content)
+    done = run("--engine", "ctransformers", "--model", str(path), "--port", "0")
+    assert done.returncode == 1
+    assert done.stderr.count(f"tinyoai: {path} is damaged: it computes nonsense") == 1

@@ -259,7 +259,9 @@ class Pool:
         try:
             return await lease.ready(patient=True)
         except errors.ModelFailed:
-            raise errors.ModelFailed(self.default.reason) from None
+            # the path is not for clients, but the user who starts the server has given it
+            path = self.default.model.path
+            raise errors.ModelFailed(self.default.reason.replace("its file", path or "its file")) from None
         finally:
             lease.close()
 
