@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tests import fixtures
 
 VERSION = 2
-"""Of the recipes; a change makes every model anew."""
+"""The version of the recipes. Another version makes all models again."""
 
 N_EMBD, N_HEAD, N_HEAD_KV, HEAD, N_FF, N_CTX = 64, 2, 1, 32, 128, 4096
 Q8_0 = gguf.GGMLQuantizationType.Q8_0

@@ -161,7 +161,6 @@ def _wire_load(config: Config, capacity: int, template_source: str, model: Model
         flash_attn=config.flash_attn,
         mmap=not config.no_mmap,
         mlock=config.mlock,
-        home=config.home,
     )
     return facts.complete(load, model.hparams, model.n_ctx_train, capacity)
 

@@ -106,8 +106,6 @@ class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
     """Map the file, so that its pages are shared and can be dropped; else read it into memory."""
     mlock: bool = False
     """Keep the weights in RAM."""
-    home: str = ""
-    """The data directory, where measured facts are kept; empty: the default one."""
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True, omit_defaults=True):

@@ -1,6 +1,5 @@
 """The choice of an engine for a file, and memory estimates. No native code is loaded."""
 
-import random
 import subprocess
 import sys
 from array import array
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine import bit_flips
 from tests.engines import make
 from tinyoai import gguf, wire
 from tinyoai.config import options
@@ -265,21 +265,7 @@ print("alive")
 
 
 def test_bit_flips_in_the_header_crash_no_process(sound: Path, tmp_path: Path) -> None:
-    whole, draw = sound.read_bytes(), random.Random(3)
-    data_at = gguf.read_header(sound).data_at
-    accepted: list[str] = []
-    for number in range(600):
-        changed = bytearray(whole)
-        for _ in range(draw.randint(1, 3)):
-            changed[draw.randrange(data_at)] ^= 1 << draw.randrange(8)
-        path = tmp_path / f"{number}.gguf"
-        path.write_bytes(changed)
-        try:
-            ctransformers.require(gguf.read_header(path))
-        except gguf.BadModelFile:
-            path.unlink()
-        else:
-            accepted.append(str(path))
+    accepted = bit_flips.accepted(sound, tmp_path, ctransformers.supports, n=600, seed=3)
     assert 60 < len(accepted) < 500
     done = subprocess.run(
         [sys.executable, "-c", TRY, *accepted[:60]], capture_output=True, text=True, timeout=120, check=False

