@@ -30,7 +30,7 @@ def probe(folder: Path, headers: Path, include: str, expressions: dict[str, str]
     """The numbers that C expressions have, by name; a compiled program prints them."""
     compiler = os.environ.get("CC", "cc")
     if shutil.which(compiler) is None:
-        pytest.skip("there is no C compiler")
+        fixtures.absent("there is no C compiler")
     prints = [f'printf("{name} %zu\\n", (size_t)({value}));' for name, value in expressions.items()]
     source = ["#include <stddef.h>", "#include <stdint.h>", "#include <stdio.h>", f'#include "{include}"']
     (folder / "probe.c").write_text("\n".join([*source, "int main(void) {", *prints, "}", ""]))
