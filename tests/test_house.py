@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tinyoai"
 
 FLOORS = {
-    "": -1, "errors": -1, "frames": -1, "sampling": -1, "units": -1, "_native": -1,
+    "": -1, "errors": -1, "frames": -1, "prompts": -1, "sampling": -1, "units": -1, "_native": -1,
     "host": 0, "wire": 0, "native": 0, "builtin": 0,
     "metrics": 1, "gguf": 1, "text": 1,
     "config": 2, "engine": 2, "web": 2,

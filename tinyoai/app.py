@@ -161,6 +161,8 @@ def _wire_load(config: Config, capacity: int, template_source: str, model: Model
         flash_attn=config.flash_attn,
         mmap=not config.no_mmap,
         mlock=config.mlock,
+        kv="unified" if config.kv == "auto" else config.kv,
+        reproducible=config.reproducible,
     )
     return facts.complete(load, model.hparams, model.n_ctx_train, capacity)
 

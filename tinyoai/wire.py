@@ -9,66 +9,39 @@ Content, Vector, Progress and ChoiceDone follow their Accepted. If a worker dies
 """
 
 from collections.abc import Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
 from tinyoai import frames
 from tinyoai.frames import MAX_FRAME as MAX_FRAME
 from tinyoai.frames import WireError as WireError
+from tinyoai.prompts import Conversation as Conversation
+from tinyoai.prompts import Ids as Ids
+from tinyoai.prompts import Markup as Markup
+from tinyoai.prompts import Message as Message
+from tinyoai.prompts import Prompt as Prompt
+from tinyoai.prompts import Segment as Segment
+from tinyoai.prompts import Special as Special
+from tinyoai.prompts import Text as Text
 from tinyoai.sampling import Sampling
 
-# -- prompts: structure alone makes control tokens, never a text's content --------------------------
+# -- server to worker ------------------------------------------------------------------------------
 
 
-class Text(msgspec.Struct, frozen=True, tag="t", array_like=True):
-    """Text that a user wrote. It is never parsed for control tokens."""
-
-    text: str
-
-
-class Markup(msgspec.Struct, frozen=True, tag="m", array_like=True):
-    """Text that a template wrote. Control tokens in it are parsed."""
-
-    text: str
-
-
-class Special(msgspec.Struct, frozen=True, tag="s", array_like=True):
-    """A control token by its text in the vocabulary, or the pseudo names "bos" and "eos"."""
+class Adapter(msgspec.Struct, frozen=True, array_like=True):
+    """A LoRA adapter as a request uses it: its name, and the factor of its changes."""
 
     name: str
+    scale: float = 1.0
 
 
-class Ids(msgspec.Struct, frozen=True, tag="i", array_like=True):
-    """Token ids as the client gave them."""
+class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter of a load. `scale` counts in requests that name no adapters."""
 
-    ids: list[int]
-
-
-Segment = Text | Markup | Special | Ids
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One message of a conversation. The role "developer" means "system"."""
-
-    role: str
-    content: str
-
-
-class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Messages that the worker renders with a chat template."""
-
-    messages: list[Message]
-    template: str = "auto"
-    """A name from `text.chat_format`; "auto" is the model's own."""
-    template_args: dict[str, Any] = {}
-    """Further variables for the model's own Jinja template."""
-
-
-Prompt = list[Segment] | Conversation
-
-
-# -- server to worker ------------------------------------------------------------------------------
+    name: str
+    path: str
+    scale: float = 1.0
 
 
 class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
@@ -79,8 +52,14 @@ class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
     engine: str
     model_type: str | None = None
     n_ctx: int = 0
-    """Tokens; 0: the engine chooses."""
+    """Tokens of one sequence, at most; 0: the engine chooses."""
     n_slots: int = 4
+    n_cells: int = 0
+    """KV cells of all slots together; 0: n_ctx for each slot."""
+    kv: str = "unified"
+    """unified: all slots share the cells; separate: each slot has its part of them."""
+    reproducible: bool = False
+    """Equal requests with temperature 0 or a seed get equal answers, in any company."""
     n_batch: int = 32
     """Prompt tokens of one request evaluated in one step, at most."""
     n_threads: int = 0
@@ -106,6 +85,13 @@ class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
     """Map the file, so that its pages are shared and can be dropped; else read it into memory."""
     mlock: bool = False
     """Keep the weights in RAM."""
+    cache_ram: int = 0
+    """Bytes of host memory for the states of finished sequences."""
+    cache_disk: int = 0
+    """Bytes on disk for the states of finished sequences."""
+    cache_dir: str = ""
+    """The folder of states on disk; empty: none are kept there."""
+    adapters: tuple[AdapterFile, ...] = ()
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True, omit_defaults=True):
@@ -128,6 +114,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate", kw_only=True, omit_d
     """The prompt comes back as the first Content, with its log-probabilities if they are wanted."""
     exact: bool = False
     """Equal requests must get equal answers: reuse only what equals a fresh prefill bit for bit."""
+    adapters: tuple[Adapter, ...] | None = None
+    """LoRA adapters; None: those of the load, with their scales."""
     param: str = "messages"
     """The request field that a refusal of the prompt names."""
 
@@ -169,6 +157,8 @@ class Request(msgspec.Struct, frozen=True, tag="request", kw_only=True, omit_def
     body: Body
     client: str = ""
     """The queue is fair across clients."""
+    scope: str = ""
+    """Prefixes are reused between requests of the same scope only."""
     group: str = ""
     """The HTTP request that this is a part of; empty: a group of its own."""
     deadline: float | None = None
@@ -274,6 +264,8 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted", kw_only=True):
     n_prompt: int
     n_cached: int
     """Prompt tokens that were already in the KV cache."""
+    cache_miss: int = -1
+    """The prompt token at which the best cached sequence differs; -1: no cached one shares a token with the prompt."""
     queue_ms: float = 0.0
 
 
@@ -331,6 +323,8 @@ class ChoiceDone(msgspec.Struct, frozen=True, tag="choice_done", kw_only=True):
     choice: int
     finish_reason: FinishReason
     n_cached: int
+    cache_miss: int = -1
+    """As in Accepted, of this choice."""
     n_generated: int
     prompt_ms: float
     predicted_ms: float

@@ -56,7 +56,7 @@ def test_version() -> None:
         (["--chat-template", "x"], "--chat-template: 'x' is not one of auto, chatml, zephyr"),
         (["--chat-template", "/"], "'/' is not a file"),
         (["--chat-template", "/dev/null"], "is not a file"),
-        (["--parallel", "0"], "between"),
+        (["--parallel", "-1"], "between"),
         (["--no-mmap=1"], "--no-mmap takes no value (see"),
         (["--parallel", "1.5"], "whole number"),
         (["--grace", "nan"], "between"),

@@ -23,7 +23,7 @@ def test_variables_override_the_file() -> None:
         {"http.port": 1, "http.host": "0.0.0.0", "model.ctx-size": 5}, "/x/config.json"
     )
     got = resolve({"port": "3"}, {"TINYOAI_PORT": "2", "TINYOAI_CTX_SIZE": "64"}, file)
-    assert (got.port, got.ctx_size, got.host, got.parallel) == (3, 64, "0.0.0.0", 4)
+    assert (got.port, got.ctx_size, got.host, got.parallel) == (3, 64, "0.0.0.0", 0)
 
 
 def test_every_option_is_checked_against_its_bounds() -> None:

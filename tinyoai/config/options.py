@@ -40,6 +40,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     flash_attn: str
     no_mmap: bool
     mlock: bool
+    kv: str
+    cache_ram: str
+    cache_disk: str
+    cache_shared: bool
+    reproducible: bool
+    lora: tuple[str, ...]
     gpu_layers: int
     chat_template: str
     pooling: str
@@ -180,11 +186,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         name="parallel",
         key="model.parallel",
-        default=4,
+        default=0,
         metavar="N",
-        low=1,
-        high=30,
-        help="requests decoded at the same time; each has its own KV cache",
+        low=0,
+        high=64,
+        help="slots: requests decoded at the same time; 0 takes 4 to 16, as memory allows (ctransformers: 4)",
     ),
     Option(
         name="batch_size",
@@ -228,6 +234,49 @@ OPTIONS: tuple[Option, ...] = (
         key="model.mlock",
         default=False,
         help="llamacpp keeps the weights in RAM, so that the system does not swap them out",
+    ),
+    Option(
+        name="kv",
+        key="model.kv",
+        default="auto",
+        choices=("auto", "unified", "separate"),
+        help="how llamacpp divides its KV cache: unified lets one long conversation use all of it, separate gives each "
+        "slot an equal part and is faster with many short ones; auto chooses by the model",
+    ),
+    Option(
+        name="cache_ram",
+        key="model.cache-ram",
+        default="",
+        metavar="SIZE",
+        help="host memory of each llamacpp model for conversations that have no slot, such as 512M; 0: none (default: "
+        "an eighth of the memory budget, at most 1G)",
+    ),
+    Option(
+        name="cache_disk",
+        key="model.cache-disk",
+        default="2G",
+        metavar="SIZE",
+        help="disk space for conversations of llamacpp models, so that they survive a restart; 0: none",
+    ),
+    Option(
+        name="cache_shared",
+        key="access.cache-shared",
+        default=False,
+        help="clients with different API keys reuse each other's prompts, and can tell by the time that a prompt was "
+        "sent before",
+    ),
+    Option(
+        name="reproducible",
+        key="model.reproducible",
+        default=False,
+        help="llamacpp gives the same answer to the same request with temperature 0 or a seed, in any company; slower",
+    ),
+    Option(
+        name="lora",
+        key="model.lora",
+        default=(),
+        metavar="FILE[=SCALE]",
+        help="LoRA adapter of the model, a GGUF file; may be repeated (SCALE: the factor of its changes, default 1)",
     ),
     Option(
         name="gpu_layers",

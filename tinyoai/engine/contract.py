@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from tinyoai.wire import ModelInfo, Segment
+from tinyoai.wire import Adapter, ModelInfo, Segment
 
 __all__ = [
+    "Adapter",
     "Capabilities",
     "Copies",
     "Engine",
@@ -73,7 +74,7 @@ class Row(NamedTuple):
     tokens: Sequence[int]
     pos: int
     want: Want = Want.LAST
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
     """LoRA adapters; all rows of one eval have the same."""
 
 
@@ -99,6 +100,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and abilities of a loaded model."""
 
     n_seq: int
+    """KV sequences, which are the slots."""
     n_ctx: int
     """Tokens of one sequence, at most."""
     n_batch: int

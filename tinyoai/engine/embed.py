@@ -1,7 +1,7 @@
 """EmbedTask: the embedding of one text, a prefill that ends in a Vector."""
 
 from tinyoai import wire
-from tinyoai.engine.contract import Engine, Row, Want
+from tinyoai.engine.contract import Adapter, Engine, Row, Want
 from tinyoai.engine.generate import NOT_FINITE
 from tinyoai.engine.pooling import LAST, Pooling
 from tinyoai.engine.tasks import Outputs, TaskFailed
@@ -11,7 +11,7 @@ class EmbedTask:
     """Pools token states itself, or takes the engine's embedding where the engine pools."""
 
     keeps_prefix = False
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
     exact = True
 
     def __init__(self, request_id: int, body: wire.Embed, ids: list[int], engine: Engine) -> None:

@@ -39,6 +39,8 @@ __all__ = [
 
 ENCODER_CONTEXT = 512
 """As DEFAULT_CONTEXT, of an encoder."""
+DEFAULT_SLOTS = 4
+"""Slots where nobody chose a number."""
 PLAIN_CACHE_TYPES = ("f32", "f16", "bf16")
 """Types of the KV cache that need no flash attention."""
 AUTO = "auto"
@@ -134,7 +136,9 @@ def complete(load: wire.Load, hparams: HParams | None, n_ctx_train: int, capacit
     if engine is None:  # the worker refuses the load in words
         return load
     n_ctx = load.n_ctx
-    load = structs.replace(load, n_batch=load.n_batch or engine.n_batch)
+    load = structs.replace(
+        load, n_slots=load.n_slots or DEFAULT_SLOTS, n_batch=load.n_batch or engine.n_batch
+    )
     if not n_ctx:
         n_ctx = min(n_ctx_train, engine.max_context)
         floor = ENCODER_CONTEXT if hparams is not None and hparams.whole_rows else DEFAULT_CONTEXT

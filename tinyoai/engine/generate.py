@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from tinyoai import native, wire
-from tinyoai.engine.contract import Capabilities, Engine, Row, Want
+from tinyoai.engine.contract import Adapter, Capabilities, Engine, Row, Want
 from tinyoai.engine.tasks import Outputs, TaskFailed
 from tinyoai.sampling import for_choice
 from tinyoai.text.emitter import Emitter
@@ -18,7 +18,7 @@ class GenerateTask:
     """One choice. `stop` are all stop strings; `prompt_text` is the prompt for `echo`."""
 
     keeps_prefix = True
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
 
     def __init__(
         self,

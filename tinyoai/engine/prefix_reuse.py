@@ -6,7 +6,7 @@ Pure but for two questions to the engine: its capabilities and `exact_prefix`.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tinyoai.engine.contract import Capabilities, Copies, Truncates
+from tinyoai.engine.contract import Adapter, Capabilities, Copies, Truncates
 from tinyoai.engine.slots import Slot
 
 
@@ -38,7 +38,7 @@ def choose(
     caps: Capabilities,
     *,
     n_reusable: int,
-    adapters: tuple[str, ...] = (),
+    adapters: tuple[Adapter, ...] = (),
     exact: Callable[[int, int, int], int] | None = None,
 ) -> Assignment | None:
     """The assignment for a prompt; None if all slots are busy.

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from tinyoai.engine.contract import Adapter
+
 
 class Slot:
     """One KV sequence. `tokens` are the ids evaluated in it, in order."""
@@ -11,7 +13,7 @@ class Slot:
     def __init__(self, index: int) -> None:
         self.index = index
         self.tokens: list[int] = []
-        self.adapters: tuple[str, ...] = ()
+        self.adapters: tuple[Adapter, ...] = ()
         self.busy = False
         self.last_used = 0
         """The number of the assignment that gave it out last; 0: never."""

@@ -7,7 +7,7 @@ other tasks, slots or time limits of the queue.
 from typing import Any, NamedTuple, Protocol
 
 from tinyoai import wire
-from tinyoai.engine.contract import Engine, Row
+from tinyoai.engine.contract import Adapter, Engine, Row
 
 
 class TaskFailed(Exception):
@@ -45,7 +45,7 @@ class Task(Protocol):
     """Leading prompt tokens that may come from a cache."""
     exact: bool
     """Reuse only what equals a fresh prefill bit for bit."""
-    adapters: tuple[str, ...]
+    adapters: tuple[Adapter, ...]
     keeps_prefix: bool
     """Its sequence may be worth reusing afterwards."""
     prefilling: bool
