@@ -31,6 +31,8 @@ OOM_SCORE = 500
 """The kernel ends a worker before the server, which can start another."""
 HEARTBEAT_S = 1.0
 """Seconds of silence after which a running loop sends a Heartbeat."""
+CALIBRATE_AFTER_S = 0.5
+"""Idle seconds before the cost of steps with several rows is measured, one number of rows at a time."""
 TOKENIZER_STACK = 256 << 20
 """Bytes. Regular expressions of tokenizers recurse; unused stack costs no memory."""
 MAX_PREPARING = 2
@@ -138,9 +140,13 @@ class Worker:
     def _wait(self) -> list[wire.ToServer]:
         """Waits for a message; with requests open, not longer than the next heartbeat."""
         busy = self._n_preparing or self._text_requests or not self._scheduler.idle
+        calibration = self._scheduler.calibration
+        timeout = HEARTBEAT_S / 2 if busy else CALIBRATE_AFTER_S if calibration.sizes else None
         try:
-            return self._take(self._inbox.get(timeout=HEARTBEAT_S / 2 if busy else None))
+            return self._take(self._inbox.get(timeout=timeout))
         except queue.Empty:
+            if not busy:
+                calibration.measure()
             return []
 
     def _take(self, item: wire.Request | wire.Cancel | Prepared | tokenization.Result) -> list[wire.ToServer]:
