@@ -86,6 +86,7 @@ const llama_vocab *llama_model_get_vocab(const llama_model *model);
 int32_t llama_model_n_ctx_train(const llama_model *model);
 int32_t llama_model_n_embd(const llama_model *model);
 int32_t llama_model_n_embd_out(const llama_model *model);
+uint32_t llama_model_n_cls_out(const llama_model *model);
 _Bool llama_model_has_encoder(const llama_model *model);
 _Bool llama_model_has_decoder(const llama_model *model);
 _Bool llama_model_is_recurrent(const llama_model *model);
@@ -114,6 +115,7 @@ void llama_set_embeddings(llama_context *ctx, _Bool embeddings);
 void llama_set_abort_callback(llama_context *ctx, void *abort_callback, void *abort_callback_data);
 float *llama_get_logits_ith(llama_context *ctx, int32_t i);
 float *llama_get_embeddings_ith(llama_context *ctx, int32_t i);
+float *llama_get_embeddings_seq(llama_context *ctx, int32_t seq_id);
 
 llama_memory_t llama_get_memory(const llama_context *ctx);
 _Bool llama_memory_seq_rm(llama_memory_t mem, int32_t seq_id, int32_t p0, int32_t p1);

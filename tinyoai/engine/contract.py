@@ -65,6 +65,8 @@ class Want(enum.Enum):
     """Logits of every token."""
     EMBEDDING = 3
     """With `pools` the embedding of the whole text; else the hidden state of every token."""
+    SCORE = 4
+    """The score of the sequence up to the last token."""
 
 
 class Row(NamedTuple):
@@ -128,6 +130,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """False: it makes embeddings only, as an encoder does; it has no logits to choose a token from."""
     pools: bool = False
     """The engine makes a text's embedding itself."""
+    ranks: bool = False
+    """It scores how well a document answers a query."""
     vision: bool = False
     adapters: bool = False
     longest_piece: int = 1
@@ -170,6 +174,9 @@ class Engine(Protocol):
 
         Valid until the next eval.
         """
+
+    def score(self, row: int) -> float:
+        """The score of row number `row` of the last eval."""
 
     def truncate(self, seq: int, n: int) -> int:
         """Drops all but the first n tokens of a sequence; returns how many are kept: n, fewer, or 0."""
