@@ -224,10 +224,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers in an embedding; 0: the model cannot embed."""
     pooling: str = ""
     """The way token states become an embedding: mean, weighted-mean, last or cls."""
-    rank_template: str = ""
-    """The prompt of a model that ranks, with {query} and {document} in it; empty: pair_ids are around these texts."""
-    pair_ids: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] = ((), (), ())
-    """Ids before the query, between the query and the document, and after the document."""
 
     def token_text(self, token: int) -> str:
         """The text of a control token; empty for any other id."""
@@ -376,9 +372,8 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """As in Ready, but measured since."""
 
 
-Success = (
-    Started | Queued | Accepted | Progress | Content | Vector | Score | Tokens | PlainText | ChoiceDone | Done
-)
+Result = Content | Vector | Score | Tokens | PlainText
+Success = Started | Queued | Accepted | Progress | Result | ChoiceDone | Done
 Event = Success | Failed
 Final = Done | Failed
 """Ends a request."""

@@ -24,6 +24,7 @@ __all__ = [
     "ModelInfo",
     "ModelRefused",
     "NoRoom",
+    "PairForm",
     "Partial",
     "Row",
     "Truncates",
@@ -98,6 +99,16 @@ class Truncates(enum.Enum):
     """It keeps everything or nothing."""
 
 
+class PairForm(msgspec.Struct, frozen=True):
+    """The prompt of a query and a document, for a model that ranks."""
+
+    template: str = ""
+    """With {query} and {document} in it; empty: ids around the texts."""
+    before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and abilities of a loaded model."""
 
@@ -130,8 +141,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """False: it makes embeddings only, as an encoder does; it has no logits to choose a token from."""
     pools: bool = False
     """The engine makes a text's embedding itself."""
-    ranks: bool = False
-    """It scores how well a document answers a query."""
+    pair: PairForm | None = None
+    """The model scores how well a document answers a query, given in this form; None: it does not."""
     vision: bool = False
     adapters: bool = False
     longest_piece: int = 1

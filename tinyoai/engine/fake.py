@@ -25,6 +25,7 @@ from tinyoai.engine.contract import (
     Interrupted,
     ModelInfo,
     NoRoom,
+    PairForm,
     Partial,
     Row,
     Truncates,
@@ -93,7 +94,6 @@ class FakeEngine:
             add_space_prefix=False,
             n_embd_out=N_EMBD,
             pooling="mean",
-            pair_ids=((BOS,), (EOS,), (EOS,)),
         )
         self._token_s = float(os.environ.get(TOKEN_MS, 0)) / 1000.0
         known: dict[str, Any] = {
@@ -103,7 +103,7 @@ class FakeEngine:
             "n_batch": n_batch * n_slots,
             "n_kv": n_ctx * n_slots,
             "n_outputs": 8,
-            "ranks": True,
+            "pair": PairForm(before=(BOS,), between=(EOS,), after=(EOS,)),
             "step_cost": {1: self._token_s * 1000.0} if self._token_s else {},
         }
         self.caps = Capabilities(**(known | caps))

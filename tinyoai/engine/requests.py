@@ -145,7 +145,7 @@ def _embed(request_id: int, body: wire.Embed, engine: Engine, renderer: ChatRend
     from tinyoai.engine.embed import EmbedTask  # imports numpy, which most workers never need
 
     info = engine.info
-    if not info.n_embd_out and engine.caps.ranks:
+    if not info.n_embd_out and engine.caps.pair:
         raise Refused(
             f"{info.name} ranks documents and makes no embeddings; send a query and documents to /v1/rerank",
             param="model",
@@ -169,11 +169,12 @@ def _embed(request_id: int, body: wire.Embed, engine: Engine, renderer: ChatRend
 
 
 def _score(request_id: int, body: wire.Rank, engine: Engine) -> Task:
-    if not engine.caps.ranks:
+    form = engine.caps.pair
+    if form is None:
         raise Refused(
             f"{engine.info.name} cannot rank: it has no rank head; choose a reranker", param="model"
         )
-    segments = pair_prompt.segments(body.query, body.document, engine.info)
+    segments = pair_prompt.segments(body.query, body.document, form, engine.info.special)
     ids = _encode(segments, engine, body.param, n_answer=0, what=f"the query with {body.param}")
     return ScoreTask(request_id, ids, engine)
 
@@ -184,10 +185,12 @@ def _encode(
     """The prompt's ids. Raises Refused if it is empty, wrong or too long."""
     n_ctx = engine.info.n_ctx
 
+    field = param if "[" in param else f"the {param}"
+
     def too_long(n_prompt: int, at_least: str = "") -> Refused:
         return Refused(
             f"{what} has {at_least}{n_prompt} tokens, but the context window of this model is "
-            f"{n_ctx} tokens{', the answer included' if n_answer else ''}; shorten the {param}",
+            f"{n_ctx} tokens{', the answer included' if n_answer else ''}; shorten {field}",
             kind="ContextLengthExceeded",
             param=param,
         )

@@ -129,7 +129,7 @@ class LlamaCppEngine:
 
     def _eval_states(self, rows: Sequence[Row], states: Sequence[int], until: float) -> None:
         self._decode([rows[i] for i in states], until, embed=True)
-        if self.caps.ranks:
+        if self.caps.pair:
             self._scores = {i: self._context.score(rows[i].seq) for i in states}
             return
         n_embd, at = self.info.n_embd_out, 0
@@ -164,7 +164,7 @@ class LlamaCppEngine:
                 raise EngineError("an encoder model has embeddings and no logits")
             if row.want is Want.EMBEDDING and not self.info.n_embd_out:
                 raise EngineError("this model has no embeddings")
-            if row.want is Want.SCORE and not caps.ranks:
+            if row.want is Want.SCORE and not caps.pair:
                 raise EngineError("this model has no rank head")
             for token in row.tokens:
                 if type(token) is not int or not 0 <= token < n_vocab:
