@@ -278,6 +278,7 @@ def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> float:
             values = engine.logits_list(0)
         engine.truncate(0, 0)
     if not all(map(math.isfinite, values)) or min(values) == max(values):
-        raise ModelRefused(damaged.format("embeddings" if caps.whole_rows else "logits"))
+        kind = "scores" if caps.pair else "embeddings" if caps.whole_rows else "logits"
+        raise ModelRefused(damaged.format(kind))
     engine.caps = structs.replace(caps, step_cost={1: 1000.0 * seconds})
     return seconds
