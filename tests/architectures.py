@@ -186,6 +186,12 @@ def bert_rank(n_vocab: int) -> Iterator[Weight]:
     yield from (matrix("cls.output", N_EMBD, 1, 3), bias("cls.output", 1))
 
 
+def xlmr_rank(n_vocab: int) -> Iterator[Weight]:
+    """The same for a vocabulary of XLM-RoBERTa, which has one type of token."""
+    for weight in bert_rank(n_vocab):
+        yield weight._replace(shape=(N_EMBD, 1)) if weight.name == "token_types.weight" else weight
+
+
 def jina_rank(n_vocab: int) -> Iterator[Weight]:
     """An encoder without positions, whose one layer gives the score."""
     yield Weight("token_embd.weight", (N_EMBD, n_vocab), 1.0)
@@ -269,6 +275,7 @@ RECIPES = {
     "bert": Recipe("bert", "bert-bge", 2, bert, {**_BERT, "pooling_type": 2}),
     "bert-mean": Recipe("bert", "bert-bge", 2, bert, {**_BERT, "pooling_type": 1}),
     "bert-rank": Recipe("bert", "bert-bge", 2, bert_rank, {**_BERT, "pooling_type": 4}),
+    "xlmr-rank": Recipe("bert", "nomic-bert-moe", 2, xlmr_rank, {**_BERT, "pooling_type": 4}),
     "jina-rank": Recipe("jina-bert-v2", "bert-bge", 2, jina_rank, {**_BERT, "pooling_type": 4}),
     "modern-rank": Recipe(
         "modern-bert",
