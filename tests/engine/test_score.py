@@ -48,6 +48,13 @@ def test_pairs_of_one_query_share_the_beginning_of_their_prompts() -> None:
     assert scores(second) == {other.id: 1.0}
 
 
+def test_a_pair_of_one_row_can_come_again() -> None:
+    s, engine = scheduler(n_slots=1, n_ctx=64, n_batch=64, whole_rows=True)
+    for _ in range(2):
+        request = rank("red")
+        assert scores(finish(s, submit(s, engine, request))) == {request.id: 1.0}
+
+
 def test_a_score_does_not_evict_a_conversation() -> None:
     s, engine = scheduler(n_slots=2)
     talk = "tell me something long enough to be missed"
