@@ -69,7 +69,7 @@ def test_without_a_model_the_default_one_ranks(fake: Server) -> None:
     assert ranked(reply) == ORDER
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v1/reranking", "/reranking"])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v1/reranking", "/reranking", "/v2/rerank"])
 def test_every_path(fake: Server, path: str) -> None:
     assert ranked(fake.post(path, query=QUERY, documents=DOCUMENTS)) == ORDER
 

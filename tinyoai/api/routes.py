@@ -167,12 +167,13 @@ ROUTES: tuple[Route, ...] = (
         summary="Rank documents by a query",
         description="Returns the documents' scores, best first, in the shape of Jina and Cohere; with `texts` a bare "
         "list, as TEI has it. The model must have a rank head. Its scores are returned as they are, and their range "
-        "depends on the model. `/v1/reranking` is the same.",
+        "depends on the model. `/v1/reranking` and `/v2/rerank` are the same.",
         request=RerankRequest,
         answer=RerankAnswer | list[ScoredText],
         refusals=(*_BODY, *_MODEL, *_RUN),
     ),
     Route("POST", "/v1/reranking", lambda e: e.rerank),
+    Route("POST", "/v2/rerank", lambda e: e.rerank),
     Route(
         "POST",
         "/tokenize",
