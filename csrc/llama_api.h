@@ -86,7 +86,6 @@ const llama_vocab *llama_model_get_vocab(const llama_model *model);
 int32_t llama_model_n_ctx_train(const llama_model *model);
 int32_t llama_model_n_embd(const llama_model *model);
 int32_t llama_model_n_embd_out(const llama_model *model);
-uint32_t llama_model_n_cls_out(const llama_model *model);
 _Bool llama_model_has_encoder(const llama_model *model);
 _Bool llama_model_has_decoder(const llama_model *model);
 _Bool llama_model_is_recurrent(const llama_model *model);

@@ -136,6 +136,15 @@ def test_the_error_names_the_document_that_is_too_long(fake: Server) -> None:
     assert ranked(rerank(fake)) == ORDER
 
 
+def test_a_long_query_is_not_multiplied_without_limit(fake: Server) -> None:
+    n = (16 << 20) // 1000
+    reply = rerank(fake, ["a"] * 1000, query="q" * n)
+    assert (reply.status, reply.error["param"]) == (400, "documents[0]")  # so many bytes reach the model
+    reply = rerank(fake, ["a"] * 1000, query="q" * (n + 1))
+    assert (reply.status, reply.error["param"]) == (400, "query")
+    assert "1000 documents" in reply.error["message"]
+
+
 def test_an_unknown_model_is_a_404(fake: Server) -> None:
     reply = rerank(fake, model="rerank-v3.5")
     assert (reply.status, reply.error["code"]) == (404, "model_not_found")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tinyoai.models.pool import Lease
 
 MAX_DOCUMENTS = 1000
+MAX_QUERY_BYTES = 16 << 20
+"""Of the query, once for each document: so often the worker gets it."""
 
 
 class RerankDocument(Struct, kw_only=True):
@@ -194,6 +196,12 @@ def _texts(request: RerankRequest) -> tuple[str, list[str]]:
     if not request.query:
         raise errors.BadRequest("query: must not be empty", param="query")
     decode.reject_nul("query", request.query)
+    if len(request.query.encode("utf-8", "replace")) * len(given) > MAX_QUERY_BYTES:
+        raise errors.BadRequest(
+            f"query: it is read once with each of {len(given)} documents, which is over {MAX_QUERY_BYTES >> 20} MiB of "
+            "text; shorten it",
+            param="query",
+        )
     texts = [item if isinstance(item, str) else item.text for item in given]
     for i, text in enumerate(texts):
         decode.reject_nul(f"{field}[{i}]", text)
