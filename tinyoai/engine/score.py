@@ -18,6 +18,7 @@ class ScoreTask:
 
     def __init__(self, request_id: int, ids: list[int], engine: Engine) -> None:
         self.ids = ids
+        self.n_expected = len(ids)
         self.prefilling = True
         self.ended = False
         self._id = request_id
@@ -30,6 +31,10 @@ class ScoreTask:
         """See Task."""
         self._seq, self._n_past = seq, n_cached
         return []
+
+    def move(self, seq: int) -> None:
+        """See Task."""
+        self._seq = seq
 
     def next_row(self, budget: int) -> Row | None:
         """See Task."""
