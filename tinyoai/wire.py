@@ -5,7 +5,7 @@ A frame is a 4-byte big-endian length, then msgpack of a list of messages. Every
 A `Request` is answered in this order: `Started`, then for what needs a slot `Queued` and `Accepted`, each at
 most once; then results; each choice of a Generate ends with `ChoiceDone`; and exactly one `Done` or `Failed` ends
 the request. `Started` is sent before the first template, tokenizer or other native call for a request.
-Content, Vector, Progress and ChoiceDone follow their Accepted. If a worker dies, the server makes the Failed.
+Content, Vector, Score, Progress and ChoiceDone follow their Accepted. If a worker dies, the server makes the Failed.
 """
 
 from collections.abc import Sequence
@@ -129,6 +129,14 @@ class Embed(msgspec.Struct, frozen=True, tag="embed", kw_only=True, omit_default
     param: str = "input"
 
 
+class Rank(msgspec.Struct, frozen=True, tag="rank", kw_only=True, omit_defaults=True):
+    """Score how well a document answers a query: a prefill of both that returns one Score."""
+
+    query: str
+    document: str
+    param: str = "documents"
+
+
 class Tokenize(msgspec.Struct, frozen=True, tag="tokenize", kw_only=True, omit_defaults=True):
     """Return the ids of a prompt as one Tokens. Needs no slot and never queues."""
 
@@ -147,7 +155,7 @@ class Detokenize(msgspec.Struct, frozen=True, tag="detokenize", kw_only=True, om
     param: str = "tokens"
 
 
-Body = Generate | Embed | Tokenize | Detokenize
+Body = Generate | Embed | Rank | Tokenize | Detokenize
 
 
 class Request(msgspec.Struct, frozen=True, tag="request", kw_only=True, omit_defaults=True):
@@ -302,6 +310,13 @@ class Vector(msgspec.Struct, frozen=True, tag="vector", kw_only=True):
     values: bytes
 
 
+class Score(msgspec.Struct, frozen=True, tag="score", kw_only=True):
+    """The result of a Rank, as the model gives it: larger is better."""
+
+    id: int
+    value: float
+
+
 class Tokens(msgspec.Struct, frozen=True, tag="tokens", kw_only=True):
     """The result of a Tokenize. Control tokens have their texts in `pieces` and `text`."""
 
@@ -359,11 +374,12 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """As in Ready, but measured since."""
 
 
-Success = Started | Queued | Accepted | Progress | Content | Vector | Tokens | PlainText | ChoiceDone | Done
+Result = Content | Vector | Score | Tokens | PlainText
+Success = Started | Queued | Accepted | Progress | Result | ChoiceDone | Done
 Event = Success | Failed
 Final = Done | Failed
 """Ends a request."""
-AfterAccepted = Progress | Content | Vector | ChoiceDone
+AfterAccepted = Progress | Content | Vector | Score | ChoiceDone
 """Only valid once the request was accepted."""
 
 ToServer = Ready | LoadFailed | Success | Failed | Heartbeat

@@ -152,7 +152,7 @@ class Worker:
 
     def _take(self, item: wire.Request | wire.Cancel | Prepared | tokenization.Result) -> list[wire.ToServer]:
         if isinstance(item, wire.Request):
-            if isinstance(item.body, wire.Generate | wire.Embed):
+            if isinstance(item.body, wire.Generate | wire.Embed | wire.Rank):
                 return self._scheduler.submit(item)
             self._text_requests.append(item)
             return []
