@@ -9,7 +9,7 @@ Content, Vector, Score, Progress and ChoiceDone follow their Accepted. If a work
 """
 
 from collections.abc import Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
@@ -393,56 +393,14 @@ def frame(messages: Sequence[ToWorker] | Sequence[ToServer]) -> bytes:
     return frames.pack(_encoder.encode(messages))
 
 
-_T = TypeVar("_T")
-
-
-class _Reader(Generic[_T]):
-    """Decodes the frames of one direction, however the bytes are cut."""
-
-    def __init__(self, decoder: "msgspec.msgpack.Decoder[list[_T]]") -> None:
-        self._decode = decoder.decode
-        self._rest = bytearray()
-        """The first bytes of a frame."""
-        self._size = frames.HEAD
-        """Bytes that the rest must have before it is worth a look."""
-
-    def feed(self, data: bytes) -> list[_T]:
-        """Returns the messages that these bytes complete, in order. Raises WireError for anything else."""
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._size:
-                return []
-            data = bytes(self._rest)
-            self._rest.clear()
-            self._size = frames.HEAD
-        found: list[_T] = []
-        view, begin, n = memoryview(data), 0, len(data)
-        try:
-            while n - begin >= frames.HEAD:
-                (length,) = frames.LENGTH.unpack_from(data, begin)
-                if length > frames.MAX_FRAME:
-                    raise WireError(f"a frame claims {length} bytes; the limit is {frames.MAX_FRAME}")
-                end = begin + frames.HEAD + length
-                if end > n:
-                    self._size = end - begin
-                    break
-                found += self._decode(view[begin + frames.HEAD : end])
-                begin = end
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise WireError(f"not a message of this protocol: {error}") from error
-        if begin < n:
-            self._rest += view[begin:]
-        return found
-
-
-class WorkerReader(_Reader[ToWorker]):
+class WorkerReader(frames.Reader[ToWorker]):
     """Reads the server's messages."""
 
     def __init__(self) -> None:
         super().__init__(msgspec.msgpack.Decoder(list[ToWorker]))
 
 
-class ServerReader(_Reader[ToServer]):
+class ServerReader(frames.Reader[ToServer]):
     """Reads a worker's messages."""
 
     def __init__(self) -> None:
