@@ -9,7 +9,7 @@
  * token ids are 0 .. n_vocab-1; log-probabilities are natural. */
 
 enum {
-    TOAI_VERSION = 2, /* rises when an equal seed may give other ids, or a declaration here changes */
+    TOAI_VERSION = 3, /* rises when an equal seed may give other ids, or a declaration here changes */
 
     TOAI_OK = 0,
     TOAI_E_ARG = -1,       /* a null or misaligned pointer, a parameter out of its bounds, too little memory */

@@ -160,10 +160,11 @@ static double measure(toai_sampler *s, const float *logits, float top)
 {
     float patched[BLOCK], e[BLOCK];
     double sum = 0;
+    struct softmax softmax = softmax_at(1.0, top);
     struct view raw = {.logits = logits};
     for (int32_t b = 0; b < s->n_blocks; b++)
         if (s->block_max[b] >= top - 88.0f) /* below that every weight is 0 */
-            sum += (double)s->simd.softmax_block(read_block(s, &raw, b, patched), top, 1.0f, 0.0f, -FLT_MAX, e);
+            sum += (double)s->simd.softmax_block(read_block(s, &raw, b, patched), &softmax, -FLT_MAX, e);
     double log_sum = log(sum);
     int32_t n = 0;
     s->result.n_top = 0;
@@ -192,10 +193,6 @@ int32_t toai_sampler_init(toai_sampler *s, size_t size, const toai_sampler_param
     s->n_window = window_size(p);
     s->max_entries = max_entries(p);
     s->temperature = p->temperature < 1e-5 ? 0.0 : p->temperature;
-    if (s->temperature > 0) {
-        s->rate = (float)(1.0 / p->temperature);
-        s->rate_rest = (float)(1.0 / p->temperature - (double)s->rate);
-    }
     s->top_p = p->top_p;
     s->min_p = p->min_p;
     s->repeat_penalty = p->repeat_penalty;

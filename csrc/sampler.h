@@ -42,7 +42,6 @@ struct toai_sampler {
     int32_t n_vocab, n_blocks, top_k, n_top, n_window;
     int32_t max_entries, max_scratch;
     double temperature, top_p, min_p;
-    float rate, rate_rest; /* 1 / temperature, and what rounding it lost */
     float repeat_penalty, presence_penalty, frequency_penalty;
     int32_t counts_generated; /* presence or frequency penalty is on */
 

@@ -127,6 +127,7 @@ static void test_weights(void)
             toai_sampler_params p = defaults(BLOCK);
             p.temperature = temperatures[a];
             toai_sampler *s = new_sampler(&p, TOAI_OK);
+            struct softmax softmax = softmax_at(p.temperature, 20);
             double lean = 0, worst = 0;
             for (int turn = 0; turn < 2000; turn++) {
                 float x[BLOCK], e[BLOCK];
@@ -134,7 +135,7 @@ static void test_weights(void)
                     double depth = (depths[b] - 0.02 * roll_unit(&random)) * p.temperature;
                     x[i] = 20 - (float)(int)(depth * 0x1p18) * 0x1p-18f;
                 }
-                s->simd.softmax_block(x, 20, s->rate, s->rate_rest, -FLT_MAX, e);
+                s->simd.softmax_block(x, &softmax, -FLT_MAX, e);
                 for (int i = 0; i < BLOCK; i++) {
                     double error = (double)e[i] / exp(((double)x[i] - 20) / p.temperature) - 1;
                     lean += error / (2000 * BLOCK);
@@ -149,12 +150,17 @@ static void test_weights(void)
     float x[BLOCK] = {0}, e[BLOCK];
     toai_sampler_params p = defaults(BLOCK);
     toai_sampler *s = new_sampler(&p, TOAI_OK);
-    x[1] = -INFINITY;
-    x[2] = -FLT_MAX;
-    x[3] = -86.9f;
-    CHECK(s->simd.softmax_block(x, 0, 1, 0, -FLT_MAX, e) == 62 - 1 + e[3], "the sum");
-    CHECK(e[0] == 1 && e[1] == 0 && e[2] == 0 && e[3] > 0, "%g %g %g %g", (double)e[0], (double)e[1],
-          (double)e[2], (double)e[3]);
+    for (int a = 0; a < 6; a++) { /* the bounds of a temperature among them */
+        static const double all[] = {1e-5, 0.1, 0.7, 1, 3, 100};
+        struct softmax softmax = softmax_at(all[a], 0);
+        x[1] = -INFINITY;
+        x[2] = -FLT_MAX;
+        x[3] = (float)(-86.9 * all[a]);
+        x[4] = (float)(-88.1 * all[a]);
+        CHECK(s->simd.softmax_block(x, &softmax, -FLT_MAX, e) == 61 - 1 + e[3], "the sum at %g", all[a]);
+        CHECK(e[0] == 1 && e[1] == 0 && e[2] == 0 && e[3] > 0 && e[4] == 0, "%g %g %g %g %g at %g", (double)e[0],
+              (double)e[1], (double)e[2], (double)e[3], (double)e[4], all[a]);
+    }
     free(s);
 }
 
@@ -393,27 +399,23 @@ static void test_seeds(void)
 }
 
 /* softmax_block() for one logit; test_copies_agree() checks the sum. */
-static float plain_weight(float v, float top, float rate, float rate_rest, float low)
+static float plain_weight(float v, const struct softmax *softmax, float low)
 {
     union {
         float f;
-        int32_t i;
-    } shifted, power, round = {12582912.0f};
-    float d = v - top;
-    float z = d * rate;
-    z = z > -88.0f ? z : -88.0f;
-    shifted.f = z * 1.44269504f + round.f;
-    float k = shifted.f - round.f;
-    float r = (z - k * 0.693359375f) + (d * rate_rest + k * 2.12194440e-4f);
-    float p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    power.i = (int32_t)((uint32_t)(shifted.i - round.i + 127) << 23);
-    return v >= low && z >= -87.0f ? p * power.f : 0.0f;
+        uint32_t i;
+    } shifted, power;
+    float d = v - softmax->top;
+    d = d > softmax->farthest ? d : softmax->farthest;
+    float z = d * softmax->rate;
+    shifted.f = z + 12583039.0f;
+    float f = (z - (shifted.f - 12583039.0f)) + d * softmax->rate_rest;
+    float f2 = f * f;
+    float p = f2 * 0x1.416b60p-13f + (f * 0x1.5f082ep-10f + 0x1.3b2de0p-7f);
+    p = p * f2 + (f * 0x1.c6af7cp-5f + 0x1.ebfbdcp-3f);
+    p = p * f2 + (f * 0x1.62e430p-1f + 1.0f);
+    power.i = shifted.i << 23;
+    return v >= low ? p * power.f : 0.0f;
 }
 
 /* Every copy of the loops that this machine can run gives the same bits as plain loops: a seed gives the same ids on
@@ -451,8 +453,7 @@ static void test_copies_agree(void)
             }
         }
         float top = best[0], low = turn % 2 ? x[roll(&random) % BLOCK] : -INFINITY;
-        double exact = 1 / (0.3 + roll_unit(&random));
-        float rate = (float)exact, rest = (float)(exact - (double)rate);
+        struct softmax softmax = softmax_at(0.3 + roll_unit(&random), top);
         float per_unit = top - best[1] > 0 ? 100 / (top - best[1]) : 50;
         for (size_t copy = 0; copy < n_copies; copy++) {
             const char *name = copies[copy].name;
@@ -467,9 +468,9 @@ static void test_copies_agree(void)
             for (int i = 0; i < BLOCK; i++)
                 CHECK((bits >> i & 1) == (x[i] >= low), "%s: turn %d, bit %d", name, turn, i);
             float e[BLOCK], lane[8] = {0};
-            float sum = simd.softmax_block(x, top, rate, rest, low, e);
+            float sum = simd.softmax_block(x, &softmax, low, e);
             for (int i = 0; i < BLOCK; i++) {
-                float plain = plain_weight(x[i], top, rate, rest, low);
+                float plain = plain_weight(x[i], &softmax, low);
                 CHECK(memcmp(&e[i], &plain, sizeof plain) == 0, "%s: turn %d, weight %d: %a and %a", name,
                       turn, i, (double)e[i], (double)plain);
                 lane[i % 8] += plain;
