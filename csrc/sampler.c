@@ -221,14 +221,12 @@ int32_t toai_sampler_accept(toai_sampler *s, const int32_t *tokens, int32_t n_to
 {
     if (s == NULL || n_tokens < 0 || (tokens == NULL && n_tokens > 0))
         return TOAI_E_ARG;
-    for (int32_t i = 0; i < n_tokens; i++) {
-        if (tokens[i] < 0 || tokens[i] >= s->n_vocab)
-            return TOAI_E_TOKEN;
-        int32_t code = history_add(s, tokens[i], 0);
-        if (code != TOAI_OK)
-            return code;
-    }
-    return TOAI_OK;
+    int outside = 0;
+    for (int32_t i = 0; i < n_tokens; i++)
+        outside |= tokens[i] < 0 || tokens[i] >= s->n_vocab;
+    if (outside)
+        return TOAI_E_TOKEN;
+    return history_add_prompt(s, tokens, n_tokens);
 }
 
 int32_t toai_sampler_sample(toai_sampler *s, const float *logits, int32_t suppress, const uint64_t *allowed)

@@ -89,30 +89,67 @@ static void test_shapes_and_parameters(void)
         }
 }
 
-static void test_large_vocabulary(void)
+/* The vocabularies of real models, from peaked to flat and with many ties: few candidates, more than the scratch holds,
+ * and more in one bucket than it holds. */
+static void test_large_vocabularies(void)
 {
-    static const int32_t ks[] = {0, 0, 20, 5000, 100000};
+    static const int32_t sizes[] = {49152, 128256, 151936, 262144};
+    static const struct {
+        int32_t top_k;
+        double top_p, min_p;
+    } turns[] = {{0, 0.95, 0}, {0, 0.99999, 0}, {20, 0.95, 0}, {5000, 0.95, 0}, {40000, 0.5, 0}, {0, 1, 0.05}, {0, 1, 0}};
     uint64_t random = 11;
     for (int shape = 0; shape < N_SHAPES; shape++) {
         float *x = new_logits(262144, (enum shape)shape, &random);
-        for (int turn = 0; turn < 5; turn++) {
-            toai_sampler_params p = defaults(262144);
-            p.top_k = ks[turn];
-            p.top_p = turn == 4 ? 0.5 : 0.95;
-            p.temperature = 0.8;
+        for (int turn = 0; turn < 7; turn++) {
+            toai_sampler_params p = defaults(sizes[(turn + shape) % 4]);
+            p.top_k = turns[turn].top_k;
+            p.top_p = turns[turn].top_p;
+            p.min_p = turns[turn].min_p;
+            p.temperature = turn % 2 ? 1.5 : 0.8;
             p.n_top = turn == 0 ? 20 : -1;
+            p.seed = roll(&random);
             p.repeat_penalty = 1.1f;
             p.repeat_last_n = 64;
             struct model m = new_model(&p, 64);
             for (int i = 0; i < 20; i++)
-                accept_in_all(&m, (int32_t)(roll(&random) % 262144));
-            uint64_t *allowed = new_mask(262144, &random);
+                accept_in_all(&m, (int32_t)(roll(&random) % (uint64_t)p.n_vocab));
+            uint64_t *allowed = new_mask(p.n_vocab, &random);
             check_step(&m, x, 0, NULL);
             check_step(&m, x, 0, allowed);
             free(allowed);
             free_model(&m);
         }
         free(x);
+    }
+}
+
+/* Logits of one bucket for which partition() takes the second worst rank as its pivot, so that it sets aside two. */
+static void test_unlucky_pivots(void)
+{
+    enum { N = 4000 };
+    static int32_t place[N];
+    static float x[N];
+    for (int32_t i = 0; i < N; i++)
+        place[i] = i;
+    for (int32_t n = N; n >= 3; n -= 2) { /* gives the two worst logits, and moves places as partition() moves ranks */
+        int32_t worst = place[0], pivot = place[n / 2], n_better = 0;
+        x[worst] = (float)(N - n) * 0x1p-20f;
+        x[pivot] = (float)(N - n + 1) * 0x1p-20f;
+        for (int32_t i = 0; i < n; i++) {
+            int32_t moved = place[i];
+            place[i] = place[n_better];
+            place[n_better] = moved;
+            n_better += moved != worst && moved != pivot;
+        }
+    }
+    x[place[0]] = x[place[1]] = (float)N * 0x1p-20f;
+    for (int turn = 0; turn < 3; turn++) {
+        toai_sampler_params p = defaults(N);
+        p.top_p = turn == 0 ? 0.01 : turn == 1 ? 0.5 : 0.9;
+        struct model m = new_model(&p, 1);
+        check_step(&m, x, 0, NULL);
+        free_model(&m);
     }
 }
 
@@ -376,6 +413,49 @@ static void test_history_is_bounded(void)
     free(s);
 }
 
+/* A prompt in one call leaves the history that its tokens leave one by one. */
+static void test_prompt_in_one_call(void)
+{
+    static const int32_t counts[] = {0, 1, 2, 7, 8, 63, 300, 4096, 4097, 9000};
+    static const int32_t windows[] = {-1, 1, 7, 64, 5000};
+    static int32_t tokens[9000];
+    uint64_t random = 3;
+    for (int turn = 0; turn < 200; turn++) {
+        int32_t n_vocab = turn % 2 ? 90 : 50000, n = counts[turn % 10], ids[3] = {1, 40, 89};
+        float bias[3] = {1, -100, 0};
+        toai_sampler_params p = defaults(n_vocab);
+        p.n_ctx = 9000;
+        p.repeat_penalty = 1.2f;
+        p.repeat_last_n = windows[turn / 10 % 5];
+        p.presence_penalty = 0.1f;
+        p.n_bias = p.n_suppress = turn % 3 ? 3 : 0;
+        p.bias_id = p.suppress = ids;
+        p.bias = bias;
+        toai_sampler *whole = new_sampler(&p, TOAI_OK), *parts = new_sampler(&p, TOAI_OK);
+        for (int32_t i = 0; i < n; i++)
+            tokens[i] = (int32_t)(roll(&random) % (uint64_t)n_vocab);
+        for (int again = 0; again < 2; again++) { /* the second time the window is not empty */
+            CHECK(toai_sampler_accept(whole, n > 0 ? tokens : NULL, n) == TOAI_OK, "%d tokens", n);
+            for (int32_t i = 0; i < n; i++)
+                CHECK(toai_sampler_accept(parts, tokens + i, 1) == TOAI_OK, "token %d", i);
+            CHECK(whole->n_entries == parts->n_entries, "%d entries, not %d", whole->n_entries, parts->n_entries);
+            CHECK(memcmp(whole->entries, parts->entries, (size_t)parts->n_entries * sizeof *parts->entries) == 0,
+                  "entries of %d tokens, window %d", n, p.repeat_last_n);
+            CHECK(whole->n_accepted == parts->n_accepted, "%d accepted", whole->n_accepted);
+            for (int32_t i = 0; i < parts->n_accepted; i++) { /* from the oldest: it may lie elsewhere in the ring */
+                int32_t at = whole->n_accepted == whole->n_window ? (whole->window_at + i) % whole->n_window : i;
+                int32_t other = parts->n_accepted == parts->n_window ? (parts->window_at + i) % parts->n_window : i;
+                CHECK(whole->window[at] == parts->window[other], "place %d of the window", i);
+            }
+        }
+        tokens[0] = n_vocab;
+        int32_t n_entries = whole->n_entries;
+        CHECK(toai_sampler_accept(whole, tokens, 2) == TOAI_E_TOKEN && whole->n_entries == n_entries, "a bad token");
+        free(whole);
+        free(parts);
+    }
+}
+
 static void test_seeds(void)
 {
     toai_sampler_params p = defaults(500);
@@ -499,7 +579,8 @@ int main(void)
 {
     test_copies_agree();
     test_shapes_and_parameters();
-    test_large_vocabulary();
+    test_large_vocabularies();
+    test_unlucky_pivots();
     test_weights();
     test_rare_tokens_come();
     test_ties_enter_by_id();
@@ -508,6 +589,7 @@ int main(void)
     test_masks();
     test_bounds();
     test_history_is_bounded();
+    test_prompt_in_one_call();
     test_seeds();
     return 0;
 }
