@@ -96,7 +96,9 @@ def of_a_model(path: Path) -> list[Logits]:
     ids, found = engine.encode([wire.Text(TEXT)]), []
     for i, token in enumerate(ids):
         engine.eval([Row(0, [token], i, Want.LAST)])
-        found.append(np.frombuffer(FFI().buffer(engine.logits(0), 4 * engine.info.n_vocab), np.float32).copy())
+        found.append(
+            np.frombuffer(FFI().buffer(engine.logits(0), 4 * engine.info.n_vocab), np.float32).copy()
+        )
     engine.close()
     return found[-N_VECTORS:]
 
@@ -133,7 +135,9 @@ class Chain:
 
     def __init__(self, ffi: FFI, lib: Any, parts: list[Any], n_vocab: int) -> None:
         self._lib = lib
-        self._chain = lib.llama_sampler_chain_init(ffi.new("llama_sampler_chain_params *", {"no_perf": True})[0])
+        self._chain = lib.llama_sampler_chain_init(
+            ffi.new("llama_sampler_chain_params *", {"no_perf": True})[0]
+        )
         for part in parts:
             lib.llama_sampler_chain_add(self._chain, part)
         self._memory = np.zeros(3 * n_vocab, np.int32)
@@ -161,7 +165,9 @@ def llama_cpp(ffi: FFI, lib: Any, vectors: list[Logits], case: Case, history: li
     n_vocab, want = len(vectors[0]), case.sampling
     parts = []
     if want.repeat_penalty != 1:
-        parts.append(lib.llama_sampler_init_penalties(n_vocab, want.repeat_last_n, want.repeat_penalty, 0.0, 0.0))
+        parts.append(
+            lib.llama_sampler_init_penalties(n_vocab, want.repeat_last_n, want.repeat_penalty, 0.0, 0.0)
+        )
     if want.top_k > 0:
         parts.append(lib.llama_sampler_init_top_k(want.top_k))
     if want.top_p < 1:

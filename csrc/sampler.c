@@ -5,7 +5,8 @@
  * token (bias, penalty, suppression) or a masked one is read through a 256-byte patched copy on the stack, so
  * adjustments cost only the blocks they touch.
  *
- * Cost: O(n_vocab) dense work, at most three such passes when a filter is on, plus O(n_adjusted). */
+ * Cost: O(n_vocab) dense work plus O(n_adjusted). Peaked logits take one such pass for the maxima and one for the
+ * weights of top_p, or without a filter for those of the draw. Flat ones take two more: many blocks hold candidates. */
 
 #include <float.h>
 
