@@ -108,6 +108,8 @@ class FakeEngine:
         self.partial: Partial | None = None
         """The next eval raises this after the tokens that it counts."""
         self.n_evals = 0
+        self.allowed: list[int] = []
+        """The limits of threads that were set, in order."""
         self._interrupt = threading.Event()
         self._tokens: list[list[int]] = [[] for _ in range(n_slots)]
         self._replies: list[_Reply | None] = [None] * n_slots
@@ -159,6 +161,10 @@ class FakeEngine:
             self._outputs.append(self._eval_row(row, done))
         if partial is not None:
             raise partial
+
+    def limit_threads(self, n: int) -> None:
+        """See Engine."""
+        self.allowed.append(n)
 
     def _work(self, seconds: float, until: float) -> None:
         """Takes the time of an evaluation. Raises Interrupted."""
