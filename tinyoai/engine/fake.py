@@ -59,6 +59,8 @@ class Script(msgspec.Struct, frozen=True):
     """The evaluation before this token ends the process by SIGKILL."""
     hang_at: int = -1
     """The evaluation before this token never returns."""
+    show_threads: bool = False
+    """The reply is the list of the limits of threads that were set."""
     tokenize_ms: float = 0.0
     """Tokenizing this message takes so long. The first key of the script, so that the tokenizer sees it."""
     tokenize_kill: bool = False
@@ -276,7 +278,10 @@ class FakeEngine:
         # a plain prompt may come in pieces: without its newline it is treated as one that has none
         unread = reply is None or row.pos < reply.start or (reply.text is None and 10 in row.tokens)
         if reply is None or unread or IM_START in row.tokens:
-            reply = self._replies[seq] = _reply(tokens)
+            reply = _reply(tokens)
+            if reply.script.show_threads:
+                reply = _Reply(reply.script, str(self.allowed).encode(), reply.start)
+            self._replies[seq] = reply
         script, at = reply.script, len(tokens) - reply.start
         pause = script.step_ms if len(row.tokens) == 1 else script.prefill_ms
         if pause:
