@@ -81,19 +81,20 @@ class Streams:
 def measure(port: int, n_streams: int, n_tokens: int, run: int) -> Found:
     """Evaluates one long prompt alone, and another one beside the streams."""
 
-    def prompt(seed: int) -> tuple[float, float]:
+    def prompt(text: str) -> tuple[float, float]:
         """When the prompt was sent, and the seconds to its first token."""
-        messages = [{"role": "user", "content": text_of(port, n_tokens, seed)}]
+        messages = [{"role": "user", "content": text}]
         found = stream(port, {"max_tokens": 1, "temperature": 0, "ignore_eos": True, "messages": messages})
         return found.begin, found.first
 
-    _, alone = prompt(2 * run)
+    first, second = (text_of(port, n_tokens, 2 * run + i) for i in range(2))
+    _, alone = prompt(first)
     streams = Streams(port, n_streams)
     try:
         streams.wait(8)
         settled = time.perf_counter()
         streams.wait(16)
-        sent, beside = prompt(2 * run + 1)
+        sent, beside = prompt(second)
         streams.wait(4)
     finally:
         streams.stop()
@@ -120,6 +121,8 @@ def main() -> None:
     )
     found: dict[str, list[Found]] = {command.name: [] for command in commands}
     with running(*commands) as servers:
+        for server in servers:
+            measure(server.port, 1, CHUNK, 1_000_000)  # the first requests of a server are slower
         for run in range(args.runs):
             for server in servers:
                 found[server.name].append(measure(server.port, args.streams, args.prompt, run))
