@@ -163,9 +163,11 @@ def test_a_new_limit_ends_no_pause() -> None:
     for n in (2, 1, 3, 4):
         steps.choice.allow(n)
         assert steps.step(0.5, 0.010) == 1
+    steps.choice.allow(3)
     while steps.choice.n == 1:
         steps.step(0.5, 0.010)
     assert 0.9 < steps.now < 2.5
+    assert steps.choice.n == 3
 
 
 def test_the_cost_on_one_thread_is_known_after_a_limit() -> None:

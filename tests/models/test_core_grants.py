@@ -212,14 +212,18 @@ def test_tokenizing_takes_no_cores_from_others(folder: Path, stand_in: None) -> 
     drive(body, folder)
 
 
-def test_a_worker_that_dies_gives_its_cores_back(folder: Path, stand_in: None) -> None:
+def test_a_worker_that_dies_gives_its_cores_back(
+    folder: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def body(pool: Pool) -> None:
         first, second = await hold(pool, "a"), await hold(pool, "b")
         assert worker_of(pool, "a").n_threads == 4
         dead = worker_of(pool, "b")
-        os.kill(dead.pid, signal.SIGKILL)
-        await asyncio.wait({second})
-        assert worker_of(pool, "a").n_threads == 8
+        with monkeypatch.context() as patch:
+            patch.setattr(core_grants, "LINGER_S", 30.0)  # for a dead worker nothing lingers
+            os.kill(dead.pid, signal.SIGKILL)
+            await asyncio.wait({second})
+            assert worker_of(pool, "a").n_threads == 8
         while (worker := pool.find("b").worker) is None or worker is dead:
             await asyncio.sleep(0.001)
         # the new process knows of no grant, and gets one with its first request

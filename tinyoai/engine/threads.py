@@ -84,7 +84,7 @@ class ThreadChoice:
         kind, cost = n_tokens > 1, seconds / n_tokens
         if self.n == 1:
             self._single[kind] = cost
-            if self._most > 1 and self._clock() >= self._try_at:
+            if self._clock() >= self._try_at:
                 self.n, self._trial = self._most, True
             return
         if cost <= self._single[kind]:
