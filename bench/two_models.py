@@ -81,8 +81,8 @@ def main() -> None:
     parser.add_argument(
         "--embed", default="embed-30m", help="the model for embeddings; the default is generated"
     )
-    parser.add_argument("--tokens", type=int, default=200, help="tokens of the stream")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=150, help="tokens of the stream")
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--flags", default="", help="further flags of tinyoai")
     args = parser.parse_args()
