@@ -62,10 +62,10 @@ fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.csrc.programs --seconds $(FUZZ_SECONDS)
 
 bench: $(VENV)/.installed-dev
-	for name in decode sampler startup concurrent_streams http_path pooling; do $(BIN)/python bench/$$name.py || exit 1; done
+	for name in decode sampler startup concurrent_streams http_path pooling builtin_streams; do $(BIN)/python bench/$$name.py || exit 1; done
 	@model=$$($(BIN)/python -c 'from tests.fixtures import smollm2; print(smollm2() or "")'); \
-	if [ -z "$$model" ]; then echo "make fixtures fetches the model of bench/load.py and bench/llama_server.py" >&2; fi; \
-	for name in load llama_server; do [ -z "$$model" ] || $(BIN)/python bench/$$name.py "$$model" || exit 1; done
+	if [ -z "$$model" ]; then echo "make fixtures fetches the model of the benchmarks beside llama-server" >&2; fi; \
+	for name in load llama_server conversations restart two_models stalls; do [ -z "$$model" ] || $(BIN)/python bench/$$name.py "$$model" || exit 1; done
 
 fixtures: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.fetch

@@ -25,6 +25,7 @@ TO_WORKER: list[wire.ToWorker] = [
     wire.Request(id=4, body=wire.Tokenize(prompt=[wire.Special("eos")], pieces=True, text=True)),
     wire.Request(id=5, body=wire.Detokenize(ids=[1, 2**31 - 1])),
     wire.Cancel(1),
+    wire.Threads(3),
     wire.Shutdown(),
 ]
 INFO = wire.ModelInfo(

@@ -180,11 +180,17 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     id: int
 
 
+class Threads(msgspec.Struct, frozen=True, tag="threads"):
+    """Use at most n threads for each of the next steps: other workers share the cores. Has no answer."""
+
+    n: int
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Exit now. A closed socket means the same."""
 
 
-ToWorker = Load | Request | Cancel | Shutdown
+ToWorker = Load | Request | Cancel | Threads | Shutdown
 
 
 # -- worker to server ------------------------------------------------------------------------------

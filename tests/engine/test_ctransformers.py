@@ -1,6 +1,8 @@
 """The engine over the real library: checks that prevent crashes and wrong results; every kind of model."""
 
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +226,35 @@ def test_rows_share_the_threads(engine: CTransformersEngine, monkeypatch: pytest
     monkeypatch.setattr(engine, "n_threads", 1)
     run(engine, Row(0, [1], 0), Row(1, [1], 0))
     assert used[-2:] == [1, 1]
+
+
+def test_no_more_threads_evaluate_than_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "available", lambda: 4)
+    engine = opened(make.llama(tmp_path / "llama.gguf"), n_slots=4)
+    used, most, running, lock = [], [0], [0], threading.Lock()
+    real = library.Handle.eval
+
+    def eval_(self: library.Handle, tokens: list[int], n_threads: int) -> None:
+        with lock:
+            running[0] += 1
+            used.append(n_threads)
+            most[0] = max(most[0], running[0])
+        time.sleep(0.02)
+        real(self, tokens, 1)
+        with lock:
+            running[0] -= 1
+
+    monkeypatch.setattr(library.Handle, "eval", eval_)
+    monkeypatch.setattr(engine, "n_threads", 4)
+    for allowed, alone, beside in ((9, 4, 4), (3, 3, 3), (1, 1, 1), (2, 2, 2), (4, 4, 4)):
+        engine.limit_threads(allowed)
+        run(engine, Row(0, [1], 0))
+        assert used == [alone]
+        most[0] = 0
+        run(engine, *(Row(seq, [1], 0) for seq in range(4)))
+        assert most[0] == beside
+        used.clear()
+    engine.close()
 
 
 def test_a_bad_row_among_good_ones_raises_and_the_next_step_works(engine: CTransformersEngine) -> None:

@@ -144,6 +144,42 @@ def test_a_step_may_last_twice_as_long_as_on_one_thread() -> None:
     assert steps.choice.limit_s(64) == pytest.approx(0.256 + threads.ThreadChoice.SPARE_S)
 
 
+def test_what_is_allowed_changes_the_next_step() -> None:
+    steps = ChosenSteps()
+    assert [steps.step(0.004, 0.010) for _ in range(3)] == [4, 4, 4]
+    steps.choice.allow(2)
+    assert [steps.step(0.004, 0.010) for _ in range(3)] == [2, 2, 2]
+    steps.choice.allow(1)
+    assert steps.choice.limit_s(1) == math.inf
+    assert {steps.step(0.004, 0.010) for _ in range(10_000)} == {1}
+    assert steps.now > 60
+    steps.choice.allow(99)
+    assert [steps.step(0.004, 0.010) for _ in range(3)] == [4, 4, 4]
+
+
+def test_a_new_limit_ends_no_pause() -> None:
+    steps = ChosenSteps()
+    assert [steps.step(0.5, 0.010) for _ in range(2)] == [4, 1]
+    for n in (2, 1, 3, 4):
+        steps.choice.allow(n)
+        assert steps.step(0.5, 0.010) == 1
+    steps.choice.allow(3)
+    while steps.choice.n == 1:
+        steps.step(0.5, 0.010)
+    assert 0.9 < steps.now < 2.5
+    assert steps.choice.n == 3
+
+
+def test_the_cost_on_one_thread_is_known_after_a_limit() -> None:
+    steps = ChosenSteps(single_s=0.010)
+    steps.choice.allow(1)
+    for _ in range(5):
+        steps.step(0.1, 0.030)
+    steps.choice.allow(4)
+    # 20 ms are slower than the 10 ms at load, and faster than one thread is now
+    assert [steps.step(0.020, 0.030) for _ in range(10)] == [4] * 10
+
+
 @given(st.lists(st.tuples(st.floats(1e-4, 10), st.floats(1e-4, 10), st.integers(1, 64)), max_size=200))
 def test_the_number_is_always_one_of_two(costs: list[tuple[float, float, int]]) -> None:
     steps = ChosenSteps()

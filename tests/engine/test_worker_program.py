@@ -86,6 +86,25 @@ def test_it_loads_answers_and_exits_with_its_socket(program: Program) -> None:
     assert program.close() == 0
 
 
+def test_a_grant_of_threads_counts_from_the_next_step_on(program: Program) -> None:
+    def said(request_id: int) -> str:
+        program.until(lambda: program.ended(request_id))
+        return "".join(e.text for e in program.events if isinstance(e, wire.Content) and e.id == request_id)
+
+    program.send(ask(1, '!{"show_threads": true}'))
+    assert said(1) == "[]"
+    program.send(wire.Threads(3), ask(2, '!{"show_threads": true}'), wire.Threads(0))
+    assert said(2) in ("[3]", "[3, 1]")
+    # also while a request runs
+    program.send(ask(3, '!{"text": "x", "repeat": 3000, "step_ms": 1}'))
+    program.until(lambda: "Content" in program.of(3))
+    program.send(wire.Threads(2), ask(4, '!{"show_threads": true}'))
+    assert said(4) == "[3, 1, 2]"
+    assert not program.ended(3)
+    program.send(wire.Cancel(3))
+    program.until(lambda: program.ended(3))
+
+
 def test_a_model_that_is_refused(tmp_path: Any) -> None:
     path = tmp_path / "empty.gguf"
     path.write_bytes(b"")

@@ -1,11 +1,9 @@
 """Makes small model files with random weights, of every kind that the engines run.
 
-`python -m tests.engines.make 110m FILE` writes the larger llama that the decode benchmark uses. Weights come from
-a fixed seed.
+Weights come from a fixed seed. `bench/make_model.py` makes the larger ones that benchmarks use.
 """
 
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +192,3 @@ def gpt2_ggml(path: Path, *, n_layer: int = 2, n_embd: int = 64, n_head: int = 2
                 matrix(f"model/h{i}/{name}/w", n_in, n_out)
                 vector(f"model/h{i}/{name}/b", n_out, 0)
     return path
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] != "110m":
-        sys.exit(__doc__)
-    # 12 layers of width 768: 108 million weights with the built-in model's small vocabulary
-    llama(Path(sys.argv[2]), n_layer=12, n_embd=768, n_head=12, n_ff=3072, n_vocab=600, n_ctx=1024)

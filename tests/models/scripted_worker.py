@@ -43,6 +43,8 @@ class Script(msgspec.Struct):
     """Send a Done too early."""
     silent: bool = False
     """Send nothing at all."""
+    threads: bool = False
+    """The text of the answer is what was granted before, and when: a list of pairs (requests before it, threads)."""
 
 
 class Worker:
@@ -51,6 +53,8 @@ class Worker:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.held: dict[int, wire.Request] = {}
+        self.n_requests = 0
+        self.grants: list[tuple[int, int]] = []
 
     def send(self, *messages: wire.ToServer) -> None:
         """Sends one frame."""
@@ -88,6 +92,9 @@ class Worker:
         text = "".join(s.text for s in request.body.prompt if isinstance(s, wire.Text))
         script = msgspec.json.decode(text, type=Script) if text.startswith("{") else Script(text=text)
         number = request.id
+        self.n_requests += 1
+        if script.threads:
+            script.text = msgspec.json.encode(self.grants).decode()
         if script.silent:
             return
         if script.first and not os.path.exists(script.first):
@@ -140,6 +147,8 @@ class Worker:
                 elif isinstance(message, wire.Cancel):
                     if self.held.pop(message.id, None) is not None:
                         self.send(wire.Failed(id=message.id, kind="Cancelled", message="cancelled"))
+                elif isinstance(message, wire.Threads):
+                    self.grants.append((self.n_requests, message.n))
                 else:
                     sys.exit(0)
 

@@ -131,6 +131,8 @@ class ModelStatus(Struct, kw_only=True):
     """Of the worker process."""
     engine: str | None = None
     """The engine that runs it; null while it is not loaded."""
+    threads: int | None = None
+    """Threads that it may use for an evaluation; null before its first request. Busy models share the cores."""
     engine_version: str | None = None
     memory: ModelMemory | None = None
     slots: Slots | None = None
@@ -349,6 +351,7 @@ def _fill(row: ModelStatus, snapshot: Snapshot, resident: dict[int, int]) -> Non
         total, busy = snapshot.ready.n_slots, snapshot.n_running
         row.pid = snapshot.pid
         row.engine = snapshot.ready.info.engine
+        row.threads = snapshot.n_threads or None
         row.engine_version = snapshot.ready.info.engine_version
         row.uptime = round(snapshot.uptime_s, 3)
         row.memory.resident_bytes = resident.get(snapshot.pid, 0)

@@ -181,7 +181,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=0,
         high=256,
-        help="threads for one evaluation; 0 measures which number is fastest",
+        help="threads for one evaluation, less while several models work; 0 measures which number is fastest",
     ),
     Option(
         name="parallel",

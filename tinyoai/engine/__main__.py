@@ -42,6 +42,8 @@ _PR_SET_PDEATHSIG = 1
 """prctl(2): the signal to get when the parent ends, even while this process is stopped."""
 
 Prepared = tuple[int, list[Task] | wire.Failed]
+Item = wire.Request | wire.Cancel | wire.Threads | Prepared | tokenization.Result
+"""A piece of work for the main thread."""
 
 
 def _make_expendable() -> None:
@@ -60,9 +62,7 @@ class Worker:
         self._sock = sock
         self._engine = engine
         self._renderer = ChatRenderer(load, engine)
-        self._inbox: queue.SimpleQueue[wire.Request | wire.Cancel | Prepared | tokenization.Result] = (
-            queue.SimpleQueue()
-        )
+        self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._to_tokenizer: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
         self._n_preparing = 0
         self._text_requests: deque[wire.Request] = deque()
@@ -91,7 +91,7 @@ class Worker:
         """Never returns: the process exits with the socket."""
         while True:
             for message in messages:
-                if isinstance(message, wire.Request | wire.Cancel):
+                if isinstance(message, wire.Request | wire.Cancel | wire.Threads):
                     self._inbox.put(message)
                     if isinstance(message, wire.Cancel):
                         self._scheduler.interrupt(message.id)
@@ -150,7 +150,7 @@ class Worker:
                 calibration.measure()
             return []
 
-    def _take(self, item: wire.Request | wire.Cancel | Prepared | tokenization.Result) -> list[wire.ToServer]:
+    def _take(self, item: Item) -> list[wire.ToServer]:
         if isinstance(item, wire.Request):
             if isinstance(item.body, wire.Generate | wire.Embed | wire.Rank):
                 return self._scheduler.submit(item)
@@ -162,6 +162,9 @@ class Worker:
                 return self._scheduler.cancel(item.id)
             self._text_requests.remove(waiting)
             return [wire.Failed(id=item.id, kind="Cancelled", message="the client disconnected")]
+        if isinstance(item, wire.Threads):
+            self._engine.limit_threads(max(1, item.n))
+            return []
         self._n_preparing -= 1
         if isinstance(item, tuple):
             return self._scheduler.prepared(*item)

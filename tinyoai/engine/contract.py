@@ -171,6 +171,9 @@ class Engine(Protocol):
     def piece(self, token: int, special: bool = False) -> bytes:
         """The bytes of a token; for control tokens none, or with `special` their text."""
 
+    def limit_threads(self, n: int) -> None:
+        """From the next eval on, at most n threads are used; n is at least 1. A large n lifts the limit."""
+
     def eval(self, rows: Sequence[Row], until: float = 0.0) -> None:
         """Evaluates rows of distinct sequences. Raises NoRoom, Partial, Interrupted or EngineError.
 

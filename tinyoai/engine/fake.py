@@ -62,6 +62,8 @@ class Script(msgspec.Struct, frozen=True):
     """The evaluation before this token ends the process by SIGKILL."""
     hang_at: int = -1
     """The evaluation before this token never returns."""
+    show_threads: bool = False
+    """The reply is the list of the limits of threads that were set."""
     tokenize_ms: float = 0.0
     """Tokenizing this message takes so long. The first key of the script, so that the tokenizer sees it."""
     tokenize_kill: bool = False
@@ -112,6 +114,8 @@ class FakeEngine:
         self.partial: Partial | None = None
         """The next eval raises this after the tokens that it counts."""
         self.n_evals = 0
+        self.allowed: list[int] = []
+        """The limits of threads that were set, in order."""
         self._interrupt = threading.Event()
         self._tokens: list[list[int]] = [[] for _ in range(n_slots)]
         self._cells: list[list[int]] = [[] for _ in range(n_slots)]
@@ -171,6 +175,10 @@ class FakeEngine:
     def _n_cells(self) -> int:
         """KV cells in use."""
         return len({cell for cells in self._cells for cell in cells})
+
+    def limit_threads(self, n: int) -> None:
+        """See Engine."""
+        self.allowed.append(n)
 
     def _work(self, seconds: float, until: float) -> None:
         """Takes the time of an evaluation. Raises Interrupted."""
@@ -291,7 +299,10 @@ class FakeEngine:
         # a plain prompt may come in pieces: without its newline it is treated as one that has none
         unread = reply is None or row.pos < reply.start or (reply.text is None and 10 in row.tokens)
         if reply is None or unread or IM_START in row.tokens:
-            reply = self._replies[seq] = _reply(tokens)
+            reply = _reply(tokens)
+            if reply.script.show_threads:
+                reply = _Reply(reply.script, str(self.allowed).encode(), reply.start)
+            self._replies[seq] = reply
         script, at = reply.script, len(tokens) - reply.start
         pause = script.step_ms if len(row.tokens) == 1 else script.prefill_ms
         if pause:

@@ -5,25 +5,13 @@ of their cores, each wait lasts until the kernel gives it back, and a step of 8 
 """
 
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
+
+from tinyoai.host.cores import available as available
 
 ENOUGH_S = 0.3
 """Seconds after which a number of threads is not timed again: a large model's load is slow enough."""
 REPEATS = 3
-
-
-def available() -> int:
-    """Cores that this process may use at once: its affinity, limited by its cgroup's CPU quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, int(quota) // int(period))
-    except (OSError, ValueError):
-        pass  # no cgroup v2: the affinity alone counts
-    return max(1, cores)
 
 
 def measure(step: Callable[[int], None], n_threads: int, clock: Callable[[], float]) -> tuple[int, float]:
@@ -62,7 +50,7 @@ class ThreadChoice:
     """Chooses between all threads and one, step by step, by what the last steps cost.
 
     All threads are used while a token costs less with them than with one. If not, one thread is used, and all are
-    tried again after a pause that doubles while the trials fail.
+    tried again after a pause that doubles while the trials fail. `allow` changes how many "all" are.
     """
 
     FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 60.0
@@ -74,7 +62,8 @@ class ThreadChoice:
         """`most` is the number of all threads; `single_s` a step with one token on one; `clock` gives seconds."""
         self.n = most
         """Threads of the next step."""
-        self._most = most
+        self._all = self._most = most
+        """The machine's, and those of them that are allowed now."""
         self._clock = clock
         # by kind: steps with one token (False) and with several (True), of which each costs less
         self._single = {False: single_s, True: single_s}
@@ -92,8 +81,6 @@ class ThreadChoice:
 
     def note(self, n_tokens: int, seconds: float) -> None:
         """Records a step with `n` threads, and chooses those of the next."""
-        if self._most == 1:
-            return
         kind, cost = n_tokens > 1, seconds / n_tokens
         if self.n == 1:
             self._single[kind] = cost
@@ -106,6 +93,14 @@ class ThreadChoice:
         self._n_slow += 1
         if self._trial or self._n_slow == 2:  # one slow step may be a hiccup
             self.give_up()
+
+    def allow(self, n: int) -> None:
+        """From the next step on, at most n threads are used. Another number of threads is tried as the first was."""
+        most = max(1, min(self._all, n))
+        if most == self._most:
+            return
+        self._most, self._trial, self._n_slow = most, True, 0
+        self.n = most if self._clock() >= self._try_at else 1
 
     def give_up(self) -> None:
         """Uses one thread for a while."""

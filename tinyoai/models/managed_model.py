@@ -108,6 +108,9 @@ class Owner(Protocol):
     def make_load(self, model: Model) -> wire.Load:
         """The Load of a model."""
 
+    def share_cores(self) -> None:
+        """A worker has become busy or idle."""
+
     async def make_room(self, model: "ManagedModel") -> None:
         """Reserves the model's memory, which may unload others. Raises errors.Unavailable or a subclass."""
 
@@ -201,6 +204,7 @@ class ManagedModel:
             uptime_s=now - self._loaded_at if worker is not None else 0.0,
             n_running=n_running,
             n_queued=worker.n_open - n_running if worker is not None else 0,
+            n_threads=worker.n_threads if worker is not None else 0,
         )
 
     # -- leases ----------------------------------------------------------------------------------
@@ -381,7 +385,12 @@ class ManagedModel:
         ready = False
         try:
             spawned = self._owner.take_spawned()
-            self.worker = await Worker.start(self.load, timeout=self._owner.load_timeout_s, spawned=spawned)
+            self.worker = await Worker.start(
+                self.load,
+                timeout=self._owner.load_timeout_s,
+                spawned=spawned,
+                on_busy=self._owner.share_cores,
+            )
             ready = True
             self._loaded_at = asyncio.get_running_loop().time()
             self._set(State.READY)

@@ -48,3 +48,5 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     n_running: int
     """Requests that have a slot."""
     n_queued: int
+    n_threads: int
+    """Threads that the process may use for a step, by the last grant; 0: it had no work yet."""

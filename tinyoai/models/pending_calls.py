@@ -156,11 +156,21 @@ class PendingCall:
 class PendingCalls:
     """The open calls of one worker, by id. Holds every message against the rules of the protocol."""
 
-    def __init__(self, cancel: Callable[[PendingCall], None]) -> None:
-        """`cancel` tells the worker to end a call that was failed on this side."""
+    def __init__(
+        self, cancel: Callable[[PendingCall], None], on_busy: Callable[[], None] = lambda: None
+    ) -> None:
+        """`cancel` tells the worker to end a call that was failed on this side. `on_busy` hears when `busy` changes."""
         self.open: dict[int, PendingCall] = {}
         self._last_id = 0
         self._cancel = cancel
+        self._on_busy = on_busy
+        self._n_slotted = 0
+        """Open calls that need a slot."""
+
+    @property
+    def busy(self) -> bool:
+        """A call is open that needs a slot, and with it the processor."""
+        return self._n_slotted > 0
 
     def begin(
         self, index: int, body: wire.Body, queue: EventQueue, sink: EventSink | None = None
@@ -168,6 +178,7 @@ class PendingCalls:
         """Returns a new call with the next id. Its events go to `sink`, else to `queue` with `index`."""
         self._last_id += 1
         call = self.open[self._last_id] = PendingCall(self._last_id, index, body, queue, sink)
+        self._count(call, 1)
         return call
 
     def receive(self, messages: Iterable[wire.ToServer]) -> list[Note]:
@@ -234,6 +245,14 @@ class PendingCalls:
         del self.open[call.id]
         call.ended = True
         call.queue.put(call.index, final)
+        self._count(call, -1)
+
+    def _count(self, call: PendingCall, change: int) -> None:
+        if call.needs_slot:
+            before = self.busy
+            self._n_slotted += change
+            if self.busy is not before:
+                self._on_busy()
 
     def _on_fault(self, call: PendingCall) -> None:
         # one stream's fault must not end the connection that all requests of the model share

@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from tinyoai import errors, wire
-from tinyoai.host import memory
+from tinyoai.host import cores, memory
+from tinyoai.models import core_grants
 from tinyoai.models.catalog import Catalog
 from tinyoai.models.eviction import Loaded, plan
 from tinyoai.models.managed_model import FOREVER, ManagedModel
@@ -163,6 +164,9 @@ class Pool:
         self._budget = budget
         self._spawned = spawned
         self._models: dict[str, ManagedModel] = {}
+        self._n_cores = cores.available()
+        self._sharing: asyncio.TimerHandle | None = None
+        """Until the workers that are idle now no longer count as busy."""
         self._freed = asyncio.Event()
         """Set, and replaced by a new one, when a model may have become idle or is unloaded."""
         self._rescanning = asyncio.Lock()
@@ -301,6 +305,20 @@ class Pool:
         """The process that was started ahead, once; else None."""
         spawned, self._spawned = self._spawned, None
         return spawned
+
+    def share_cores(self) -> None:
+        """Gives each busy worker its part of the cores, and again when one no longer counts as busy."""
+        loop = asyncio.get_running_loop()
+        now, linger = loop.time(), core_grants.LINGER_S
+        workers = [model.worker for model in self.models if model.worker is not None]
+        sharing = [worker for worker in workers if worker.busy_since(now - linger)]
+        core_grants.grant_all(sharing, self._n_cores)
+        if len(sharing) > 1 and self._sharing is None and not all(w.busy_since(now) for w in sharing):
+            self._sharing = loop.call_later(linger, self._share_again)
+
+    def _share_again(self) -> None:
+        self._sharing = None
+        self.share_cores()
 
     def notify_freed(self) -> None:
         """Wakes the loads that wait for memory."""

@@ -7,6 +7,7 @@ facts in Ready.
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 from collections.abc import Callable, Iterable, Mapping
 
@@ -65,7 +66,9 @@ class _WorkerProtocol(asyncio.Protocol):
 class Worker:
     """A running worker process. `start` returns it with its model loaded."""
 
-    def __init__(self, load: wire.Load, spawned: SpawnedWorker, stall_s: float) -> None:
+    def __init__(
+        self, load: wire.Load, spawned: SpawnedWorker, stall_s: float, on_busy: Callable[[], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._clock = loop.time
         self.load = load
@@ -77,7 +80,12 @@ class Worker:
         self._protocol = _WorkerProtocol(self._receive, self._on_breach, self._on_close)
         self._sock = spawned.sock.dup()
         """For what the process sent last: a transport that fails to write does not read the rest."""
-        self._calls = PendingCalls(self._send_cancel)
+        self._on_busy = on_busy
+        self._calls = PendingCalls(self._send_cancel, self._note_busy)
+        self._busy_until = -math.inf
+        """The time of the loop's clock when it was last busy; infinite while it is."""
+        self.n_threads = 0
+        """Threads that it was granted last; 0: never."""
         self._first: asyncio.Future[wire.Ready | wire.LoadFailed | None] = loop.create_future()
         """The first message; None if the process ended without one."""
         self._broken = False
@@ -107,6 +115,21 @@ class Worker:
         return len(self._calls.open)
 
     @property
+    def most_threads(self) -> int:
+        """See Sharer."""
+        return self.load.n_threads
+
+    def busy_since(self, time: float) -> bool:
+        """It has a request that needs the processor, or had one after this time of the loop's clock."""
+        return self.alive and self._busy_until > time
+
+    def grant(self, n: int) -> None:
+        """See Sharer."""
+        if n != self.n_threads and self.alive:
+            self.n_threads = n
+            self._transport.write(wire.frame([wire.Threads(n)]))
+
+    @property
     def n_running(self) -> int:
         """Requests that have a slot."""
         return sum(call.accepted for call in self._calls.open.values())
@@ -121,8 +144,11 @@ class Worker:
         timeout: float,
         stall_s: float = STALL_S,
         spawned: SpawnedWorker | None = None,
+        on_busy: Callable[[], None] = lambda: None,
     ) -> "Worker":
         """Starts a process, or takes over a spawned one, and loads the model.
+
+        `on_busy` is called when it gets its first request, before that is sent, and when its last one has ended.
 
         Raises LoadError, or OSError if no process can be started; no process is left then.
         """
@@ -130,7 +156,7 @@ class Worker:
             spawned.close()
             spawned = None
         spawned = spawned or spawn_worker()
-        self = cls(load, spawned, stall_s)
+        self = cls(load, spawned, stall_s, on_busy)
         try:
             self._transport, _ = await asyncio.get_running_loop().create_unix_connection(
                 lambda: self._protocol, sock=spawned.sock
@@ -225,6 +251,10 @@ class Worker:
             if isinstance(note, wire.Ready):
                 self._longest_step_s = note.max_step_s
             self._first.set_result(note)
+
+    def _note_busy(self) -> None:
+        self._busy_until = math.inf if self._calls.busy else self._clock()
+        self._on_busy()
 
     def _send_cancel(self, call: PendingCall) -> None:
         if not self._transport.is_closing():

@@ -16,8 +16,10 @@ from tests import architectures, fixtures, llama_server
 from tests.engine import bit_flips
 from tests.engines import make
 from tinyoai import gguf, wire
+from tinyoai.engine import threads
 from tinyoai.engine.contract import EngineError, Interrupted, ModelRefused, NoRoom, Row, Truncates, Want
 from tinyoai.engine.llamacpp import facts
+from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
 from tinyoai.engine.llamacpp.memory import SCORED_ROWS
 from tinyoai.engine.llamacpp.opening import open_engine
@@ -247,6 +249,40 @@ def test_a_step_ends_at_its_time(slow: LlamaCppEngine) -> None:
     with pytest.raises(Interrupted):
         slow.eval([Row(0, [5] * 500, 0)], 0.001)  # long ago
     slow.eval([Row(0, [5] * 5, 0)], time.monotonic() + 1000)
+
+
+# -- threads -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_threads", [0, 4])
+def test_no_more_threads_are_used_than_are_allowed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, n_threads: int
+) -> None:
+    monkeypatch.setattr(threads, "available", lambda: 4)
+    used: list[int] = []
+    engine = opened(path, n_threads=n_threads)
+    real = Context.decode
+
+    def decode(self: Context, rows: list[Row], n: int, *more: Any, **options: Any) -> None:
+        used.append(n)
+        real(self, rows, n, *more, **options)
+
+    monkeypatch.setattr(Context, "decode", decode)
+    for allowed in (1, 3, 9, 2):
+        engine.limit_threads(allowed)
+        used.clear()
+        for pos in range(30):
+            run(engine, Row(0, [5], pos))
+        assert set(used) <= {1, min(4, allowed)}
+        if n_threads:
+            assert set(used) == {min(4, allowed)}
+    engine.limit_threads(1)
+    used.clear()
+    begin = time.monotonic()
+    while time.monotonic() < begin + 1.2:  # longer than the first pause between trials
+        run(engine, Row(0, [5], 0))
+    assert set(used) == {1}
+    engine.close()
 
 
 # -- files ---------------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class CTransformersEngine:
         self._rows: Sequence[Row] = ()
         """The rows of the last eval, whose outputs may be read."""
         self._tokenizing = threading.Lock()
+        self._allowed = 1 << 30
+        """Threads of a step, at most, whether they share a row or evaluate rows side by side."""
         self._crew = Crew(min(threads.available(), n_seq) - 1, self._eval_row)
 
     def handle(self, seq: int) -> Handle:
@@ -66,6 +68,10 @@ class CTransformersEngine:
                 )
         return handle
 
+    def limit_threads(self, n: int) -> None:
+        """From the next eval on, at most n threads are used: the library takes their number with each call."""
+        self._allowed = n
+
     # -- evaluating --------------------------------------------------------------------------------
 
     def eval(self, rows: Sequence[Row], until: float = 0.0) -> None:
@@ -75,11 +81,13 @@ class CTransformersEngine:
             self._check(row)
         n = len(rows)
         if n == 1:
-            self._eval_row(rows[0], self.n_threads)
+            self._eval_row(rows[0], min(self.n_threads, self._allowed))
         else:
             if len({row.seq for row in rows}) != n:
                 raise EngineError("two rows have the same sequence")
-            self._crew.evaluate(rows, max(1, self.n_threads // max(1, n)))
+            self._crew.evaluate(
+                rows, max(1, min(self.n_threads, self._allowed) // n), n_at_once=self._allowed
+            )
         self._rows = rows
 
     def interrupt(self) -> None:

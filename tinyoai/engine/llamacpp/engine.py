@@ -48,7 +48,9 @@ class LlamaCppEngine:
         self.caps = caps
         self.n_threads = 1
         self._threads: ThreadChoice | None = None
-        """Chooses the threads of each step; None: n_threads."""
+        """Chooses the threads of each step; None: n_threads, or as many as are allowed."""
+        self._allowed = 1 << 30
+        """Threads of a step, at most."""
         self._ffi = library.ffi
         self._context = context
         self._vocabulary = vocabulary
@@ -67,6 +69,12 @@ class LlamaCppEngine:
     def use_threads(self, n: int, choice: ThreadChoice | None = None) -> None:
         """Sets the number of threads; with a `choice` a step may have fewer."""
         self.n_threads, self._threads = n, choice
+
+    def limit_threads(self, n: int) -> None:
+        """From the next eval on, at most n threads are used."""
+        self._allowed = n
+        if self._threads is not None:
+            self._threads.allow(n)
 
     # -- evaluating --------------------------------------------------------------------------------
 
@@ -107,7 +115,7 @@ class LlamaCppEngine:
     def _decode(self, rows: Sequence[Row], until: float, *, embed: bool) -> None:
         choice, context = self._threads, self._context
         if choice is None:
-            context.decode(rows, self.n_threads, until, embed=embed)
+            context.decode(rows, min(self.n_threads, self._allowed), until, embed=embed)
             return
         n_tokens, begin = sum(len(row.tokens) for row in rows), time.monotonic()
         limit = begin + choice.limit_s(n_tokens) if self.caps.interrupts else math.inf
