@@ -9,11 +9,21 @@ from functools import cache
 from importlib.util import find_spec
 
 from tinyoai import gguf
+from tinyoai.engine.llamacpp.adapter_check import AdapterError, check_adapter
 from tinyoai.engine.llamacpp.architectures import DECODERS, ENCODERS, REFUSED
 from tinyoai.engine.llamacpp.header_check import HeaderError, check
 from tinyoai.engine.llamacpp.memory import estimate, hparams
 
-__all__ = ["INSTALL", "MAX_CONTEXT", "N_BATCH", "estimate", "hparams", "installed", "supports"]
+__all__ = [
+    "INSTALL",
+    "MAX_CONTEXT",
+    "N_BATCH",
+    "estimate",
+    "hparams",
+    "installed",
+    "supports",
+    "supports_adapter",
+]
 
 N_BATCH = 64
 """Prompt tokens of a step: llama.cpp's attention is fastest with 64 rows, and smaller steps stall others less."""
@@ -52,5 +62,14 @@ def supports(header: gguf.Header) -> str | None:
     try:
         check(header)
     except HeaderError as error:
+        return str(error)
+    return None
+
+
+def supports_adapter(adapter: gguf.Header, model: gguf.Header) -> str | None:
+    """Why llama.cpp cannot apply a LoRA adapter to a model, in words that follow the adapter's name; None if it can."""
+    try:
+        check_adapter(adapter, model)
+    except AdapterError as error:
         return str(error)
     return None
