@@ -36,6 +36,10 @@ class Adapter(msgspec.Struct, frozen=True, array_like=True):
     scale: float = 1.0
 
 
+MAX_ADAPTER_SCALE = 100.0
+"""A larger factor, on either side of 0, makes nonsense of a model."""
+
+
 class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
     """A LoRA adapter of a load. `scale` counts in requests that name no adapters."""
 

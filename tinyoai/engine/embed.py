@@ -1,6 +1,7 @@
 """EmbedTask: the embedding of one text, a prefill that ends in a Vector."""
 
 from tinyoai import wire
+from tinyoai.engine import adapter_set
 from tinyoai.engine.contract import Adapter, Engine, Row, Want
 from tinyoai.engine.generate import NOT_FINITE
 from tinyoai.engine.pooling import LAST, Pooling
@@ -11,12 +12,12 @@ class EmbedTask:
     """Pools token states itself, or takes the engine's embedding where the engine pools."""
 
     keeps_prefix = False
-    adapters: tuple[Adapter, ...] = ()
     exact = True
 
     def __init__(self, request_id: int, body: wire.Embed, ids: list[int], engine: Engine) -> None:
         info = engine.info
         self.ids = ids
+        self.adapters: tuple[Adapter, ...] = adapter_set.chosen(None, info.adapters)
         self.prefilling = True
         self.ended = False
         self._id = request_id
@@ -45,16 +46,19 @@ class EmbedTask:
         """See Task."""
         caps, begin, n = self._caps, self._n_past, len(self.ids)
         if caps.pools or caps.whole_rows:
-            return Row(self._seq, self.ids, 0, Want.EMBEDDING) if n <= max(budget, caps.n_row) else None
+            return self._row(0, n, Want.EMBEDDING) if n <= max(budget, caps.n_row) else None
         if not self._last_only:
             end = min(n, begin + min(budget, caps.n_outputs))
-            return Row(self._seq, self.ids[begin:end], begin, Want.EMBEDDING)
+            return self._row(begin, end, Want.EMBEDDING)
         if begin == n - 1:
-            return Row(self._seq, self.ids[begin:], begin, Want.EMBEDDING)
+            return self._row(begin, n, Want.EMBEDDING)
         end = min(n - 1, begin + budget, begin + caps.n_row)
         if end - end % caps.align > begin:
             end -= end % caps.align
-        return Row(self._seq, self.ids[begin:end], begin, Want.NOTHING)
+        return self._row(begin, end, Want.NOTHING)
+
+    def _row(self, begin: int, end: int, want: Want) -> Row:
+        return Row(self._seq, self.ids[begin:end], begin, want, self.adapters)
 
     def on_eval(self, n_tokens: int, outputs: Outputs, now: float) -> list[wire.ToServer]:
         """See Task."""
