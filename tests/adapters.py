@@ -11,7 +11,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
 
 from tests.architectures import packed, text
 from tinyoai import gguf as reader
@@ -41,7 +40,12 @@ def values(model: reader.Header, **changes: Any) -> dict[str, bytes]:
 
 
 def pairs(
-    model: reader.Header, *, seed: int = 1, rank: int = RANK, spread: float = 0.3, targets: Sequence[str] = TARGETS
+    model: reader.Header,
+    *,
+    seed: int = 1,
+    rank: int = RANK,
+    spread: float = 0.3,
+    targets: Sequence[str] = TARGETS,
 ) -> Tensors:
     """Two matrices for each target of each layer."""
     found: Tensors = {}
@@ -64,7 +68,9 @@ def write(path: Path, metadata: dict[str, bytes], tensors: Tensors) -> Path:
     head += [text(key) + raw for key, raw in metadata.items()]
     data, at = [], 0
     for name, (shape, kind, raw) in tensors.items():
-        head.append(text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}QIQ", *shape, kind, at))
+        head.append(
+            text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}QIQ", *shape, kind, at)
+        )
         data.append(raw + bytes(-len(raw) % 32))
         at += len(data[-1])
     header = b"".join(head)

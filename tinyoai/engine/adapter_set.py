@@ -14,7 +14,9 @@ def chosen(asked: Sequence[Adapter] | None, known: Sequence[Adapter]) -> tuple[A
     if asked is None:
         return tuple(adapter for adapter in known if adapter.scale)
     if asked and not known:
-        raise ValueError("this model has no LoRA adapters; leave the field out, or start the server with --lora")
+        raise ValueError(
+            "this model has no LoRA adapters; leave the field out, or start the server with --lora"
+        )
     names = [str(adapter.name) for adapter in known]
     scales: dict[str, float] = {}
     for adapter in asked:

@@ -48,7 +48,10 @@ AUTO = "auto"
 
 
 def _no_adapter(adapter: gguf.Header, model: gguf.Header) -> str:
-    return "is a LoRA adapter, and only the llamacpp engine applies those; leave it out"
+    return (
+        "is a LoRA adapter, which only the llamacpp engine applies; run the model with --engine llamacpp, or leave the "
+        "adapter out"
+    )
 
 
 class EngineFacts(NamedTuple):

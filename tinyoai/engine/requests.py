@@ -137,9 +137,7 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
     ]
 
 
-def _adapters(
-    asked: Sequence[wire.Adapter] | None, engine: Engine
-) -> tuple[wire.Adapter, ...]:
+def _adapters(asked: Sequence[wire.Adapter] | None, engine: Engine) -> tuple[wire.Adapter, ...]:
     """The LoRA adapters of a request. Raises Refused."""
     try:
         return adapter_set.chosen(asked, engine.info.adapters)

@@ -6,10 +6,14 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tinyoai.api.decode import Count, KeepAlive, Model, Natural
+from tinyoai.models.adapter_files import MAX_ADAPTERS
 from tinyoai.sampling import Bias, RepeatPenalty, SamplingOverrides, Seed
+from tinyoai.wire import MAX_ADAPTER_SCALE
 
 MAX_MESSAGES = 2048
 
+LoraName = Annotated[str, Meta(min_length=1, max_length=100)]
+LoraScale = Annotated[float, Meta(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)]
 Choices = Annotated[int, Meta(ge=1, le=16)]
 Role = Annotated[
     Literal["system", "developer", "user", "assistant", "tool"],
@@ -28,6 +32,20 @@ class StreamOptions(Struct, kw_only=True):
         bool | None, Meta(description="Send the token counts in one more chunk, which has no choices.")
     ] = None
     include_obfuscation: Annotated[bool | None, NO_EFFECT] = None
+
+
+class LoraUse(Struct, kw_only=True):
+    """A LoRA adapter of a request, by its name or its id."""
+
+    name: Annotated[
+        str | None, Meta(description="Its name in `GET /lora-adapters`.", min_length=1, max_length=100)
+    ] = None
+    id: Annotated[int | None, Meta(description="Its id there, in place of the name.", ge=0, le=2**31 - 1)] = (
+        None
+    )
+    scale: Annotated[
+        LoraScale | None, Meta(description="The factor of its changes; without it 1, and 0 turns it off.")
+    ] = None
 
 
 class Generation(SamplingOverrides, frozen=True, kw_only=True):
@@ -61,6 +79,14 @@ class Generation(SamplingOverrides, frozen=True, kw_only=True):
     logit_bias: Annotated[
         dict[str, Bias] | None,
         Meta(description="Numbers to add to logits, by token id; -100 forbids a token."),
+    ] = None
+    lora: Annotated[
+        list[LoraName | LoraUse] | None,
+        Meta(
+            description="The LoRA adapters for this answer and no others: names, or objects with a `name` or an `id` "
+            "and a `scale`. Without it the model's own apply, with their scales; an empty list turns all off.",
+            max_length=MAX_ADAPTERS,
+        ),
     ] = None
     keep_alive: KeepAlive | None = None
     user: Annotated[str | None, NO_EFFECT] = None

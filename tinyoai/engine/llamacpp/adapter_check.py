@@ -36,7 +36,9 @@ def check_adapter(adapter: gguf.Header, model: gguf.Header) -> None:
             "choose an adapter that was made for this model"
         )
     if "adapter.alora.invocation_tokens" in adapter.metadata:
-        raise AdapterError("is an activated LoRA, which this server does not support; choose a plain LoRA adapter")
+        raise AdapterError(
+            "is an activated LoRA, which this server does not support; choose a plain LoRA adapter"
+        )
     _check_numbers(adapter)
     pairs = {name.removesuffix(A) for name in adapter.tensors if name.endswith(A)}
     pairs |= {name.removesuffix(B) for name in adapter.tensors if name.endswith(B)}
@@ -75,7 +77,9 @@ def _check_pair(adapter: gguf.Header, model: gguf.Header, name: str) -> None:
     a, b, base = adapter.tensors.get(name + A), adapter.tensors.get(name + B), model.tensors.get(name)
     shown = name[:MAX_NAME]
     if a is None or b is None:
-        raise AdapterError(f"has only one of the two matrices of {shown!r}; copy or convert the adapter again")
+        raise AdapterError(
+            f"has only one of the two matrices of {shown!r}; copy or convert the adapter again"
+        )
     if base is None or A in name or B in name:
         raise AdapterError(
             f"changes {shown!r}, which this model does not have; choose an adapter that was made for this model"
@@ -107,5 +111,3 @@ def _check_pair(adapter: gguf.Header, model: gguf.Header, name: str) -> None:
 def _sides(tensor: gguf.Tensor) -> list[int]:
     """All four sides of a tensor; a side that the file leaves out is 1."""
     return [*tensor.shape, *(1,) * (4 - len(tensor.shape))]
-
-

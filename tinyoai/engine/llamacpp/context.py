@@ -70,7 +70,10 @@ class Context:
 
     def use_adapters(self, adapters: Sequence[Any], scales: Sequence[float]) -> None:
         """Applies LoRA adapters, each a `llama_adapter_lora *`, from the next decode on. Raises EngineError."""
-        pointers, factors = self._ffi.new("llama_adapter_lora *[]", adapters), self._ffi.new("float[]", scales)
+        pointers, factors = (
+            self._ffi.new("llama_adapter_lora *[]", adapters),
+            self._ffi.new("float[]", scales),
+        )
         if self._lib.llama_set_adapters_lora(self._ctx, pointers, len(adapters), factors):
             raise EngineError("llama.cpp could not apply these LoRA adapters")
 

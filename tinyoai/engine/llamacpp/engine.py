@@ -113,7 +113,8 @@ class LlamaCppEngine:
             if adapter.name not in self._adapters or not math.isfinite(adapter.scale):
                 raise EngineError(f"there is no LoRA adapter {adapter.name!r} with the scale {adapter.scale}")
         self._context.use_adapters(
-            [self._adapters[str(adapter.name)] for adapter in adapters], [adapter.scale for adapter in adapters]
+            [self._adapters[str(adapter.name)] for adapter in adapters],
+            [adapter.scale for adapter in adapters],
         )
         self._applied = adapters
 

@@ -79,9 +79,7 @@ def _load_model(library: Library, header: gguf.Header, load: wire.Load) -> Any:
     return model
 
 
-def _load_adapters(
-    library: Library, model: Any, header: gguf.Header, load: wire.Load
-) -> dict[str, Any]:
+def _load_adapters(library: Library, model: Any, header: gguf.Header, load: wire.Load) -> dict[str, Any]:
     """Opens the LoRA adapters of the load, by name. They are freed with the model. Raises ModelRefused.
 
     The context comes later: it makes room in its graphs for all adapters that the model has.
