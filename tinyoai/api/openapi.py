@@ -6,7 +6,7 @@ It is imported by the first request for it.
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import msgspec
 
@@ -95,6 +95,8 @@ def _describe(field: Json) -> None:
 
 
 def _shape(kind: Any) -> Json:
+    if get_origin(kind) is list:
+        return {"type": "array", "items": _shape(get_args(kind)[0])}
     return {"type": "object"} if kind is dict else {"$ref": _REF.format(name=kind.__name__)}
 
 

@@ -37,15 +37,21 @@ class StreamOptions(Struct, kw_only=True):
 class LoraUse(Struct, kw_only=True):
     """A LoRA adapter of a request, by its name or its id."""
 
-    name: Annotated[
-        str | None, Meta(description="Its name in `GET /lora-adapters`.", min_length=1, max_length=100)
-    ] = None
-    id: Annotated[int | None, Meta(description="Its id there, in place of the name.", ge=0, le=2**31 - 1)] = (
-        None
-    )
+    name: Annotated[LoraName | None, Meta(description="Its name in `GET /lora-adapters`.")] = None
+    id: Annotated[Count | None, Meta(description="Its id there, in place of the name.")] = None
     scale: Annotated[
         LoraScale | None, Meta(description="The factor of its changes; without it 1, and 0 turns it off.")
     ] = None
+
+
+Lora = Annotated[
+    list[LoraName | LoraUse],
+    Meta(
+        max_length=MAX_ADAPTERS,
+        description="The LoRA adapters for this answer and no others: names, or objects with a `name` or an `id` and "
+        "a `scale`. Without this field the model's own apply, with their scales; an empty list turns all off.",
+    ),
+]
 
 
 class Generation(SamplingOverrides, frozen=True, kw_only=True):
@@ -80,14 +86,7 @@ class Generation(SamplingOverrides, frozen=True, kw_only=True):
         dict[str, Bias] | None,
         Meta(description="Numbers to add to logits, by token id; -100 forbids a token."),
     ] = None
-    lora: Annotated[
-        list[LoraName | LoraUse] | None,
-        Meta(
-            description="The LoRA adapters for this answer and no others: names, or objects with a `name` or an `id` "
-            "and a `scale`. Without it the model's own apply, with their scales; an empty list turns all off.",
-            max_length=MAX_ADAPTERS,
-        ),
-    ] = None
+    lora: Lora | None = None
     keep_alive: KeepAlive | None = None
     user: Annotated[str | None, NO_EFFECT] = None
 
