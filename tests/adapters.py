@@ -1,6 +1,6 @@
 """Makes LoRA adapters: random matrices from a fixed seed for some matrices of a model, as a GGUF file.
 
-`merged` writes the model that the adapter stands for: all its matrices in F32, the changes added.
+`in_f32` writes a model with all its weights in F32, and with the changes of an adapter added to them if there is one.
 """
 
 import struct
@@ -11,8 +11,9 @@ from typing import Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
-from tests.architectures import packed, text
+from tests.architectures import metadata, packed, text
 from tinyoai import gguf as reader
 
 F32 = gguf.GGMLQuantizationType.F32
@@ -82,3 +83,35 @@ def adapter(path: Path, model: Path, **options: Any) -> Path:
     """Writes a random adapter of a model and returns its path; `options` are those of `pairs`."""
     header = reader.read_header(model)
     return write(path, values(header), pairs(header, **options))
+
+
+def for_embedding(model: reader.Header, *, seed: int = 1, rank: int = RANK) -> Tensors:
+    """The two matrices of the embedding, whose sides are in another order: rows of A are looked up by token."""
+    n_embd, n_vocab = model.tensors["token_embd.weight"].shape
+    draw = np.random.default_rng(seed)
+    a = draw.standard_normal((n_vocab, rank), dtype=np.float32)
+    b = draw.standard_normal((n_embd, rank), dtype=np.float32)
+    return {
+        "token_embd.weight.lora_a": ((rank, n_vocab), F32, a.tobytes()),
+        "token_embd.weight.lora_b": ((rank, n_embd), F32, b.tobytes()),
+    }
+
+
+def in_f32(path: Path, model: Path, changes: Tensors | None = None, factor: float = 1.0) -> Path:
+    """Writes the model in F32 with `factor` times the changes added, and returns its path."""
+    header, raw, tensors = reader.read_header(model), model.read_bytes(), Tensors()
+    for name, tensor in header.tensors.items():
+        begin = header.data_at + tensor.offset
+        data = np.frombuffer(raw[begin : begin + tensor.size], np.uint8)
+        weights = gguf.quants.dequantize(data, gguf.GGMLQuantizationType(tensor.type))
+        weights = weights.reshape(tensor.shape[::-1]).astype(np.float64)
+        if changes is not None and f"{name}.lora_a" in changes:
+            a, b = (_array(*changes[name + end]) for end in (".lora_a", ".lora_b"))
+            weights += factor * (a @ b.T if name == "token_embd.weight" else b @ a)
+        tensors[name] = tensor.shape, F32, weights.astype(np.float32).tobytes()
+    return write(path, metadata(model), tensors)
+
+
+def _array(shape: tuple[int, ...], kind: int, raw: bytes) -> NDArray[np.float64]:
+    assert kind == F32
+    return np.frombuffer(raw, np.float32).reshape(shape[::-1]).astype(np.float64)
