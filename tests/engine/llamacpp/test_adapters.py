@@ -178,10 +178,11 @@ def test_llama_server_gives_the_same_tokens_and_probabilities(folder: Path) -> N
     path = fixtures.require(fixtures.smollm2(), "SmolLM2-135M-Instruct")
     files = [adapters.adapter(folder / f"smol{i}.gguf", path, seed=i, spread=0.1) for i in (1, 2)]
     used = [{"id": 0, "scale": 0.5}, {"id": 1, "scale": -0.25}]
+    none = [{"id": i, "scale": 0.0} for i in range(2)]  # to this server an empty list means its defaults
     own = opened(path, *files)
     ids = own.encode([wire.Text("The capital of France is")])
     with llama_server.llama_server(path, n_ctx=256, n_batch=64, adapters=files) as server:
-        answers = [server.complete(ids, 16, lora=used), server.complete(ids, 16, lora=[])]
+        answers = [server.complete(ids, 16, lora=used), server.complete(ids, 16, lora=none)]
     chosen = (Adapter("smol1", 0.5), Adapter("smol2", -0.25))
     for answer, applied in zip(answers, (chosen, ()), strict=True):
         own.truncate(0, 0)
