@@ -23,7 +23,7 @@ B: Set = (Adapter("b"),)
 class Timed:
     """A scheduler over the scripted engine, with a clock on which a step takes as long as its set says."""
 
-    def __init__(self, step_s: dict[Set, float], n_slots: int = 4) -> None:
+    def __init__(self, step_s: dict[Set, float], n_slots: int = 4, n_batch: int = 8) -> None:
         self.now = 0.0
         self.spent: Counter[Set] = Counter()
         """Seconds of each set."""
@@ -32,7 +32,7 @@ class Timed:
         self.gaps: dict[Set, float] = defaultdict(float)
         """The longest time between two steps of a set."""
         self._last: dict[Set, float] = {}
-        self.engine = FakeEngine(name="fake", n_slots=n_slots, n_ctx=4096, n_batch=8, adapters=True)
+        self.engine = FakeEngine(name="fake", n_slots=n_slots, n_ctx=4096, n_batch=n_batch, adapters=True)
         self.engine.info = structs.replace(self.engine.info, adapters=(Adapter("a", 0.0), Adapter("b", 0.0)))
         evaluate = self.engine.eval
 
@@ -101,7 +101,7 @@ def test_answers_are_complete_beside_another_set() -> None:
 
 def test_short_requests_of_one_set_do_not_starve_a_stream_of_another() -> None:
     # each begins with a prompt that takes longer than a turn, and ends at once
-    timed = Timed({A: 0.1, B: 0.005}, n_slots=2)
+    timed = Timed({A: 0.1, B: 0.005}, n_slots=2, n_batch=64)
     timed.submit(LONG, B)
     while timed.now < 10.0:
         if all(running.task.adapters == B for running in timed.scheduler._running):

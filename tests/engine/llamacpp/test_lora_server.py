@@ -11,6 +11,7 @@ import pytest
 from tests import adapters, fixtures, llama_server
 from tests.engines import make
 from tests.serving import Server, command, environment, serve
+from tinyoai import gguf
 
 HELLO = "Tell me in one sentence about the sea."
 SETS: list[Any] = [[], ["one"], ["two"], [{"id": 0, "scale": 0.5}, {"name": "two", "scale": -0.5}]]
@@ -69,6 +70,15 @@ def test_each_set_answers_in_its_own_way(server: Server) -> None:
     assert said(answer(server)) == texts[1]  # the default
     assert said(answer(server, [{"id": 0, "scale": 0.0}])) == texts[0]
     assert [said(answer(server, lora)) for lora in reversed(SETS)] == texts[::-1]
+
+
+def test_an_answer_is_that_of_the_merged_model(server: Server, model: Path, tmp_path: Path) -> None:
+    changes = adapters.pairs(gguf.read_header(model), seed=1)
+    merged = adapters.in_f32(tmp_path / "merged.gguf", model, changes, 0.5 * 8.0 / adapters.RANK)
+    with serve(*flags(merged)) as alone:
+        expected = said(answer(alone))
+    assert said(answer(server, [{"name": "two", "scale": 0.5}])) == expected
+    assert said(answer(server, [])) != expected
 
 
 def test_sets_that_run_at_once_answer_as_alone(server: Server) -> None:
