@@ -23,7 +23,9 @@ B: Set = (Adapter("b"),)
 class Timed:
     """A scheduler over the scripted engine, with a clock on which a step takes as long as its set says."""
 
-    def __init__(self, step_s: dict[Set, float], n_slots: int = 4, n_batch: int = 8) -> None:
+    def __init__(
+        self, step_s: dict[Set, float], n_slots: int = 4, n_batch: int = 8, prefill_s: float = 0.0
+    ) -> None:
         self.now = 0.0
         self.spent: Counter[Set] = Counter()
         """Seconds of each set."""
@@ -41,13 +43,14 @@ class Timed:
         def timed(rows: Sequence[Row], until: float = 0.0) -> None:
             (adapters,) = {row.adapters for row in rows}  # one set in a step
             evaluate(rows, until)
-            seconds = step_s[adapters]
+            prefill = any(len(row.tokens) > 1 for row in rows)
+            seconds = step_s[adapters] + prefill_s * prefill
             self.gaps[adapters] = max(self.gaps[adapters], self.now - self._last.get(adapters, self.now))
             self.now += seconds
             self._last[adapters] = self.now
             self.spent[adapters] += seconds
             self.order.append(adapters)
-            self.prefills.append(any(len(row.tokens) > 1 for row in rows))
+            self.prefills.append(prefill)
 
         self.engine.eval = timed  # type: ignore[method-assign]
         self.scheduler = Scheduler(self.engine, n_queue=64, clock=lambda: self.now)
@@ -126,18 +129,17 @@ def test_the_prefix_of_another_set_is_not_reused() -> None:
 
 
 def test_time_owed_to_decodes_is_kept_for_each_set() -> None:
-    # a step is longer than a turn, so that every step is of the other set
-    timed = Timed({A: 0.06, B: 0.06})
+    # a prompt's step is longer than a turn, so that the other set follows at once
+    timed = Timed({A: 0.005, B: 0.005}, prefill_s=0.1)
     for adapters in (A, B):
         timed.submit(LONG, adapters)
     timed.run(1.0)
     for adapters in (A, B):
         timed.submit("y" * 400, adapters)
-    timed.run(timed.now + 0.2)
     begin = len(timed.order)
-    timed.run(timed.now + 3.0)
-    prefills = timed.prefills[begin:]
-    assert 0.4 < sum(prefills) / len(prefills) < 0.6
+    timed.run(timed.now + 5.0)
+    n_prefills, n_decodes = sum(timed.prefills[begin:]), len(timed.order) - begin
+    assert 0.4 < n_prefills * 0.1 / (n_prefills * 0.1 + n_decodes * 0.005) < 0.6
 
 
 def test_choosing_is_free_of_state_when_all_are_alike() -> None:
