@@ -8,6 +8,7 @@ typedef int32_t llama_token;
 typedef struct llama_model llama_model;
 typedef struct llama_context llama_context;
 typedef struct llama_vocab llama_vocab;
+typedef struct llama_adapter_lora llama_adapter_lora;
 typedef struct llama_memory_i *llama_memory_t;
 
 typedef struct llama_batch {
@@ -81,6 +82,10 @@ llama_model *llama_model_load_from_file(const char *path, llama_model_params par
 void llama_model_free(llama_model *model);
 llama_context *llama_init_from_model(llama_model *model, llama_context_params params);
 void llama_free(llama_context *ctx);
+
+llama_adapter_lora *llama_adapter_lora_init(llama_model *model, const char *path);
+void llama_adapter_lora_free(llama_adapter_lora *adapter);
+int32_t llama_set_adapters_lora(llama_context *ctx, llama_adapter_lora **adapters, size_t n_adapters, float *scales);
 
 const llama_vocab *llama_model_get_vocab(const llama_model *model);
 int32_t llama_model_n_ctx_train(const llama_model *model);

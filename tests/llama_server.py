@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class LlamaServer:
         with urllib.request.urlopen(request, timeout=120) as response:
             return json.load(response)
 
-    def complete(self, prompt: str | list[int], n: int) -> Any:
+    def complete(self, prompt: str | list[int], n: int, **more: Any) -> Any:
         """The greedy continuation of a prompt: `tokens`, `content` and `completion_probabilities` with 5 tokens each."""
         return self.post(
             "/completion",
@@ -42,6 +42,7 @@ class LlamaServer:
             return_tokens=True,
             cache_prompt=False,
             samplers=["temperature"],
+            **more,
         )
 
     def embed(self, text: str | list[int]) -> list[float]:
@@ -69,6 +70,7 @@ def llama_server(
     n_threads: int = 1,
     embeddings: bool = False,
     pooling: str | None = None,
+    adapters: Sequence[Path] = (),
 ) -> Iterator[LlamaServer]:
     """Serves one model with one slot on a free port of the loopback address. `n_batch` tokens are one prefill step."""
     wanted = {
@@ -77,6 +79,7 @@ def llama_server(
         "n_batch": n_batch,
         "n_threads": n_threads,
         "embedding": embeddings,
+        "adapters": [str(path) for path in adapters],
         "pooling_type": -1 if pooling is None else POOLING[pooling],
     }
     process = subprocess.Popen(
@@ -115,6 +118,7 @@ def main() -> None:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wanted["n_threads"]
     params.embedding = wanted["embedding"]
     params.pooling_type = xllamacpp.llama_pooling_type(wanted["pooling_type"])
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in wanted["adapters"]]
     params.n_parallel = 1
     params.n_gpu_layers = 0
     params.fit_params = False

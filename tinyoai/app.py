@@ -22,7 +22,7 @@ from tinyoai import __version__, errors, gguf, units, wire
 from tinyoai.config.options import Config
 from tinyoai.engine import facts
 from tinyoai.host import datadir, instances, log, memory
-from tinyoai.models import template_file
+from tinyoai.models import adapter_files, template_file
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
 from tinyoai.models.registry import Model
@@ -80,13 +80,14 @@ def _catalog(config: Config) -> Catalog:
         raise errors.UsageError(f"--models-dir: {config.models_dir} is not a folder", exit_code=1)
     if config.models_dir and not os.access(config.models_dir, os.R_OK | os.X_OK):
         raise errors.UsageError(f"--models-dir: {config.models_dir} is not readable", exit_code=1)
+    lora = _read_lora(config)
     if config.engine == "fake":
         model = Model(name=config.model_name or "fake", path="", architecture="fake", can_rank=True)
         return Catalog(model, folder=config.models_dir, register=False, engine="fake")
     path = Path(config.model) if config.model else BUILTIN
     name = config.model_name or gguf.stem(path)
     try:
-        model = describe(path.absolute(), name, model_type=config.model_type, engine=config.engine)
+        model = describe(path.absolute(), name, model_type=config.model_type, engine=config.engine, lora=lora)
     except gguf.BadModelFile as error:
         raise errors.UsageError(str(error), exit_code=1) from None
     except (OSError, ValueError) as error:
@@ -94,7 +95,17 @@ def _catalog(config: Config) -> Catalog:
         raise errors.UsageError(f"cannot read the model file {path}: {reason}", exit_code=1) from None
     # a registered second name of the built-in model would stand in for a real model in the next run
     register = bool(config.model) or name == BUILTIN.stem
-    return Catalog(model, folder=config.models_dir, register=register, engine=config.engine)
+    return Catalog(model, folder=config.models_dir, register=register, engine=config.engine, lora=lora)
+
+
+def _read_lora(config: Config) -> tuple[adapter_files.AdapterSettings, ...]:
+    """The adapters of --lora. Raises errors.UsageError."""
+    if config.lora and config.engine == "fake":
+        raise errors.UsageError("--lora: the fake engine applies no LoRA adapters; leave it out")
+    try:
+        return adapter_files.from_flags(config.lora)
+    except ValueError as error:
+        raise errors.UsageError(f"--lora: {error}", exit_code=1) from None
 
 
 def _read_keys(config: Config) -> "Keys | None":
@@ -163,6 +174,7 @@ def _wire_load(config: Config, capacity: int, template_source: str, model: Model
         mlock=config.mlock,
         kv="unified" if config.kv == "auto" else config.kv,
         reproducible=config.reproducible,
+        adapters=model.adapters,
     )
     return facts.complete(load, model.hparams, model.n_ctx_train, capacity)
 

@@ -30,10 +30,14 @@ from tinyoai.sampling import Sampling
 
 
 class Adapter(msgspec.Struct, frozen=True, array_like=True):
-    """A LoRA adapter as a request uses it: its name, and the factor of its changes."""
+    """A LoRA adapter as a request uses it: its name or its place in the load, and the factor of its changes."""
 
-    name: str
+    name: str | int
     scale: float = 1.0
+
+
+MAX_ADAPTER_SCALE = 100.0
+"""A larger factor, on either side of 0, makes nonsense of a model."""
 
 
 class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +46,8 @@ class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: str
     scale: float = 1.0
+    size: int = 0
+    """Bytes of the file."""
 
 
 class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
@@ -230,6 +236,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers in an embedding; 0: the model cannot embed."""
     pooling: str = ""
     """The way token states become an embedding: mean, weighted-mean, last or cls."""
+    adapters: tuple[Adapter, ...] = ()
+    """All LoRA adapters in the order of the load, with the scales that count where a request names none."""
 
     def token_text(self, token: int) -> str:
         """The text of a control token; empty for any other id."""

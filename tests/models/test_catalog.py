@@ -12,6 +12,7 @@ from tests.engines import make
 from tinyoai import errors, gguf
 from tinyoai.engine import facts
 from tinyoai.models import catalog as module
+from tinyoai.models import file_defaults
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.registry import LastLoad, Model
 
@@ -437,7 +438,7 @@ def test_defaults_of_a_model_file(folder: Path, tmp_path: Path, caplog: pytest.L
         "general.sampling.min_p": float("nan"),
         "general.sampling.penalty_repeat": "much",
     }
-    found = module._file_defaults(header)
+    found = file_defaults.read(header)
     assert (found.temperature, found.top_k, found.top_p, found.min_p, found.repeat_penalty) == (
         0.6,
         20,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tinyoai import errors
 from tinyoai.api import routes
+from tinyoai.api.adapters import Adapters
 from tinyoai.api.docs import Docs
 from tinyoai.api.finetune import Finetunes
 from tinyoai.api.health import Health
@@ -55,6 +56,7 @@ def build(pool: Pool, config: Config, keys: Keys) -> Api:
             rerank=Rerank(pool),
             tokenizer=Tokenizer(pool),
             models=Models(pool),
+            adapters=Adapters(pool),
             finetunes=finetunes,
             health=health,
             metrics=metrics,

@@ -33,6 +33,7 @@ EXAMPLES: Mapping[str, Mapping[str, Json]] = {
             "max_tokens": 40,
             "seed": 1,
         },
+        "Without LoRA adapters": {"messages": _HELLO, "temperature": 0, "lora": []},
         "Two answers with log-probabilities": {
             "messages": [{"role": "user", "content": "Tell me a short story."}],
             "n": 2,

@@ -426,6 +426,7 @@ def fingerprint(ready: wire.Ready) -> str:
         info.n_params,
         info.file_size,
         ready.version,
+        *(f"{adapter.name}={adapter.scale}" for adapter in info.adapters),
     )
     engine = f"{info.engine}-{info.engine_version}".rstrip("-")
     return f"fp_{engine}_{_hash(facts)}"

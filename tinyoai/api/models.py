@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from tinyoai import errors
 from tinyoai.api import decode
+from tinyoai.api.adapters import LoraAdapter, listed
 from tinyoai.api.decode import KeepAlive, ModelName
 from tinyoai.host import memory
 from tinyoai.models import registry
@@ -88,6 +89,8 @@ class Model(Struct, kw_only=True):
     template: str
     """A chat format, or the name of a Jinja file; auto: the model's own."""
     aliases: list[str]
+    adapters: list[LoraAdapter]
+    """The LoRA adapters that a request may name in `lora`."""
     defaults: Defaults
     """Values of request fields that a request leaves out."""
     default_sources: dict[str, DefaultSource]
@@ -134,6 +137,8 @@ class ModelStatus(Struct, kw_only=True):
     threads: int | None = None
     """Threads that it may use for an evaluation; null before its first request. Busy models share the cores."""
     engine_version: str | None = None
+    adapters: list[str] = []
+    """The names of its LoRA adapters."""
     memory: ModelMemory | None = None
     slots: Slots | None = None
     queue: int = 0
@@ -304,6 +309,7 @@ class Models:
             meta=ModelMeta(n_ctx=n_ctx, n_ctx_train=model.n_ctx_train, n_params=n_params, size=model.size),
             template=PurePath(planned.template).name,
             aliases=[*model.aliases],
+            adapters=listed(planned.adapters),
             defaults=model.all_defaults,
             default_sources={name: model.default_source(name) for name in Defaults.__struct_fields__},
         )
@@ -353,6 +359,7 @@ def _fill(row: ModelStatus, snapshot: Snapshot, resident: dict[int, int]) -> Non
         row.engine = snapshot.ready.info.engine
         row.threads = snapshot.n_threads or None
         row.engine_version = snapshot.ready.info.engine_version
+        row.adapters = [str(adapter.name) for adapter in snapshot.ready.info.adapters]
         row.uptime = round(snapshot.uptime_s, 3)
         row.memory.resident_bytes = resident.get(snapshot.pid, 0)
         row.slots = Slots(total=total, busy=busy, free=max(0, total - busy))

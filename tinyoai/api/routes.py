@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tinyoai import errors
+from tinyoai.api.adapters import Adapters, LoraAdapter
 from tinyoai.api.docs import Docs
 from tinyoai.api.finetune import Finetunes
 from tinyoai.api.finetune_types import (
@@ -76,6 +77,7 @@ class Endpoints(NamedTuple):
     rerank: Rerank
     tokenizer: Tokenizer
     models: Models
+    adapters: Adapters
     finetunes: Finetunes
     health: Health
     metrics: Metrics
@@ -240,6 +242,16 @@ ROUTES: tuple[Route, ...] = (
         description="State, uptime, worker process, memory, slots, queue and speed of each model. Models whose file is "
         "gone or cannot be served are listed with the reason.",
         answer=ModelsStatus,
+    ),
+    Route(
+        "GET",
+        "/lora-adapters",
+        lambda e: e.adapters,
+        tag="Models",
+        id="listLoraAdapters",
+        summary="List the LoRA adapters of the default model",
+        description="A request names them in its field `lora`. `GET /v1/models/{id}` lists those of another model.",
+        answer=list[LoraAdapter],
     ),
     Route(
         "POST",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tinyoai.engine.adapter_groups import AdapterGroups
 from tinyoai.engine.contract import Capabilities, Row, Want
 from tinyoai.engine.requests import QueuedRequest
 from tinyoai.engine.slots import Slot
@@ -47,17 +48,17 @@ class Batching:
         self.cost = StepCost(caps.step_cost.get(1, 0.0) / 1000.0, caps.n_batch, caps.align, caps.n_chunk)
         self.decode_cost = DecodeCost(caps.step_cost)
         self._caps = caps
+        self._groups = AdapterGroups()
         self._decode_debt_s = 0.0
         self._decode_streak = 0
         self._turn = 0
 
     def select(self, running: Sequence[Running]) -> Batch:
         """The next step's batch; empty if no task can do anything."""
+        running = self._one_group(running)
         if len(running) == 1 and not running[0].task.prefilling:  # one stream alone is the usual case
             self._decode_debt_s = 0.0
             return Batch(list(running), _decode_rows(running), 0)
-        if running and running[0].task.adapters:
-            running = [r for r in running if r.task.adapters == running[0].task.adapters]
         prefilling = [r for r in running if r.task.prefilling]
         decoding = [r for r in running if not r.task.prefilling] if prefilling else list(running)
         decode_only = bool(decoding) and (
@@ -72,12 +73,22 @@ class Batching:
 
     def account(self, n_prefill: int, seconds: float) -> None:
         """Records a step with `n_prefill` prompt tokens."""
+        self._groups.account(seconds)
         if n_prefill:
             self.cost.add(n_prefill, seconds)
             self._decode_debt_s, self._decode_streak = DECODE_SHARE * seconds, 0
         else:
             self._decode_debt_s -= seconds
             self._decode_streak += 1
+
+    def _one_group(self, running: Sequence[Running]) -> Sequence[Running]:
+        """The tasks that share a step, which all have the same adapters. What is owed to decodes is kept by group."""
+        before = self._groups.current
+        running = self._groups.choose(running)
+        if self._groups.current is not before:
+            before.debt = self._decode_debt_s, self._decode_streak
+            self._decode_debt_s, self._decode_streak = self._groups.current.debt
+        return running
 
     def _with_prefill(self, prefilling: list[Running], decoding: list[Running]) -> Batch:
         """Prompt tokens within the budget, of one task if others decode, else of all in turns; and rows that ride."""

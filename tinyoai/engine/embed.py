@@ -1,7 +1,7 @@
 """EmbedTask: the embedding of one text, a prefill that ends in a Vector."""
 
 from tinyoai import wire
-from tinyoai.engine import text_rows
+from tinyoai.engine import adapter_set, text_rows
 from tinyoai.engine.contract import Adapter, Engine, Row, Want
 from tinyoai.engine.generate import NOT_FINITE
 from tinyoai.engine.pooling import LAST, Pooling
@@ -12,13 +12,13 @@ class EmbedTask:
     """Pools token states itself, or takes the engine's embedding where the engine pools."""
 
     keeps_prefix = False
-    adapters: tuple[Adapter, ...] = ()
     exact = True
 
     def __init__(self, request_id: int, body: wire.Embed, ids: list[int], engine: Engine) -> None:
         info = engine.info
         self.ids = ids
         self.n_expected = len(ids)
+        self.adapters: tuple[Adapter, ...] = adapter_set.chosen(None, info.adapters)
         self.prefilling = True
         self.ended = False
         self._id = request_id
@@ -43,11 +43,11 @@ class EmbedTask:
         """See Task."""
         caps, begin, n = self._caps, self._n_past, len(self.ids)
         if caps.pools or caps.whole_rows:
-            return text_rows.whole(self._seq, self.ids, budget, caps, Want.EMBEDDING)
+            return text_rows.whole(self._seq, self.ids, budget, caps, Want.EMBEDDING, self.adapters)
         if not self._last_only:
             end = min(n, begin + min(budget, caps.n_outputs))
-            return Row(self._seq, self.ids[begin:end], begin, Want.EMBEDDING)
-        return text_rows.in_parts(self._seq, self.ids, begin, budget, caps, Want.EMBEDDING)
+            return Row(self._seq, self.ids[begin:end], begin, Want.EMBEDDING, self.adapters)
+        return text_rows.in_parts(self._seq, self.ids, begin, budget, caps, Want.EMBEDDING, self.adapters)
 
     def on_eval(self, n_tokens: int, outputs: Outputs, now: float) -> list[wire.ToServer]:
         """See Task."""

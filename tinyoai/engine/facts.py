@@ -50,6 +50,13 @@ AUTO = "auto"
 """The name that stands for the best engine that runs a file."""
 
 
+def _no_adapter(adapter: gguf.Header, model: gguf.Header) -> str:
+    return (
+        "is a LoRA adapter, which only the llamacpp engine applies; run the model with --engine llamacpp, or leave the "
+        "adapter out"
+    )
+
+
 class EngineFacts(NamedTuple):
     """The facts of an engine that are known without loading it."""
 
@@ -73,6 +80,8 @@ class EngineFacts(NamedTuple):
     """Whether its library is there; loads no native code."""
     install: str = ""
     """The command that installs its library."""
+    supports_adapter: Callable[[gguf.Header, gguf.Header], str | None] = _no_adapter
+    """Returns the reason why it cannot apply a LoRA adapter to a model, to follow the adapter's name."""
 
 
 def _no_file(header: gguf.Header) -> str:
@@ -97,6 +106,7 @@ ENGINES: dict[str, EngineFacts] = {
         max_context=llamacpp.MAX_CONTEXT,
         installed=llamacpp.installed,
         install=llamacpp.INSTALL,
+        supports_adapter=llamacpp.supports_adapter,
     ),
     # it reserves as much as ctransformers, so that memory budgets can be tried without loading models
     "fake": EngineFacts(_no_file, _fake_hparams, ctransformers.estimate),

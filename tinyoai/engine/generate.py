@@ -20,7 +20,6 @@ class GenerateTask:
     """One choice. `stop` are all stop strings; `prompt_text` is the prompt for `echo`."""
 
     keeps_prefix = True
-    adapters: tuple[Adapter, ...] = ()
 
     def __init__(
         self,
@@ -33,8 +32,10 @@ class GenerateTask:
         stop: Sequence[str],
         prompt_text: str = "",
         copies_from_first: bool = False,
+        adapters: tuple[Adapter, ...] = (),
     ) -> None:
         # as asked
+        self.adapters = adapters
         self.ids = ids
         self.n_expected = min(
             engine.info.n_ctx,
@@ -106,18 +107,19 @@ class GenerateTask:
     def next_row(self, budget: int) -> Row | None:
         """See Task."""
         if not self.prefilling:
-            return Row(self._seq, [self._last_token], self._n_past)
+            return Row(self._seq, [self._last_token], self._n_past, Want.LAST, self.adapters)
         caps, begin, n = self._caps, self._n_past, len(self.ids)
         if caps.whole_rows:
-            return Row(self._seq, self.ids, 0) if n <= max(budget, caps.n_row) else None
+            row = Row(self._seq, self.ids, 0, Want.LAST, self.adapters)
+            return row if n <= max(budget, caps.n_row) else None
         if self._scores_prompt:
             end = min(n, begin + min(budget, caps.n_outputs))
-            return Row(self._seq, self.ids[begin:end], begin, Want.ALL)
+            return Row(self._seq, self.ids[begin:end], begin, Want.ALL, self.adapters)
         end = min(n, begin + budget, begin + caps.n_row)
         if end < n and end - end % caps.align > begin:
             end -= end % caps.align
         want = Want.LAST if end == n else Want.NOTHING
-        return Row(self._seq, self.ids[begin:end], begin, want)
+        return Row(self._seq, self.ids[begin:end], begin, want, self.adapters)
 
     def on_eval(self, n_tokens: int, outputs: Outputs, now: float) -> list[wire.ToServer]:
         """See Task."""

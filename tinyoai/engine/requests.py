@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from tinyoai import wire
-from tinyoai.engine import pair_prompt
+from tinyoai.engine import adapter_set, pair_prompt
 from tinyoai.engine.contract import Copies, Engine
 from tinyoai.engine.generate import GenerateTask
 from tinyoai.engine.rendering import ChatRenderer, RenderRefused
@@ -124,6 +124,7 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
             raise Refused(
                 f"token {token} is not in this model's vocabulary (0 to {n_vocab - 1})", param="logit_bias"
             )
+    adapters = _adapters(body.adapters, engine)
     text = prompt_text(segments, ids, engine) if body.echo else ""
     copies = engine.caps.copies is not Copies.NONE
     return [
@@ -136,9 +137,18 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
             stop=[*body.stop, *rendered.stop],
             prompt_text=text,
             copies_from_first=copies and choice > 0,
+            adapters=adapters,
         )
         for choice in range(body.n)
     ]
+
+
+def _adapters(asked: Sequence[wire.Adapter] | None, engine: Engine) -> tuple[wire.Adapter, ...]:
+    """The LoRA adapters of a request. Raises Refused."""
+    try:
+        return adapter_set.chosen(asked, engine.info.adapters)
+    except ValueError as error:
+        raise Refused(f"lora: {error}", param="lora") from None
 
 
 def _embed(request_id: int, body: wire.Embed, engine: Engine, renderer: ChatRenderer) -> Task:

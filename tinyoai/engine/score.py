@@ -3,7 +3,7 @@
 import math
 
 from tinyoai import wire
-from tinyoai.engine import text_rows
+from tinyoai.engine import adapter_set, text_rows
 from tinyoai.engine.contract import Adapter, Engine, Row, Want
 from tinyoai.engine.generate import NOT_FINITE
 from tinyoai.engine.tasks import Outputs, TaskFailed
@@ -13,12 +13,12 @@ class ScoreTask:
     """Scores one pair. Pairs with the same query share the beginning of their prompts, where a model can reuse it."""
 
     keeps_prefix = False
-    adapters: tuple[Adapter, ...] = ()
     exact = True
 
     def __init__(self, request_id: int, ids: list[int], engine: Engine) -> None:
         self.ids = ids
         self.n_expected = len(ids)
+        self.adapters: tuple[Adapter, ...] = adapter_set.chosen(None, engine.info.adapters)
         self.prefilling = True
         self.ended = False
         self._id = request_id
@@ -39,8 +39,10 @@ class ScoreTask:
     def next_row(self, budget: int) -> Row | None:
         """See Task."""
         if self._caps.whole_rows:
-            return text_rows.whole(self._seq, self.ids, budget, self._caps, Want.SCORE)
-        return text_rows.in_parts(self._seq, self.ids, self._n_past, budget, self._caps, Want.SCORE)
+            return text_rows.whole(self._seq, self.ids, budget, self._caps, Want.SCORE, self.adapters)
+        return text_rows.in_parts(
+            self._seq, self.ids, self._n_past, budget, self._caps, Want.SCORE, self.adapters
+        )
 
     def on_eval(self, n_tokens: int, outputs: Outputs, now: float) -> list[wire.ToServer]:
         """See Task."""

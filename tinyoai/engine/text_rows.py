@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tinyoai.engine.contract import Capabilities, Row, Want
+from tinyoai.engine.contract import Adapter, Capabilities, Row, Want
 
 
 def n_reusable(n: int, caps: Capabilities) -> int:
@@ -13,17 +13,27 @@ def n_reusable(n: int, caps: Capabilities) -> int:
     return n if n % caps.align else n - caps.align
 
 
-def whole(seq: int, ids: Sequence[int], budget: int, caps: Capabilities, want: Want) -> Row | None:
+def whole(
+    seq: int, ids: Sequence[int], budget: int, caps: Capabilities, want: Want, adapters: tuple[Adapter, ...]
+) -> Row | None:
     """The one row of a text; None: not with this budget."""
-    return Row(seq, ids, 0, want) if len(ids) <= max(budget, caps.n_row) else None
+    return Row(seq, ids, 0, want, adapters) if len(ids) <= max(budget, caps.n_row) else None
 
 
-def in_parts(seq: int, ids: Sequence[int], begin: int, budget: int, caps: Capabilities, want: Want) -> Row:
+def in_parts(
+    seq: int,
+    ids: Sequence[int],
+    begin: int,
+    budget: int,
+    caps: Capabilities,
+    want: Want,
+    adapters: tuple[Adapter, ...],
+) -> Row:
     """The row of a text whose first `begin` tokens are evaluated."""
     n = len(ids)
     if begin == n - 1:
-        return Row(seq, ids[begin:], begin, want)
+        return Row(seq, ids[begin:], begin, want, adapters)
     end = min(n - 1, begin + budget, begin + caps.n_row)
     if end - end % caps.align > begin:
         end -= end % caps.align
-    return Row(seq, ids[begin:end], begin, Want.NOTHING)
+    return Row(seq, ids[begin:end], begin, Want.NOTHING, adapters)

@@ -55,6 +55,8 @@ class Header(msgspec.Struct, kw_only=True):
     """Offset of the tensor table in the file, in bytes."""
     data_at: int
     """Offset of the tensor data in the file, in bytes."""
+    doubles: frozenset[str] = frozenset()
+    """Keys of metadata values that are floats of 64 bits, where most readers want 32."""
     n_files: int = 1
     """Files that the model is split into; the tensors are of all, the offsets count in each."""
 

@@ -12,7 +12,7 @@ from tinyoai.gguf.header import BadModelFile, Header, Tensor, Unsupported
 from tinyoai.gguf.tensor_types import TENSOR_TYPES
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_STRING, _ARRAY, _DOUBLE = 8, 9, 12
 _LENGTH = struct.Struct("<Q")
 
 # limits far above every known model, so that a bad file cannot fill the server's memory
@@ -36,7 +36,7 @@ def read_header(path: Path) -> Header:
     n_tensors, n_kv = reader.number("Q"), reader.number("Q")
     if not 0 < n_kv <= _MAX_KV or n_tensors > _MAX_TENSORS:
         raise _damaged(path, f"it claims {n_kv} metadata values and {n_tensors} tensors")
-    metadata = _metadata(reader, n_kv)
+    metadata, doubles = _metadata(reader, n_kv)
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise _damaged(path, "its alignment is not a power of two")
@@ -54,6 +54,7 @@ def read_header(path: Path) -> Header:
         alignment=alignment,
         table_at=table_at,
         data_at=data_at,
+        doubles=doubles,
     )
 
 
@@ -145,8 +146,10 @@ class _Reader:
         return values
 
 
-def _metadata(reader: _Reader, n_kv: int) -> dict[str, Any]:
+def _metadata(reader: _Reader, n_kv: int) -> tuple[dict[str, Any], frozenset[str]]:
+    """All values by key, and the keys of the floats of 64 bits."""
     metadata: dict[str, Any] = {}
+    doubles: set[str] = set()
     for _ in range(n_kv):
         raw = reader.string()
         if not 0 < len(raw) <= _MAX_KEY or not all(32 < byte < 127 for byte in raw):
@@ -154,8 +157,11 @@ def _metadata(reader: _Reader, n_kv: int) -> dict[str, Any]:
         key = raw.decode()
         if key in metadata:
             raise _damaged(reader.path, f"the key {key} occurs twice")
-        metadata[key] = reader.value(reader.number("I"))
-    return metadata
+        type_ = reader.number("I")
+        metadata[key] = reader.value(type_)
+        if type_ == _DOUBLE:
+            doubles.add(key)
+    return metadata, frozenset(doubles)
 
 
 def _check_vocabulary(path: Path, metadata: dict[str, Any]) -> None:

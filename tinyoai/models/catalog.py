@@ -6,7 +6,6 @@ It finds files, describes them by header and settings file, and says which are m
 
 import contextlib
 import logging
-import math
 import os
 import threading
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from msgspec import Struct, structs
 from tinyoai import errors, gguf
 from tinyoai.engine import facts
 from tinyoai.engine.facts import HParams
-from tinyoai.models import template_file
+from tinyoai.models import adapter_files, file_defaults, template_file
+from tinyoai.models.adapter_files import AdapterSettings
 from tinyoai.models.registry import Defaults, Kind, LastLoad, Model, Registry, RegistryError
 from tinyoai.text import chat_format
 
@@ -39,6 +39,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     template: str = "auto"
     """A chat format, or the path of a Jinja file from this file's folder."""
     context: int = 0
+    lora: tuple[AdapterSettings, ...] = ()
+    """LoRA adapters."""
     defaults: Defaults = Defaults()
 
 
@@ -53,21 +55,29 @@ class View(Struct, frozen=True, kw_only=True):
 
 
 def describe(
-    path: Path, name: str, *, model_type: str = "", created: int | None = None, engine: str = facts.AUTO
+    path: Path,
+    name: str,
+    *,
+    model_type: str = "",
+    created: int | None = None,
+    engine: str = facts.AUTO,
+    lora: tuple[AdapterSettings, ...] = (),
 ) -> Model:
     """The facts of a model file. Raises gguf.BadModelFile or OSError; the message may contain the path.
 
-    `engine` is the one that must run it; "auto": that of the settings file, else any.
+    `engine` is the one that must run it; "auto": that of the settings file, else any. `lora` are its adapters; empty:
+    those of the settings file.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise gguf.BadModelFile(f"the path {str(path)!a} is not UTF-8; rename it") from None
-    fingerprint = _fingerprint(path)
+    fingerprint = _fingerprint(path, lora)
     status = path.stat()
     settings = _settings(path)
     if engine in (facts.AUTO, "fake"):
         engine = settings.engine
+    lora = lora or settings.lora
     common = Model(
         name=name,
         path=str(path),
@@ -86,6 +96,7 @@ def describe(
             common,
             kind=settings.kind or "completion",
             engine=facts.choose_legacy(str(path), engine),
+            adapters=adapter_files.read(lora, path.parent, None, engine),
             architecture=model_type,
             quantization="GGML",
         )
@@ -99,12 +110,13 @@ def describe(
         kind=settings.kind or _kind(header, hparams),
         engine=engine,
         size=header.file_size,
-        file_defaults=_file_defaults(header),
+        file_defaults=file_defaults.read(header),
         can_embed=facts.ENGINES[engine].embeds and not hparams.ranks,
         can_rank=hparams.ranks,
         architecture=header.architecture,
         quantization=header.quantization,
         n_params=header.n_params,
+        adapters=adapter_files.read(lora, path.parent, header, engine),
         n_ctx_train=int(header.value("context_length") or 0),
         hparams=hparams,
     )
@@ -130,36 +142,6 @@ def _kind(header: gguf.Header, hparams: HParams) -> Kind:
     special = {tokens[i].decode("utf-8", "replace") for i, kind in enumerate(types) if kind == gguf.CONTROL}
     chat_template = str(meta.get("tokenizer.chat_template", ""))
     return "chat" if chat_template or chat_format.detect("", special) != "plain" else "completion"
-
-
-_SAMPLING_KEYS = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "penalty_repeat": "repeat_penalty",
-}
-"""Keys of `general.sampling` in a file, and the fields that they set."""
-
-
-def _file_defaults(header: gguf.Header) -> Defaults:
-    """The sampling parameters that a model file names. A value out of bounds is logged and left out."""
-    found: dict[str, float | int] = {}
-    for key, field in _SAMPLING_KEYS.items():
-        value = header.metadata.get(f"general.sampling.{key}")
-        if value is None:
-            continue
-        if isinstance(value, float):
-            value = float(f"{value:.6g}")  # files have 32 bits, and people write 0.7
-        try:
-            if isinstance(value, float) and not math.isfinite(value):
-                raise msgspec.ValidationError("not a number")
-            msgspec.convert({field: value}, Defaults)
-        except msgspec.ValidationError as error:
-            log.warning("%s: its general.sampling.%s of %r is not used: %s", header.path, key, value, error)
-            continue
-        found[field] = value
-    return msgspec.convert(found, Defaults)
 
 
 def _settings_file(path: Path) -> Path:
@@ -199,30 +181,46 @@ def _is_name(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
-def _fingerprint(path: Path) -> str:
-    """Changes when a file of the model or its settings file changes. Raises OSError, or gguf.BadModelFile for parts."""
+def _fingerprint(path: Path, lora: tuple[AdapterSettings, ...]) -> str:
+    """Changes with the model's files, its settings file and its LoRA adapters; these are by default of that file.
+
+    Raises OSError, or gguf.BadModelFile for parts.
+    """
     known = [f"{status.st_size}:{status.st_mtime_ns}" for status in map(os.stat, gguf.existing_parts(path))]
     try:
         settings = _settings_file(path).stat().st_mtime_ns
     except OSError:
         settings = 0
     # an engine that was installed or removed since may change who runs the file
-    return f"{','.join(known)}:{settings}:{facts.installed()}"
+    fingerprint = f"{','.join(known)}:{settings}:{facts.installed()}"
+    if settings and not lora:
+        lora = adapter_files.named_in(_settings_file(path))
+    return f"{fingerprint}:{adapter_files.stamp(lora, path.parent)}" if lora else fingerprint
 
 
 class Catalog:
     """All known models. `default` is the name of the one that was given at start."""
 
     def __init__(
-        self, default: Model, *, folder: str = "", register: bool = True, engine: str = facts.AUTO
+        self,
+        default: Model,
+        *,
+        folder: str = "",
+        register: bool = True,
+        engine: str = facts.AUTO,
+        lora: tuple[AdapterSettings, ...] = (),
     ) -> None:
-        """`folder` is searched for models; `engine` is the one that must run them, "auto": any."""
+        """`folder` is searched for models; `engine` is the one that must run them, "auto": any.
+
+        `lora` are the adapters of the default model; empty: those of its settings file.
+        """
         # settings
         self._engine = engine
         self.default = default.name
         self._given = default
         self._folder = Path(folder).absolute() if folder else None
         self._register = register
+        self._lora = {default.name: lora}
         # state
         self._registry = Registry.in_memory()
         self._bad: dict[str, tuple[str, str, gguf.BadModelFile]] = {}
@@ -272,7 +270,7 @@ class Catalog:
         model = self.lookup(name)
         if model.path:
             try:
-                same = _fingerprint(Path(model.path)) == model.fingerprint
+                same = _fingerprint(Path(model.path), self._lora.get(model.name, ())) == model.fingerprint
             except (OSError, gguf.BadModelFile):
                 same = False
             if not same:
@@ -361,7 +359,8 @@ class Catalog:
         return View(models=models, missing=missing, broken=broken, aliases=_aliases(list(models.values())))
 
     def _examine(self, name: str, path: Path, row: Model | None) -> Model:
-        fingerprint = _fingerprint(path)
+        lora = self._lora.get(name, ())
+        fingerprint = _fingerprint(path, lora)
         if row is not None and row.fingerprint == fingerprint and row.path == str(path) and self._runs(row):
             return row
         bad = self._bad.get(name)
@@ -373,7 +372,7 @@ class Catalog:
             )
         legacy = row.architecture if row is not None and row.hparams is None else ""
         try:
-            model = describe(path, name, model_type=legacy, engine=self._engine)
+            model = describe(path, name, model_type=legacy, engine=self._engine, lora=lora)
         except gguf.BadModelFile as error:
             self._bad[name] = (str(path), fingerprint, error)
             if not isinstance(error, gguf.NotAModel):

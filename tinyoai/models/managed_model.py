@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Protocol
 
 from tinyoai import errors, wire
@@ -82,6 +83,7 @@ def _settings(load: wire.Load) -> str:
     return (
         f"{load.engine} {load.n_ctx}x{load.n_slots} batch {load.n_batch} cache {load.cache_type_k}/{load.cache_type_v} "
         f"flash {load.flash_attn} mmap {load.mmap} gpu {load.n_gpu_layers}"
+        + (f" lora {sum(adapter.size for adapter in load.adapters)}" if load.adapters else "")
     )
 
 
@@ -327,6 +329,9 @@ class ManagedModel:
 
     def _set(self, state: State, reason: str = "") -> None:
         self.state = state
+        # clients learn no folder of this machine
+        for adapter in self.load.adapters:
+            reason = reason.replace(adapter.path, PurePath(adapter.path).name)
         self.reason = reason.replace(self.model.path, "its file") if self.model.path else reason
         self.changed.set()
         self.changed = asyncio.Event()

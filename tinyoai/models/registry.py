@@ -20,6 +20,7 @@ from tinyoai import errors
 from tinyoai.engine.facts import HParams
 from tinyoai.host import datadir
 from tinyoai.sampling import SamplingOverrides
+from tinyoai.wire import AdapterFile
 
 FILE = "registry.db"
 APPLICATION_ID = 0x746F6169
@@ -83,6 +84,8 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Those of the settings file."""
     file_defaults: Defaults = Defaults()
     """Those of the model file itself, which apply where the settings file sets nothing."""
+    adapters: tuple[AdapterFile, ...] = ()
+    """LoRA adapters."""
     hparams: HParams | None = None
     """None for legacy files and the fake engine."""
     can_embed: bool = False

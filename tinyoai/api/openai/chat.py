@@ -20,6 +20,7 @@ from tinyoai.api.openai.chat_types import (
     ChoiceDelta,
     ChunkChoice,
     Generation,
+    LoraUse,
     PromptTokensDetails,
     Timings,
     TokenLogprob,
@@ -187,8 +188,27 @@ def generate(
         stop=decode.stop_sequences(request.stop),
         ignore_eos=bool(request.ignore_eos),
         exact=request.seed is not None or sampling.temperature == 0,
+        adapters=lora(request.lora),
         **fields,
     )
+
+
+def lora(given: Sequence[str | LoraUse] | None) -> tuple[wire.Adapter, ...] | None:
+    """Returns the LoRA adapters of a request; the worker knows which there are. Raises errors.BadRequest."""
+    if given is None:
+        return None
+    found = []
+    for index, use in enumerate(given):
+        if isinstance(use, str):
+            found.append(wire.Adapter(use))
+            continue
+        named = use.id if use.name is None else use.name
+        if named is None or (use.name is not None and use.id is not None):
+            raise errors.BadRequest(
+                f"lora[{index}]: name the adapter by one of 'name' and 'id'", param=f"lora[{index}]"
+            )
+        found.append(wire.Adapter(named, 1.0 if use.scale is None else use.scale))
+    return tuple(found)
 
 
 def usage(answer: Answer) -> Usage:

@@ -6,10 +6,14 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tinyoai.api.decode import Count, KeepAlive, Model, Natural
+from tinyoai.models.adapter_files import MAX_ADAPTERS
 from tinyoai.sampling import Bias, RepeatPenalty, SamplingOverrides, Seed
+from tinyoai.wire import MAX_ADAPTER_SCALE
 
 MAX_MESSAGES = 2048
 
+LoraName = Annotated[str, Meta(min_length=1, max_length=100)]
+LoraScale = Annotated[float, Meta(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)]
 Choices = Annotated[int, Meta(ge=1, le=16)]
 Role = Annotated[
     Literal["system", "developer", "user", "assistant", "tool"],
@@ -28,6 +32,26 @@ class StreamOptions(Struct, kw_only=True):
         bool | None, Meta(description="Send the token counts in one more chunk, which has no choices.")
     ] = None
     include_obfuscation: Annotated[bool | None, NO_EFFECT] = None
+
+
+class LoraUse(Struct, kw_only=True):
+    """A LoRA adapter of a request, by its name or its id."""
+
+    name: Annotated[LoraName | None, Meta(description="Its name in `GET /lora-adapters`.")] = None
+    id: Annotated[Count | None, Meta(description="Its id there, in place of the name.")] = None
+    scale: Annotated[
+        LoraScale | None, Meta(description="The factor of its changes; without it 1, and 0 turns it off.")
+    ] = None
+
+
+Lora = Annotated[
+    list[LoraName | LoraUse],
+    Meta(
+        max_length=MAX_ADAPTERS,
+        description="The LoRA adapters for this answer and no others: names, or objects with a `name` or an `id` and "
+        "a `scale`. Without this field the model's own apply, with their scales; an empty list turns all off.",
+    ),
+]
 
 
 class Generation(SamplingOverrides, frozen=True, kw_only=True):
@@ -62,6 +86,7 @@ class Generation(SamplingOverrides, frozen=True, kw_only=True):
         dict[str, Bias] | None,
         Meta(description="Numbers to add to logits, by token id; -100 forbids a token."),
     ] = None
+    lora: Lora | None = None
     keep_alive: KeepAlive | None = None
     user: Annotated[str | None, NO_EFFECT] = None
 

@@ -68,6 +68,15 @@ class Context:
             else "llama.cpp could not compute this step; memory may be short"
         )
 
+    def use_adapters(self, adapters: Sequence[Any], scales: Sequence[float]) -> None:
+        """Applies LoRA adapters, each a `llama_adapter_lora *`, from the next decode on. Raises EngineError."""
+        pointers, factors = (
+            self._ffi.new("llama_adapter_lora *[]", adapters),
+            self._ffi.new("float[]", scales),
+        )
+        if self._lib.llama_set_adapters_lora(self._ctx, pointers, len(adapters), factors):
+            raise EngineError("llama.cpp could not apply these LoRA adapters")
+
     def _fill(self, rows: Sequence[Row]) -> None:
         at = 0
         tokens, pos, seq, wanted = self._tokens, self._pos, self._seq, self._wanted

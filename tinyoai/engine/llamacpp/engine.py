@@ -6,10 +6,11 @@ their own: there every token has an output.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tinyoai.engine.contract import (
+    Adapter,
     Capabilities,
     Copies,
     EngineError,
@@ -43,7 +44,9 @@ class LlamaCppEngine:
         caps: Capabilities,
         *,
         free_model: Callable[[], None],
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
+        """`adapters` are `llama_adapter_lora *` by name."""
         self.info = info
         self.caps = caps
         self.n_threads = 1
@@ -56,6 +59,9 @@ class LlamaCppEngine:
         self._vocabulary = vocabulary
         vocabulary.info = info
         self._free_model = free_model
+        self._adapters = adapters or {}
+        self._applied: tuple[Adapter, ...] = ()
+        """The adapters that the context applies now."""
         self._n_past = [0] * caps.n_seq
         self._places: list[int] = []
         """For each row of the last eval with logits, the place of its first token in the batch."""
@@ -91,6 +97,8 @@ class LlamaCppEngine:
         rest = [row for row in rows if row.want not in _POOLED] if states else rows
         self._states.clear()
         self._scores.clear()
+        if rows[0].adapters != self._applied:
+            self._apply(rows[0].adapters)
         try:
             if states:
                 self._eval_states(rows, states, until)
@@ -111,6 +119,17 @@ class LlamaCppEngine:
             if self.caps.whole_rows:
                 self._cut(row.seq, 0)  # its states are copied, and cells are few
         self._places, self._rows = places, rows
+
+    def _apply(self, adapters: tuple[Adapter, ...]) -> None:
+        """Makes the context apply these adapters and no others. Raises EngineError."""
+        for adapter in adapters:
+            if adapter.name not in self._adapters or not math.isfinite(adapter.scale):
+                raise EngineError(f"there is no LoRA adapter {adapter.name!r} with the scale {adapter.scale}")
+        self._context.use_adapters(
+            [self._adapters[str(adapter.name)] for adapter in adapters],
+            [adapter.scale for adapter in adapters],
+        )
+        self._applied = adapters
 
     def _decode(self, rows: Sequence[Row], until: float, *, embed: bool) -> None:
         choice, context = self._threads, self._context
@@ -158,8 +177,8 @@ class LlamaCppEngine:
             every = row.want is Want.ALL or row.want in _POOLED
             if not 0 <= row.seq < caps.n_seq:
                 raise EngineError(f"there is no sequence {row.seq}; there are {caps.n_seq}")
-            if row.adapters:
-                raise EngineError("LoRA adapters are not supported yet")
+            if row.adapters != rows[0].adapters:
+                raise EngineError("two rows of a step have different LoRA adapters")
             most = caps.n_outputs if every else caps.n_row
             if not 1 <= n <= most:
                 raise EngineError(f"a row has {n} tokens; 1 to {most} are allowed")

@@ -10,11 +10,22 @@ from importlib.util import find_spec
 
 from tinyoai import gguf
 from tinyoai.engine.llamacpp import rank_head
+from tinyoai.engine.llamacpp.adapter_check import AdapterError, check_adapter
 from tinyoai.engine.llamacpp.architectures import DECODERS, ENCODERS, REFUSED
 from tinyoai.engine.llamacpp.header_check import HeaderError, check
 from tinyoai.engine.llamacpp.memory import estimate, hparams
 
-__all__ = ["INSTALL", "MAX_CONTEXT", "N_BATCH", "N_CHUNK", "estimate", "hparams", "installed", "supports"]
+__all__ = [
+    "INSTALL",
+    "MAX_CONTEXT",
+    "N_BATCH",
+    "N_CHUNK",
+    "estimate",
+    "hparams",
+    "installed",
+    "supports",
+    "supports_adapter",
+]
 
 N_BATCH = 512
 """Prompt tokens of a step that nobody waits for."""
@@ -53,3 +64,12 @@ def supports(header: gguf.Header) -> str | None:
     except HeaderError as error:
         return str(error)
     return rank_head.fault(header) if rank_head.ranks(header) else None
+
+
+def supports_adapter(adapter: gguf.Header, model: gguf.Header) -> str | None:
+    """Why llama.cpp cannot apply a LoRA adapter to a model, in words that follow the adapter's name; None if it can."""
+    try:
+        check_adapter(adapter, model)
+    except AdapterError as error:
+        return str(error)
+    return None

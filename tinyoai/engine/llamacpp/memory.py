@@ -186,8 +186,8 @@ def n_cells_of(load: wire.Load) -> int:
 
 
 def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> MemoryEstimate:
-    """The file, the vocabulary, the KV cache of all slots, and the buffers of a step."""
-    base = WORKER_BYTES + LIBRARY_BYTES + file_size
+    """The files, the vocabulary, the KV cache of all slots, and the buffers of a step."""
+    base = WORKER_BYTES + LIBRARY_BYTES + file_size + sum(adapter.size for adapter in load.adapters)
     if hparams is None:
         return MemoryEstimate(base, 0, load.n_ctx)
     flash = hparams.flash_attention and load.flash_attn != "off"

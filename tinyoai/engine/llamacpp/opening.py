@@ -49,7 +49,8 @@ def open_engine(load: wire.Load, library: Library | None = None) -> LlamaCppEngi
     library = library or Library()
     model = _load_model(library, header, load)
     try:
-        return _open(library, model, header, load)
+        adapters = _load_adapters(library, model, header, load)
+        return _open(library, model, header, load, adapters)
     except EngineError:
         library.lib.llama_model_free(model)
         raise
@@ -87,7 +88,35 @@ def _load_model(library: Library, header: gguf.Header, load: wire.Load) -> Any:
     return model
 
 
-def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) -> LlamaCppEngine:
+def _load_adapters(library: Library, model: Any, header: gguf.Header, load: wire.Load) -> dict[str, Any]:
+    """Opens the LoRA adapters of the load, by name. They are freed with the model. Raises ModelRefused.
+
+    The context comes later: it makes room in its graphs for all adapters that the model has.
+    """
+    found: dict[str, Any] = {}
+    for file in load.adapters:
+        try:
+            reason = facts.supports_adapter(gguf.read_header(Path(file.path)), header)
+        except gguf.BadModelFile as error:
+            raise ModelRefused(str(error)) from None
+        except OSError as error:
+            raise ModelRefused(f"{file.path} cannot be read: {error.strerror or error}") from None
+        if reason is not None:
+            raise ModelRefused(f"{file.path} {reason}")
+        library.log.clear()
+        adapter = library.lib.llama_adapter_lora_init(model, os.fsencode(file.path))
+        if not adapter:
+            raise ModelRefused(
+                f"llama.cpp cannot load the LoRA adapter {file.path}: "
+                f"{library.log.last_line() or 'no reason given'}; copy or convert it again"
+            )
+        found[file.name] = adapter
+    return found
+
+
+def _open(
+    library: Library, model: Any, header: gguf.Header, load: wire.Load, adapters: dict[str, Any]
+) -> LlamaCppEngine:
     lib = library.lib
     try:
         vocabulary = Vocabulary(library, lib.llama_model_get_vocab(model))
@@ -109,10 +138,13 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
         info,
         caps,
         free_model=lambda: lib.llama_model_free(model),
+        adapters=adapters,
     )
     try:
         # on one thread: if other programs take the cores, several could take seconds
         seconds = _warm_up(engine, header)
+        for file in load.adapters:
+            _try_adapter(engine, file)
     except EngineError:
         context.close()
         raise
@@ -163,6 +195,7 @@ def _info(
         add_space_prefix=vocabulary.type == SPM and bool(meta.get("tokenizer.ggml.add_space_prefix", True)),
         n_embd_out=0 if ranks else int(lib.llama_model_n_embd_out(model)),
         pooling="" if ranks else pooling,
+        adapters=tuple(wire.Adapter(file.name, file.scale) for file in load.adapters),
     )
 
 
@@ -230,6 +263,7 @@ def _capabilities(
         generates=pair is None,
         pair=pair,
         interrupts=not recurrent,
+        adapters=True,
         longest_piece=longest_piece,
     )
 
@@ -267,9 +301,8 @@ def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> float:
     """Evaluates a token: a model that fails now would fail later. Returns the seconds that it takes."""
     info, caps = engine.info, engine.caps
     damaged = f"{header.path} is damaged: it computes nonsense instead of {{}}; download it again"
-    token = info.bos_id if 0 <= info.bos_id < info.n_vocab else 0
     want = Want.EMBEDDING if caps.whole_rows else Want.LAST
-    row = Row(0, [token], 0, Want.SCORE if caps.pair else want)
+    row = Row(0, [_first_token(info)], 0, Want.SCORE if caps.pair else want)
     seconds, values = math.inf, list[float]()
     for _ in range(2):
         begin = time.perf_counter()
@@ -287,3 +320,22 @@ def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> float:
         raise ModelRefused(damaged.format(kind))
     engine.caps = structs.replace(caps, step_cost={1: 1000.0 * seconds})
     return seconds
+
+
+def _try_adapter(engine: LlamaCppEngine, file: wire.AdapterFile) -> None:
+    """Evaluates a token with an adapter. Raises ModelRefused if its numbers make nonsense of the model's."""
+    adapters = (wire.Adapter(file.name, file.scale or 1.0),)
+    want = Want.SCORE if engine.caps.pair else Want.LAST
+    engine.eval([Row(0, [_first_token(engine.info)], 0, want, adapters)])
+    values = [engine.score(0)] if engine.caps.pair else engine.logits_list(0)
+    engine.truncate(0, 0)
+    if not all(map(math.isfinite, values)):
+        raise ModelRefused(
+            f"the LoRA adapter {file.path} is damaged: with the scale {adapters[0].scale:g} the model computes "
+            "nonsense; copy or download it again, or choose a smaller scale"
+        )
+
+
+def _first_token(info: wire.ModelInfo) -> int:
+    """The token of a trial."""
+    return info.bos_id if 0 <= info.bos_id < info.n_vocab else 0
