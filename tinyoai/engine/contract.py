@@ -141,6 +141,8 @@ class Engine(Protocol):
 
     info: ModelInfo
     caps: Capabilities
+    state_format: str
+    """Names the library and the form of its saved states, which no other version need understand."""
     n_threads: int
     """Threads of a step with one row."""
 

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from tinyoai import wire
-from tinyoai.engine.contract import Copies, Engine
+from tinyoai.engine.contract import Copies, Engine, Truncates
 from tinyoai.engine.generate import GenerateTask
+from tinyoai.engine.prefix_store import common_prefix
 from tinyoai.engine.rendering import ChatRenderer, RenderRefused
 from tinyoai.engine.tasks import Task
 from tinyoai.text.segments import min_tokens, n_text_bytes
@@ -119,6 +120,7 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
             )
     text = prompt_text(segments, ids, engine) if body.echo else ""
     copies = engine.caps.copies is not Copies.NONE
+    checkpoint = 0 if engine.caps.truncates is not Truncates.NEVER else resumable(body.prompt, segments, ids, engine)
     return [
         GenerateTask(
             request_id,
@@ -129,6 +131,7 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
             stop=[*body.stop, *rendered.stop],
             prompt_text=text,
             copies_from_first=copies and choice > 0,
+            checkpoint=checkpoint,
         )
         for choice in range(body.n)
     ]
@@ -182,6 +185,25 @@ def _encode(segments: Sequence[wire.Segment], engine: Engine, param: str, n_answ
     if len(ids) + n_answer > n_ctx:
         raise too_long(len(ids))
     return ids
+
+
+def resumable(
+    prompt: wire.Prompt, segments: Sequence[wire.Segment], ids: Sequence[int], engine: Engine
+) -> int:
+    """The prompt tokens that a longer or another continuation of it begins with too.
+
+    Of a conversation these end with its last message, before the words that open the answer. The last token of a
+    prompt is evaluated in any case.
+    """
+    n = len(ids)
+    if isinstance(prompt, wire.Conversation):
+        said = next((m.content.strip() for m in reversed(prompt.messages) if m.role != "assistant"), "")
+        for end in range(len(segments), 0, -1):
+            segment = segments[end - 1]
+            if said and isinstance(segment, wire.Text | wire.Markup) and said[-40:] in segment.text:
+                n = common_prefix(engine.encode(segments[:end]), ids)
+                break
+    return min(n, len(ids) - 1)
 
 
 def prompt_text(segments: Sequence[wire.Segment], ids: Sequence[int], engine: Engine) -> str:

@@ -7,13 +7,17 @@ request ends in exactly one Done or Failed. Not thread-safe: one loop owns it.
 
 import math
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from tinyoai import wire
 from tinyoai.engine.batching import Batching, Running
 from tinyoai.engine.contract import Engine, EngineError, Interrupted, NoRoom, Partial, Row
-from tinyoai.engine.prefix_reuse import Assignment, choose
+from tinyoai.engine.disk_cache import DiskCache
+from tinyoai.engine.prefix_cache import PrefixCache
+from tinyoai.engine.prefix_reuse import Assignment
+from tinyoai.engine.prefix_store import PrefixStore
 from tinyoai.engine.queue import FairQueue
 from tinyoai.engine.requests import QueuedRequest
 from tinyoai.engine.slots import Slot
@@ -37,12 +41,15 @@ class Scheduler:
         n_queue: int,
         clock: Callable[[], float],
         queue_timeout_s: float = math.inf,
+        store: PrefixStore | None = None,
+        disk: DiskCache | None = None,
     ) -> None:
         self._engine = engine
         self._caps = engine.caps
         self._clock = clock
         self._queue_timeout_s = queue_timeout_s
         self._slots = [Slot(i) for i in range(engine.caps.n_seq)]
+        self.prefixes = PrefixCache(engine, self._slots, store, disk)
         self._queue: FairQueue[QueuedRequest] = FairQueue(n_queue)
         self._requests: dict[int, QueuedRequest] = {}
         """All that have not ended, by id."""
@@ -224,14 +231,7 @@ class Scheduler:
     def _admit(self, out: list[wire.ToServer]) -> None:
         while (queued := self._queue.first(QueuedRequest.ready)) is not None:
             task = queued.tasks[0]
-            assignment = choose(
-                self._slots,
-                task.ids,
-                self._caps,
-                n_reusable=task.n_reusable,
-                adapters=task.adapters,
-                exact=self._engine.exact_prefix if task.exact else None,
-            )
+            assignment = self.prefixes.assign(task, queued.request.scope)
             if assignment is None:
                 return
             self._queue.pop(queued)
@@ -245,14 +245,9 @@ class Scheduler:
     def _start(
         self, queued: QueuedRequest, task: Task, assignment: Assignment, out: list[wire.ToServer]
     ) -> None:
-        slot, n_keep, source = assignment
-        if source is not None:
-            n_copy = n_keep if self._caps.copies.name == "PREFIX" else len(source.tokens)
-            self._engine.copy(source.index, slot.index, n_copy)
-            slot.tokens = source.tokens[:n_copy]
-        n_keep = self._engine.truncate(slot.index, n_keep)
-        slot.cut(n_keep)
-        slot.adapters = task.adapters
+        slot, scope = assignment.slot, queued.request.scope
+        task.cache_miss = self.prefixes.seen(task, scope)
+        n_keep = self.prefixes.place(assignment, task, scope)
         now = self._clock()
         if not queued.accepted:
             queued.accepted = True
@@ -260,7 +255,11 @@ class Scheduler:
             queued.queue_ms = (now - queued.queued_at) * 1000.0
             out.append(
                 wire.Accepted(
-                    id=queued.id, n_prompt=queued.n_prompt, n_cached=n_keep, queue_ms=queued.queue_ms
+                    id=queued.id,
+                    n_prompt=queued.n_prompt,
+                    n_cached=n_keep,
+                    cache_miss=task.cache_miss,
+                    queue_ms=queued.queue_ms,
                 )
             )
         try:
@@ -276,7 +275,7 @@ class Scheduler:
         self._running.remove(running)
         self._mean_slot_s += 0.2 * (self._clock() - running.started - self._mean_slot_s)
         slot = running.slot
-        slot.busy = False
+        slot.busy, slot.used_at = False, time.time()
         if spoiled:
             self._engine.truncate(slot.index, 0)
             slot.cut(0)
@@ -290,6 +289,7 @@ class Scheduler:
         if queued.id not in self._requests:
             return  # another choice of it failed in this step
         running.slot.tokens += row.tokens
+        self.prefixes.on_tokens(running.slot, task)
         try:
             out += task.on_eval(len(row.tokens), Outputs(self._engine, index), now)
             if not task.ended and now >= queued.deadline:
@@ -358,6 +358,7 @@ class Scheduler:
         idle = [slot for slot in self._slots if not slot.busy and slot.tokens]
         if idle:
             slot = min(idle, key=lambda slot: slot.last_used)
+            self.prefixes.keep(slot)
             self._engine.truncate(slot.index, 0)
             slot.cut(0)
             return

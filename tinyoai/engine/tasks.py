@@ -48,6 +48,10 @@ class Task(Protocol):
     adapters: tuple[Adapter, ...]
     keeps_prefix: bool
     """Its sequence may be worth reusing afterwards."""
+    checkpoint: int
+    """Prompt tokens after which the sequence of a model that cannot go back is saved; 0: none."""
+    cache_miss: int
+    """See wire.Accepted. Set before `start`."""
     prefilling: bool
     """Its prompt is not evaluated yet."""
     ended: bool

@@ -250,7 +250,9 @@ class Worker:
         self._process.kill()
 
     def _on_stderr(self, line: bytes) -> None:
-        log.debug("%s: %s", self.load.name, line.decode("utf-8", "replace").rstrip())
+        text = line.decode("utf-8", "replace").rstrip()
+        level = logging.WARNING if text.startswith(subproc.WARNING) else logging.DEBUG
+        log.log(level, "%s: %s", self.load.name, text.removeprefix(subproc.WARNING))
 
     def _on_exit(self, code: int) -> None:
         if not self._why or (code < 0 and code != -signal.SIGKILL):  # this side did not cause it

@@ -44,6 +44,7 @@ class LlamaCppEngine:
     ) -> None:
         self.info = info
         self.caps = caps
+        self.state_format = library.identity
         self.n_threads = 1
         self._threads: ThreadChoice | None = None
         """Chooses the threads of each step; None: n_threads."""

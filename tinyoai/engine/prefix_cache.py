@@ -1,0 +1,177 @@
+"""The prefix cache: finds what of a prompt is computed already, and brings it into a slot.
+
+A finished sequence stays in its slot. When another conversation takes the slot, its state moves to the prefix store in
+host memory, from there to disk while the worker is idle, and back when its conversation goes on.
+"""
+
+from collections.abc import Callable, Sequence
+
+from tinyoai.engine.contract import Copies, Engine, Truncates
+from tinyoai.engine.disk_cache import DiskCache
+from tinyoai.engine.prefix_reuse import Assignment, choose
+from tinyoai.engine.prefix_store import MIN_TOKENS, Entry, PrefixStore, common_prefix
+from tinyoai.engine.slots import Slot
+from tinyoai.engine.tasks import Task
+
+MIN_GAIN = 16
+"""Tokens that a state in memory must bring over the slots' sequences."""
+MIN_GAIN_ON_DISK = 64
+"""The same of a state on disk."""
+
+
+class PrefixCache:
+    """Places prompts into slots. `store` and `disk` may be missing: then finished sequences stay in slots alone."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        slots: Sequence[Slot],
+        store: PrefixStore | None = None,
+        disk: DiskCache | None = None,
+    ) -> None:
+        self._engine = engine
+        self._caps = engine.caps
+        self._slots = slots
+        self._store = store if engine.caps.saves else None
+        self._disk = disk if self._store is not None else None
+        self._unsaved = False
+        """Something may have changed since everything was on disk."""
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def assign(self, task: Task, scope: str) -> Assignment | None:
+        """The slot for a task, and where its prefix comes from; None: all slots are busy."""
+        found = choose(
+            self._slots,
+            task.ids,
+            self._caps,
+            n_reusable=task.n_reusable,
+            adapters=task.adapters,
+            scope=scope,
+            exact=self._engine.exact_prefix if task.exact else None,
+        )
+        if found is None or self._store is None:
+            return found
+        if self._disk is not None:
+            self._disk.index(self._store)
+        most = min(task.n_reusable, len(task.ids) - 1)
+        entry, n, _ = self._store.find(task.ids, scope, task.adapters, most)
+        if entry is None:
+            return found
+        gain = MIN_GAIN if entry.state is not None else MIN_GAIN_ON_DISK
+        # without a way back every step forward counts
+        if n - found.n_keep < (gain if self._caps.truncates is not Truncates.NEVER else 1):
+            return found
+        return Assignment(self._target(task.ids[:n]), n, entry=entry)
+
+    def _target(self, prefix: list[int]) -> Slot:
+        """The free slot that loses nothing by taking this prefix, else the least recently used one."""
+
+        def loss(slot: Slot) -> tuple[bool, int]:
+            kept = slot.tokens == prefix[: len(slot.tokens)]
+            return not kept, slot.last_used
+
+        return min((slot for slot in self._slots if not slot.busy), key=loss)
+
+    def seen(self, task: Task, scope: str) -> int:
+        """The prompt token at which the best sequence of slots and store differs; -1: none shares a token."""
+        n = 0
+        for slot in self._slots:
+            if slot.scope == scope and slot.adapters == task.adapters:
+                n = max(n, common_prefix(slot.tokens, task.ids))
+        if self._store is not None:
+            n = max(n, self._store.find(task.ids, scope, task.adapters, 0)[2])
+        return n or -1
+
+    def place(self, found: Assignment, task: Task, scope: str) -> int:
+        """Carries out an assignment, and returns how many prompt tokens the slot has then."""
+        slot, n_keep, source, entry = found
+        state = entry.state if entry is not None else None  # what is kept next may push it out of the store
+        stays = common_prefix(slot.tokens, task.ids[:n_keep])
+        if len(slot.tokens) - stays >= MIN_TOKENS or self._caps.truncates is Truncates.NEVER:
+            self.keep(slot)
+        if entry is not None:
+            n_keep = self._restore(slot, entry, state, n_keep)
+            if n_keep and task.exact:
+                n_keep = self._engine.exact_prefix(slot.index, n_keep, len(task.ids))
+        elif source is not None:
+            n_copy = n_keep if self._caps.copies is Copies.PREFIX else len(source.tokens)
+            self._engine.copy(source.index, slot.index, n_copy)
+            slot.tokens = source.tokens[:n_copy]
+        n_keep = self._engine.truncate(slot.index, n_keep)
+        slot.cut(n_keep)
+        slot.adapters, slot.scope = task.adapters, scope
+        self._unsaved = True
+        return n_keep
+
+    def _restore(self, slot: Slot, entry: Entry, state: bytes | None, n: int) -> int:
+        """Loads an entry into a slot; returns n, or 0 and the entry is gone, if it cannot be loaded."""
+        assert self._store is not None
+        if state is None and self._disk is not None:
+            state = self._disk.read(entry)
+        slot.tokens = []
+        if state is None or not self._engine.load(slot.index, state):
+            if self._disk is not None:
+                self._disk.remove(entry)
+            self._store.remove(entry)
+            return 0
+        slot.tokens = entry.tokens.tolist()
+        self._store.touch(entry)
+        return n
+
+    def keep(self, slot: Slot) -> None:
+        """Saves a slot's sequence into the store, if it is worth it. The slot stays as it is."""
+        store = self._store
+        if store is None or not slot.last_used or not store.wants(slot.tokens, slot.scope, slot.adapters):
+            return
+        store.put(slot.tokens, slot.scope, slot.adapters, self._engine.save(slot.index))
+        self._unsaved = True
+
+    def on_tokens(self, slot: Slot, task: Task) -> None:
+        """Saves the sequence of a model that cannot go back, where its prompt is to be resumed."""
+        if self._caps.truncates is Truncates.NEVER and len(slot.tokens) == task.checkpoint:
+            self.keep(slot)
+
+    # -- disk --------------------------------------------------------------------------------------
+
+    def compute_key(self) -> bool:
+        """Computes a part of what the files on disk are named by; False: nothing is left to do."""
+        return self._disk is not None and self._disk.compute_key()
+
+    @property
+    def unsaved(self) -> bool:
+        """There may be sequences to write to disk."""
+        return self._disk is not None and self._unsaved
+
+    def save_all(self, go_on: Callable[[], bool]) -> bool:
+        """Writes all sequences that are not on disk, the most recently used first; False: `go_on` ended it."""
+        store, disk = self._store, self._disk
+        if store is None or disk is None or not disk.known:
+            return True
+        disk.index(store)
+        waiting: list[tuple[Entry, Slot | None]] = [
+            (entry, None) for entry in store.entries if entry.state is not None and entry.file is None
+        ]
+        for slot in self._slots:
+            if slot.busy or not slot.last_used or len(slot.tokens) < MIN_TOKENS:
+                continue
+            held = Entry(slot.scope, slot.adapters, slot.ids(), used_at=slot.used_at)
+            if not any(store.covers(entry, held) for entry, _ in waiting):
+                waiting.append((held, slot))
+        waiting.sort(key=lambda pair: pair[0].used_at, reverse=True)
+        for entry, held_by in waiting:
+            if any(known.file is not None and store.covers(known, entry) for known in store.entries):
+                continue
+            if not go_on():
+                return False
+            state = entry.state if held_by is None else self._engine.save(held_by.index)
+            if state is None or not disk.write(entry, state, go_on):
+                continue
+            if held_by is not None:
+                store.add_file(entry)
+            for old in store.superseded(entry):
+                disk.remove(old)
+                if old.state is None:
+                    store.remove(old)
+        self._unsaved = not go_on()
+        return not self._unsaved
