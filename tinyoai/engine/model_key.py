@@ -13,7 +13,7 @@ import msgspec
 
 from tinyoai import gguf, wire
 from tinyoai.engine.contract import Engine
-from tinyoai.host import atomic
+from tinyoai.host import atomic, datadir
 
 FORMAT = 1
 """Of the key; another number makes every earlier entry foreign."""
@@ -155,4 +155,5 @@ class ModelKey:
         for name in list(known)[:-MAX_KNOWN]:
             del known[name]
         with contextlib.suppress(OSError):  # then it is computed again after the next load
+            datadir.make(self._known_at.parent)
             atomic.replace(self._known_at, msgspec.json.encode(known))

@@ -139,6 +139,11 @@ class PrefixCache:
         return self._disk is not None and self._disk.compute_key()
 
     @property
+    def on_disk(self) -> bool:
+        """Sequences are kept on disk."""
+        return self._disk is not None
+
+    @property
     def unsaved(self) -> bool:
         """There may be sequences to write to disk."""
         return self._disk is not None and self._unsaved
@@ -153,7 +158,7 @@ class PrefixCache:
             (entry, None) for entry in store.entries if entry.state is not None and entry.file is None
         ]
         for slot in self._slots:
-            if slot.busy or not slot.last_used or len(slot.tokens) < MIN_TOKENS:
+            if not slot.last_used or len(slot.tokens) < MIN_TOKENS:
                 continue
             held = Entry(slot.scope, slot.adapters, slot.ids(), used_at=slot.used_at)
             if not any(store.covers(entry, held) for entry, _ in waiting):

@@ -40,6 +40,7 @@ _HEAD = struct.Struct("<8sIIQ")
 _MAX_HEADER = 1 << 16
 _MAX_TOKENS = 1 << 24
 _DIGEST = 32
+_SALT = 32
 _NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.kv", re.ASCII)
 _TEMPORARY = ".new-"
 
@@ -306,3 +307,17 @@ class Folder:
                     with contextlib.suppress(OSError):
                         if entry.stat(follow_symlinks=False).st_ctime < time.time() - STALE_S:
                             self.remove(Path(entry.path))
+
+
+def salt(folder: Path) -> bytes:
+    """The random bytes that keep scopes the same after a restart, made at the first call. Raises OSError or UsageError."""
+    path = folder / "salt"
+    Folder(folder).prepare()
+    with file_lock.held(folder / "lock"):
+        with contextlib.suppress(OSError):
+            known = path.read_bytes()
+            if len(known) == _SALT:
+                return known
+        made = os.urandom(_SALT)
+        atomic.replace(path, made)
+        return made

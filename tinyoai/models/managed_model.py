@@ -70,11 +70,9 @@ def estimate(model: Model, load: wire.Load) -> MemoryEstimate:
         return MemoryEstimate(facts.WORKER_BYTES + model.size, 0, load.n_ctx)
     found = engine.estimate(model.hparams, model.size, load)
     last = model.loaded
-    return (
-        found.at_least(last.resident_bytes)
-        if last is not None and last.settings == _settings(load)
-        else found
-    )
+    if last is not None and last.settings == _settings(load):
+        found = found.at_least(last.resident_bytes)
+    return found.more(load.cache_ram)
 
 
 def _settings(load: wire.Load) -> str:
@@ -149,6 +147,8 @@ class ManagedModel:
         """The reason why the last load ended before a process was started."""
         self._task: asyncio.Task[None] | None = None
         self._loaded_at = 0.0
+        self._stopping: Worker | None = None
+        self._in_hurry = False
         # use
         self.n_leases = 0
         self.keep_alive_s = owner.keep_alive_s
@@ -304,6 +304,12 @@ class ManagedModel:
             self._begin_unload()
             await asyncio.wait({task})
 
+    def hurry(self) -> None:
+        """Ends the process now if it is being stopped, or as soon as it is."""
+        self._in_hurry = True
+        if self._stopping is not None:
+            self._stopping.hurry()
+
     def _begin_unload(self) -> None:
         self._stop_timer()
         # once: a second cancel would reach the task while it stops the worker
@@ -358,9 +364,12 @@ class ManagedModel:
             log.exception("the model %s could not be loaded", self.name)
             self._refusal = errors.InternalError("the model could not be loaded; see the server's log")
         finally:
-            worker, self.worker = self.worker, None
-            if worker is not None:
-                await worker.stop()
+            self._stopping, self.worker = self.worker, None
+            if self._stopping is not None:
+                if self._in_hurry:
+                    self._stopping.hurry()
+                await self._stopping.stop()
+                self._stopping = None
 
     def _on_unloaded(self, task: asyncio.Task[None]) -> None:
         # a done callback, since a task that is cancelled before its first step runs no finally
