@@ -11,7 +11,9 @@ import pytest
 from tests import fixtures, llama_server
 from tests.serving import Server, environment, serve
 
-STORY = "The lighthouse keeper counts the ships that pass in the night and writes their names in a book. " * 12
+STORY = (
+    "The lighthouse keeper counts the ships that pass in the night and writes their names in a book. " * 12
+)
 
 
 @pytest.fixture
@@ -39,7 +41,18 @@ def cached(answer: Any) -> tuple[int, int]:
 
 def test_a_conversation_survives_a_restart(model: Path) -> None:
     env, cold = environment(), environment()
-    flags = ("--model", str(model), "--model-name", "m", "--engine", "llamacpp", "--ctx-size", "1024", "--threads", "1")
+    flags = (
+        "--model",
+        str(model),
+        "--model-name",
+        "m",
+        "--engine",
+        "llamacpp",
+        "--ctx-size",
+        "1024",
+        "--threads",
+        "1",
+    )
     messages = [{"role": "user", "content": STORY + "Who counts the ships?"}]
     with serve(*flags, env=env) as server:
         first = ask(server, messages)

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tinyoai import wire
-from tinyoai.engine.contract import Copies, Engine, EngineError, Interrupted, Partial, Row, Want
+from tinyoai.engine.contract import Copies, Engine, EngineError, Interrupted, NoRoom, Partial, Row, Want
 from tinyoai.engine.fake import FakeEngine
 from tinyoai.engine.generate import GenerateTask
 from tinyoai.engine.rendering import ChatRenderer
@@ -541,14 +542,121 @@ def test_a_full_kv_cache_drops_idle_prefixes_before_anything_fails() -> None:
     assert text_of(events) == "c" * 40
 
 
-def test_a_kv_cache_full_of_running_requests_fails_the_newest() -> None:
+def counted(engine: FakeEngine) -> list[int]:
+    """Counts the evals that find no room, from now on, in the list's only number."""
+    n, plain = [0], engine.eval
+
+    def counting(rows: Sequence[Row], until: float = 0.0) -> None:
+        try:
+            plain(rows, until)
+        except NoRoom:
+            n[0] += 1
+            raise
+
+    engine.eval = counting  # type: ignore[method-assign]
+    return n
+
+
+def test_a_request_waits_until_the_kv_cells_suffice() -> None:
     s, engine = scheduler(n_slots=2, n_kv=150)
+    n_full = counted(engine)
     old, new = ask("o" * 40), ask("n" * 40)
     out = submit(s, engine, old)
     out += s.step()
-    events = finish(s, [*out, *submit(s, engine, new)])
-    assert [(e.id, e.kind) for e in events if isinstance(e, wire.Failed)] == [(new.id, "Overloaded")]
-    assert text_of(events, old.id) == "o" * 40
+    out = everything(s, [*out, *submit(s, engine, new)])
+    assert (text_of(out, old.id), text_of(out, new.id)) == ("o" * 40, "n" * 40)
+    ended = next(i for i, e in enumerate(out) if isinstance(e, wire.Done) and e.id == old.id)
+    assert ended < next(i for i, e in enumerate(out) if isinstance(e, wire.Accepted) and e.id == new.id)
+    assert n_full == [0]
+
+
+def long(letter: str, **fields: Any) -> wire.Request:
+    """Returns a request for an answer of 400 letters."""
+    return ask(f'!{{"text": "{letter}", "repeat": 400}}', **fields)
+
+
+def test_an_answer_without_cells_pauses_until_another_has_ended() -> None:
+    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, saves=True)
+    n_full = counted(engine)
+    old, new, third = long("o"), long("n"), ask("t" * 20, max_tokens=20)
+    out = submit(s, engine, old)
+    for _ in range(20):
+        out += s.step()
+    out += submit(s, engine, new)
+    while not s._room.paused:
+        out += s.step()
+    out += submit(s, engine, third)
+    n_before = len(text_of(out, new.id))
+    assert 0 < n_before < 400
+    out += s.step()
+    assert len(text_of(out, new.id)) == n_before
+    assert not any(isinstance(e, wire.Accepted) and e.id == third.id for e in out)
+    out = everything(s, out)
+    assert (text_of(out, old.id), text_of(out, new.id)) == ("o" * 400, "n" * 400)
+    assert text_of(out, third.id) == "t" * 20
+    assert n_full == [0]
+
+
+def test_an_engine_that_saves_nothing_fails_the_newest_answer() -> None:
+    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800)
+    old, new = long("o"), long("n")
+    out = submit(s, engine, old)
+    for _ in range(20):
+        out += s.step()
+    out = everything(s, [*out, *submit(s, engine, new)])
+    assert [(e.id, e.kind) for e in out if isinstance(e, wire.Failed)] == [(new.id, "Overloaded")]
+    assert text_of(out, old.id) == "o" * 400
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+def test_a_paused_answer_can_end(end: str) -> None:
+    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, saves=True)
+    old, new = long("o"), long("n", deadline=None if end == "cancel" else 5.0)
+    out = submit(s, engine, old)
+    for _ in range(20):
+        out += s.step()
+    out += submit(s, engine, new)
+    while not s._room.paused:
+        out += s.step()
+    n_before = len(text_of(out, new.id))
+    if end == "cancel":
+        out += s.cancel(new.id)
+        assert out[-1] == wire.Failed(id=new.id, kind="Cancelled", message="the client disconnected")
+    else:
+        s._clock.now = 5.0  # type: ignore[attr-defined]
+        out += s.step()
+        done = next(e for e in out if isinstance(e, wire.ChoiceDone))
+        assert (done.id, done.finish_reason, len(text_of(out, new.id))) == (new.id, "length", n_before)
+    assert not s._room.paused
+    assert text_of(everything(s, out), old.id) == "o" * 400
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_answer_is_lost_while_the_cells_are_short(data: st.DataObject) -> None:
+    draw = data.draw
+    s, engine = scheduler(
+        n_slots=4, n_ctx=300, n_kv=draw(st.integers(320, 700)), copies=Copies.PREFIX, saves=True, n_queue=50
+    )
+    n_full = counted(engine)
+    wanted: dict[int, str] = {}
+    out: list[wire.ToServer] = []
+    for _ in range(draw(st.integers(2, 8))):
+        text = draw(st.sampled_from("abc")) * draw(st.integers(1, 120))
+        request = ask(text, n=draw(st.integers(1, 3)), max_tokens=draw(st.sampled_from([None, 130])))
+        wanted[request.id] = text
+        out += submit(s, engine, request)
+        for _ in range(draw(st.integers(0, 60))):
+            out += s.step()
+    out = everything(s, out)
+    assert not [e for e in out if isinstance(e, wire.Failed)]
+    texts: dict[tuple[int, int], str] = {}
+    for e in out:
+        if isinstance(e, wire.Content):
+            texts[e.id, e.choice] = texts.get((e.id, e.choice), "") + e.text
+    assert all(text == wanted[request] for (request, _), text in texts.items())
+    assert {request for request, _ in texts} == set(wanted)
+    assert n_full == [0]
 
 
 def test_a_partial_eval_keeps_complete_rows_and_fails_the_others() -> None:

@@ -57,9 +57,7 @@ class DiskCache:
                 continue
             if header.key == key and 0 < len(tokens) <= self._engine.caps.n_ctx:
                 adapters = tuple(Adapter(name, scale) for name, scale in header.adapters)
-                store.add_file(
-                    Entry(header.scope, adapters, tokens, used_at=file.used_at, file=file.path)
-                )
+                store.add_file(Entry(header.scope, adapters, tokens, used_at=file.used_at, file=file.path))
 
     def read(self, entry: Entry) -> bytes | None:
         """The state of an entry, verified; None, and the entry has no file any more, if it is not what was written."""

@@ -19,6 +19,7 @@ class EmbedTask:
     def __init__(self, request_id: int, body: wire.Embed, ids: list[int], engine: Engine) -> None:
         info = engine.info
         self.ids = ids
+        self.n_expected = len(ids)
         self.prefilling = True
         self.ended = False
         self._id = request_id
@@ -42,6 +43,10 @@ class EmbedTask:
         """See Task."""
         self._seq, self._n_past = seq, n_cached
         return []
+
+    def move(self, seq: int) -> None:
+        """See Task."""
+        self._seq = seq
 
     def next_row(self, budget: int) -> Row | None:
         """See Task."""

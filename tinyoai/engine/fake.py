@@ -6,6 +6,7 @@ is a script, see Script. The logits depend on the tokens that the sequence reall
 token's hidden state is 1 in its byte's place and 0 elsewhere. Every capability of the contract can be switched on.
 """
 
+import itertools
 import os
 import signal
 import threading
@@ -112,6 +113,9 @@ class FakeEngine:
         self.n_evals = 0
         self._interrupt = threading.Event()
         self._tokens: list[list[int]] = [[] for _ in range(n_slots)]
+        self._cells: list[list[int]] = [[] for _ in range(n_slots)]
+        """By sequence: a number for the KV cell of each token. A copied prefix has the same cells."""
+        self._new_cells = itertools.count()
         self._replies: list[_Reply | None] = [None] * n_slots
         self._outputs: list[list[array[float]]] = []
         """Of the last eval: for each row the logits, or the states, of its tokens."""
@@ -146,7 +150,7 @@ class FakeEngine:
         """See Engine. Raises EngineError where a script says so, and Interrupted while it takes TOKEN_MS."""
         self.n_evals += 1
         caps, n_all = self.caps, sum(len(row.tokens) for row in rows)
-        if sum(map(len, self._tokens)) + n_all > caps.n_kv:
+        if sum(map(len, self._cells)) + n_all > caps.n_kv and self._n_cells() + n_all > caps.n_kv:
             raise NoRoom
         if n_all > caps.n_batch:
             raise EngineError(f"the batch has {n_all} tokens; the limit is {caps.n_batch}")
@@ -159,8 +163,13 @@ class FakeEngine:
         for i, row in enumerate(rows):
             done = row.tokens if partial is None else row.tokens[: partial.done[i]]
             self._outputs.append(self._eval_row(row, done))
+            self._cells[row.seq] += itertools.islice(self._new_cells, len(done))
         if partial is not None:
             raise partial
+
+    def _n_cells(self) -> int:
+        """KV cells in use."""
+        return len({cell for cells in self._cells for cell in cells})
 
     def _work(self, seconds: float, until: float) -> None:
         """Takes the time of an evaluation. Raises Interrupted."""
@@ -229,8 +238,9 @@ class FakeEngine:
             elif self.caps.truncates is Truncates.NEVER:
                 n = 0
         del tokens[n:]
+        del self._cells[seq][n:]
         self._replies[seq] = None
-        return n
+        return len(tokens)
 
     def exact_prefix(self, seq: int, n: int, n_prompt: int) -> int:
         """See Engine."""
@@ -243,6 +253,7 @@ class FakeEngine:
         ):
             raise EngineError("this copy is not possible")
         self._tokens[dst] = self._tokens[src][:n]
+        self._cells[dst] = self._cells[src][:n]
         self._replies[dst] = None
 
     def save(self, seq: int) -> bytes:
@@ -255,11 +266,12 @@ class FakeEngine:
         """See Engine."""
         self._replies[seq] = None
         try:
-            self._tokens[seq] = msgspec.json.decode(state, type=list[int])
+            tokens = msgspec.json.decode(state, type=list[int])
         except msgspec.MsgspecError:
-            self._tokens[seq] = []
-            return False
-        return True
+            tokens = []
+        self._tokens[seq] = tokens
+        self._cells[seq] = list(itertools.islice(self._new_cells, len(tokens)))
+        return bool(tokens)
 
     def close(self) -> None:
         """See Engine."""

@@ -10,6 +10,8 @@ from tinyoai.sampling import for_choice
 from tinyoai.text.emitter import Emitter
 
 NOT_FINITE = "the model computed numbers that are not finite; its file is damaged, or the engine misreads it"
+EXPECTED_TOKENS = 256
+"""Tokens of an answer that KV cells are kept for. A longer one takes what is free, and may be paused."""
 PROGRESS_S = 1.0
 """Seconds between two Progress events of a prefill."""
 
@@ -35,6 +37,11 @@ class GenerateTask:
     ) -> None:
         # as asked
         self.ids = ids
+        self.n_expected = min(
+            engine.info.n_ctx,
+            len(ids)
+            + (EXPECTED_TOKENS if body.max_tokens is None else min(EXPECTED_TOKENS, body.max_tokens)),
+        )
         self.exact = body.exact
         self.copies_from_first = copies_from_first
         """Its prompt will be copied from the first choice's sequence."""
@@ -94,6 +101,10 @@ class GenerateTask:
         if body.echo and body.logprobs < 0:
             return [wire.Content(id=self._id, choice=self._choice, text=self._prompt_text)]
         return []
+
+    def move(self, seq: int) -> None:
+        """See Task."""
+        self._seq = seq
 
     def next_row(self, budget: int) -> Row | None:
         """See Task."""

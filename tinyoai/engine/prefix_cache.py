@@ -4,12 +4,14 @@ A finished sequence stays in its slot. When another conversation takes the slot,
 host memory, from there to disk while the worker is idle, and back when its conversation goes on.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 
-from tinyoai.engine.contract import Copies, Engine, Truncates
+from tinyoai.engine.contract import Engine, Truncates
 from tinyoai.engine.disk_cache import DiskCache
 from tinyoai.engine.prefix_reuse import Assignment, choose
 from tinyoai.engine.prefix_store import MIN_TOKENS, Entry, PrefixStore, common_prefix
+from tinyoai.engine.sequences import Sequences
 from tinyoai.engine.slots import Slot
 from tinyoai.engine.tasks import Task
 
@@ -25,17 +27,19 @@ class PrefixCache:
     def __init__(
         self,
         engine: Engine,
-        slots: Sequence[Slot],
+        sequences: Sequences,
         store: PrefixStore | None = None,
         disk: DiskCache | None = None,
     ) -> None:
         self._engine = engine
         self._caps = engine.caps
-        self._slots = slots
+        self._sequences = sequences
+        self._slots = sequences.slots
         self._store = store if engine.caps.saves else None
         self._disk = disk if self._store is not None else None
         self._unsaved = False
         """Something may have changed since everything was on disk."""
+        sequences.on_evict = self.keep
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -86,36 +90,45 @@ class PrefixCache:
     def place(self, found: Assignment, task: Task, scope: str) -> int:
         """Carries out an assignment, and returns how many prompt tokens the slot has then."""
         slot, n_keep, source, entry = found
-        state = entry.state if entry is not None else None  # what is kept next may push it out of the store
+        state = None
+        if entry is not None and (state := self._state(entry)) is None:
+            again = self.assign(task, scope)
+            return self.place(again, task, scope) if again is not None else 0
         stays = common_prefix(slot.tokens, task.ids[:n_keep])
         if len(slot.tokens) - stays >= MIN_TOKENS or self._caps.truncates is Truncates.NEVER:
             self.keep(slot)
-        if entry is not None:
+        if entry is not None and state is not None:
             n_keep = self._restore(slot, entry, state, n_keep)
             if n_keep and task.exact:
                 n_keep = self._engine.exact_prefix(slot.index, n_keep, len(task.ids))
         elif source is not None:
-            n_copy = n_keep if self._caps.copies is Copies.PREFIX else len(source.tokens)
-            self._engine.copy(source.index, slot.index, n_copy)
-            slot.tokens = source.tokens[:n_copy]
-        n_keep = self._engine.truncate(slot.index, n_keep)
-        slot.cut(n_keep)
+            self._sequences.copy(source, slot, n_keep)
+        n_keep = self._sequences.cut(slot, n_keep)
         slot.adapters, slot.scope = task.adapters, scope
         self._unsaved = True
         return n_keep
 
-    def _restore(self, slot: Slot, entry: Entry, state: bytes | None, n: int) -> int:
-        """Loads an entry into a slot; returns n, or 0 and the entry is gone, if it cannot be loaded."""
+    def _state(self, entry: Entry) -> bytes | None:
+        """The state of an entry; None, and the entry is gone, if its file is not what was written."""
+        if entry.state is not None or self._store is None or self._disk is None:
+            return entry.state
+        state = self._disk.read(entry)
+        if state is None:
+            self._store.remove(entry)
+        return state
+
+    def _restore(self, slot: Slot, entry: Entry, state: bytes, n: int) -> int:
+        """Loads an entry into a slot; returns n, or 0 if it does not fit."""
         assert self._store is not None
-        if state is None and self._disk is not None:
-            state = self._disk.read(entry)
-        slot.tokens = []
-        if state is None or not self._engine.load(slot.index, state):
+        sequences = self._sequences
+        sequences.cut(slot, 0)
+        if not sequences.free(len(entry.tokens)):
+            return 0
+        if not sequences.load(slot, entry.tokens.tolist(), state):
             if self._disk is not None:
                 self._disk.remove(entry)
             self._store.remove(entry)
             return 0
-        slot.tokens = entry.tokens.tolist()
         self._store.touch(entry)
         return n
 
@@ -124,13 +137,20 @@ class PrefixCache:
         store = self._store
         if store is None or not slot.last_used or not store.wants(slot.tokens, slot.scope, slot.adapters):
             return
-        store.put(slot.tokens, slot.scope, slot.adapters, self._engine.save(slot.index))
+        store.put(slot.tokens, slot.scope, slot.adapters, self._sequences.save(slot))
         self._unsaved = True
 
     def on_tokens(self, slot: Slot, task: Task) -> None:
         """Saves the sequence of a model that cannot go back, where its prompt is to be resumed."""
         if self._caps.truncates is Truncates.NEVER and len(slot.tokens) == task.checkpoint:
             self.keep(slot)
+
+    def on_release(self, slot: Slot, task: Task) -> None:
+        """A task has left its slot."""
+        slot.used_at = time.time()
+        self._unsaved = True
+        if not task.keeps_prefix:
+            slot.last_used = 0  # the next prompt takes this slot before any conversation's
 
     # -- disk --------------------------------------------------------------------------------------
 
@@ -169,7 +189,7 @@ class PrefixCache:
                 continue
             if not go_on():
                 return False
-            state = entry.state if held_by is None else self._engine.save(held_by.index)
+            state = entry.state if held_by is None else self._sequences.save(held_by)
             if state is None or not disk.write(entry, state, go_on):
                 continue
             if held_by is not None:

@@ -35,9 +35,10 @@ def choose(
     """The assignment for a prompt; None if all slots are busy.
 
     At most the first `n_reusable` tokens may come from a cache, and never the last one, since its logits are
-    wanted, and none from another scope. `exact(seq, n, n_prompt)` limits reuse to tokens that equal a fresh prefill bit for bit. A slot is worth
-    what it saves now less half of what its own conversation would miss later. If none is worth anything, the least
-    recently used slot is taken, so that a few shared tokens do not let one conversation evict another.
+    wanted; none come from another scope. `exact(seq, n, n_prompt)` limits reuse to tokens that equal a fresh prefill
+    bit for bit. A slot is worth what it saves now less half of what its own conversation would miss later. If none is
+    worth anything, the least recently used slot is taken, so that a few shared tokens do not let one conversation
+    evict another.
     """
     free = [slot for slot in slots if not slot.busy]
     if not free:

@@ -16,6 +16,7 @@ MIN_TOKENS = 64
 CHECKPOINTS = 3
 """States of one conversation that are kept, where the model cannot go back to an earlier token."""
 
+
 class Entry:
     """A saved sequence. Its state is in memory, on disk, or both."""
 

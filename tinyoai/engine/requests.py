@@ -120,7 +120,9 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
             )
     text = prompt_text(segments, ids, engine) if body.echo else ""
     copies = engine.caps.copies is not Copies.NONE
-    checkpoint = 0 if engine.caps.truncates is not Truncates.NEVER else resumable(body.prompt, segments, ids, engine)
+    checkpoint = (
+        0 if engine.caps.truncates is not Truncates.NEVER else resumable(body.prompt, segments, ids, engine)
+    )
     return [
         GenerateTask(
             request_id,

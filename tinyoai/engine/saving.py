@@ -22,7 +22,9 @@ def begin(load: wire.Load) -> ModelKey | None:
     return ModelKey(load) if load.cache_dir and load.cache_disk and load.path else None
 
 
-def open_tiers(load: wire.Load, engine: Engine, key: ModelKey | None) -> tuple[PrefixStore | None, DiskCache | None]:
+def open_tiers(
+    load: wire.Load, engine: Engine, key: ModelKey | None
+) -> tuple[PrefixStore | None, DiskCache | None]:
     """The store in memory and the one on disk. None: the engine saves nothing, or nothing is to be kept there."""
     if not engine.caps.saves or not (load.cache_ram or key):
         return None, None

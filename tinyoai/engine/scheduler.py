@@ -7,12 +7,11 @@ request ends in exactly one Done or Failed. Not thread-safe: one loop owns it.
 
 import math
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from tinyoai import wire
-from tinyoai.engine.batching import Batching, Running
+from tinyoai.engine.batching import Batch, Batching, Running
 from tinyoai.engine.contract import Engine, EngineError, Interrupted, NoRoom, Partial, Row
 from tinyoai.engine.disk_cache import DiskCache
 from tinyoai.engine.prefix_cache import PrefixCache
@@ -20,7 +19,8 @@ from tinyoai.engine.prefix_reuse import Assignment
 from tinyoai.engine.prefix_store import PrefixStore
 from tinyoai.engine.queue import FairQueue
 from tinyoai.engine.requests import QueuedRequest
-from tinyoai.engine.slots import Slot
+from tinyoai.engine.room import Room
+from tinyoai.engine.sequences import Sequences
 from tinyoai.engine.tasks import Outputs, Task, TaskFailed
 
 FIRST_SLOT_S = 1.0
@@ -48,8 +48,9 @@ class Scheduler:
         self._caps = engine.caps
         self._clock = clock
         self._queue_timeout_s = queue_timeout_s
-        self._slots = [Slot(i) for i in range(engine.caps.n_seq)]
-        self.prefixes = PrefixCache(engine, self._slots, store, disk)
+        self._sequences = Sequences(engine)
+        self._slots = self._sequences.slots
+        self.prefixes = PrefixCache(engine, self._sequences, store, disk)
         self._queue: FairQueue[QueuedRequest] = FairQueue(n_queue)
         self._requests: dict[int, QueuedRequest] = {}
         """All that have not ended, by id."""
@@ -58,6 +59,7 @@ class Scheduler:
         self._started: set[int] = set()
         """Started requests that wait for a slot."""
         self._running: list[Running] = []
+        self._room = Room(self._sequences, engine.caps, self._running)
         self._mean_slot_s = FIRST_SLOT_S
         """Mean seconds that requests hold a slot, newer ones weighted more."""
         self._assigned = 0
@@ -78,7 +80,7 @@ class Scheduler:
     @property
     def runnable(self) -> bool:
         """A step has something to do: a task runs, or a prepared one can get a slot."""
-        return bool(self._running) or self._queue.first(QueuedRequest.ready) is not None
+        return bool(self._running or self._room.paused) or self._queue.first(QueuedRequest.ready) is not None
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -157,10 +159,12 @@ class Scheduler:
     def step(self) -> list[wire.ToServer]:
         """Gives out free slots, evaluates one batch and returns its messages."""
         out: list[wire.ToServer] = []
+        if self._room.paused:
+            self._resume(out)
         if len(self._queue):
             self._expire(out)
             self._admit(out)
-        batch, rows, n_prefill = self._batching.select(self._running)
+        batch, rows, n_prefill = self._select()
         if not batch:
             return out
         started = self._clock()
@@ -183,6 +187,14 @@ class Scheduler:
             self._on_eval(running, rows[index], index, now, out)
         self._batching.account(n_prefill, now - started)
         return out
+
+    def _select(self) -> Batch:
+        """The next batch, for which the KV cells suffice as far as can be told."""
+        batch = self._batching.select(self._running)
+        while not self._room.make(sum(len(row.tokens) for row in batch.rows)):
+            self._room.pause_newest()
+            batch = self._batching.select(self._running)
+        return batch
 
     def _evaluate(self, batch: Sequence[Running], rows: Sequence[Row], n_prefill: int) -> None:
         """Evaluates rows; only prompts are worth an interrupt."""
@@ -232,7 +244,7 @@ class Scheduler:
         while (queued := self._queue.first(QueuedRequest.ready)) is not None:
             task = queued.tasks[0]
             assignment = self.prefixes.assign(task, queued.request.scope)
-            if assignment is None:
+            if assignment is None or not self._room.fits(task, assignment):
                 return
             self._queue.pop(queued)
             queued.tasks.popleft()
@@ -272,15 +284,27 @@ class Scheduler:
         self._running.append(Running(queued, task, slot, now))
 
     def _release(self, running: Running, *, spoiled: bool = False) -> None:
+        if self._room.forget(running):
+            return  # it was paused and has no slot
         self._running.remove(running)
         self._mean_slot_s += 0.2 * (self._clock() - running.started - self._mean_slot_s)
         slot = running.slot
-        slot.busy, slot.used_at = False, time.time()
+        slot.busy = False
         if spoiled:
-            self._engine.truncate(slot.index, 0)
-            slot.cut(0)
-        if not running.task.keeps_prefix:
-            slot.last_used = 0  # the next prompt takes this slot before any conversation's
+            self._sequences.cut(slot, 0)
+        self.prefixes.on_release(slot, running.task)
+
+    def _resume(self, out: list[wire.ToServer]) -> None:
+        """Gives slots to paused tasks as far as there is room. Ends those whose time is up."""
+        now = self._clock()
+        for late in [
+            paused.running for paused in self._room.paused if now >= paused.running.request.deadline
+        ]:
+            self._cut_short(late, out)
+        while (resumed := self._room.resume()) is not None:
+            if not resumed.slot.tokens:
+                error = TaskFailed("ModelError", "the KV cache of the answer could not be restored")
+                self._fail(resumed.request, error, out, resumed)
 
     # -- after an eval -----------------------------------------------------------------------------
 
@@ -288,7 +312,7 @@ class Scheduler:
         task, queued = running.task, running.request
         if queued.id not in self._requests:
             return  # another choice of it failed in this step
-        running.slot.tokens += row.tokens
+        self._sequences.append(running.slot, row.tokens)
         self.prefixes.on_tokens(running.slot, task)
         try:
             out += task.on_eval(len(row.tokens), Outputs(self._engine, index), now)
@@ -310,16 +334,20 @@ class Scheduler:
         now = self._clock()
         for running in batch:
             queued = running.request
-            if now < queued.deadline or queued.id not in self._requests:
-                continue
-            try:
-                out += running.task.cut_short(now)
-            except TaskFailed as error:
-                self._fail(queued, error, out, running)
-            else:
-                self._release(running)
-                queued.n_open -= 1
-                self._finish(queued, out)
+            if now >= queued.deadline and queued.id in self._requests:
+                self._cut_short(running, out)
+
+    def _cut_short(self, running: Running, out: list[wire.ToServer]) -> None:
+        """Ends a task as it is."""
+        queued = running.request
+        try:
+            out += running.task.cut_short(self._clock())
+        except TaskFailed as error:
+            self._fail(queued, error, out, running)
+        else:
+            self._release(running)
+            queued.n_open -= 1
+            self._finish(queued, out)
 
     def _on_partial(
         self, batch: Sequence[Running], rows: Sequence[Row], partial: Partial, out: list[wire.ToServer]
@@ -330,7 +358,7 @@ class Scheduler:
             if done == len(row.tokens):
                 self._on_eval(running, row, index, now, out)
             elif running.request.id in self._requests:
-                running.slot.tokens += row.tokens[:done]
+                self._sequences.append(running.slot, row.tokens[:done])
                 self._fail(running.request, TaskFailed("ModelError", str(partial)), out)
 
     def _on_engine_error(
@@ -355,12 +383,9 @@ class Scheduler:
 
     def _make_room(self, batch: Sequence[Running], out: list[wire.ToServer]) -> None:
         """The KV cache is full: drops the least recently used idle sequence, else fails the newest request."""
-        idle = [slot for slot in self._slots if not slot.busy and slot.tokens]
-        if idle:
-            slot = min(idle, key=lambda slot: slot.last_used)
-            self.prefixes.keep(slot)
-            self._engine.truncate(slot.index, 0)
-            slot.cut(0)
+        slot = self._sequences.least_recent()
+        if slot is not None:
+            self._sequences.evict(slot)
             return
         newest = max(batch, key=lambda running: running.started)
         message = "the KV cache is full of running requests; try again later, or shorten the prompt"
@@ -406,7 +431,8 @@ class Scheduler:
         """Takes a request out of the queue and the slots."""
         del self._requests[queued.id]
         self._started.discard(queued.id)
-        for running in [r for r in self._running if r.request is queued]:
+        paused = [paused.running for paused in self._room.paused]
+        for running in [r for r in [*self._running, *paused] if r.request is queued]:
             self._release(running)
         if queued in self._queue:
             self._queue.remove(queued)

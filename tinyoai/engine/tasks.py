@@ -41,6 +41,8 @@ class Task(Protocol):
 
     ids: list[int]
     """The prompt."""
+    n_expected: int
+    """Tokens that its sequence is expected to hold at the end."""
     n_reusable: int
     """Leading prompt tokens that may come from a cache."""
     exact: bool
@@ -58,6 +60,9 @@ class Task(Protocol):
 
     def start(self, seq: int, n_cached: int, now: float) -> list[wire.ToServer]:
         """Gets a sequence whose first n_cached tokens are in place; returns first events. Raises TaskFailed."""
+
+    def move(self, seq: int) -> None:
+        """Goes on in another sequence, which holds the same tokens."""
 
     def next_row(self, budget: int) -> Row | None:
         """The row to evaluate next, with at most `budget` prompt tokens; None: not with this budget."""

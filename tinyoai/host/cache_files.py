@@ -310,7 +310,7 @@ class Folder:
 
 
 def salt(folder: Path) -> bytes:
-    """The random bytes that keep scopes the same after a restart, made at the first call. Raises OSError or UsageError."""
+    """The random bytes that keep scopes the same after a restart. Raises OSError or UsageError."""
     path = folder / "salt"
     Folder(folder).prepare()
     with file_lock.held(folder / "lock"):

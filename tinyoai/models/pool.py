@@ -81,8 +81,8 @@ class Lease:
     ) -> AsyncGenerator[tuple[int, wire.Event], None]:
         """Runs requests, and yields their events with the index of the body, in order of arrival.
 
-        Together they take one place in the queue. Prompts reuse those of the same scope only. Each body ends in one Done or Failed; no error is raised. Closing
-        the generator cancels what runs.
+        Together they take one place in the queue, and they reuse prompts of the same scope only. Each body ends in one
+        Done or Failed; no error is raised. Closing the generator cancels what runs.
         `sink` gets events as they arrive, and those that it takes are not yielded, nor is Started. If it raises, that
         request fails with InternalError.
         """
