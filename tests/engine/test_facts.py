@@ -237,7 +237,7 @@ def test_the_largest_context_fits_and_the_next_step_does_not() -> None:
 def test_a_shortage_names_sizes_and_a_remedy() -> None:
     estimate = facts.MemoryEstimate(fixed=10**6, per_token=10**6, n_ctx=4096)
     assert estimate.shortage(101_000_000, 3) == (
-        "needs about 4097 MB with 4096 tokens of context for each of 3 slots, and 101 MB are available; "
+        "needs about 4097 MB with 4096 tokens of context and 3 slots, and 101 MB are available; "
         "a context of 96 tokens fits (--ctx-size 96), or fewer slots with --parallel"
     )
     assert estimate.shortage(1000, 3).endswith("choose a smaller or more quantized model")

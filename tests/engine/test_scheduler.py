@@ -535,7 +535,7 @@ def test_clients_take_turns() -> None:
 
 
 def test_a_full_kv_cache_drops_idle_prefixes_before_anything_fails() -> None:
-    s, engine = scheduler(n_slots=3, n_kv=150)
+    s, engine = scheduler(n_slots=3, n_kv=150, shares_cells=True)
     for name in ("a", "b"):
         finish(s, submit(s, engine, ask(name * 20)))
     events = finish(s, submit(s, engine, ask("c" * 40)))
@@ -558,7 +558,7 @@ def counted(engine: FakeEngine) -> list[int]:
 
 
 def test_a_request_waits_until_the_kv_cells_suffice() -> None:
-    s, engine = scheduler(n_slots=2, n_kv=150)
+    s, engine = scheduler(n_slots=2, n_kv=150, shares_cells=True)
     n_full = counted(engine)
     old, new = ask("o" * 40), ask("n" * 40)
     out = submit(s, engine, old)
@@ -576,7 +576,7 @@ def long(letter: str, **fields: Any) -> wire.Request:
 
 
 def test_an_answer_without_cells_pauses_until_another_has_ended() -> None:
-    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, saves=True)
+    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, shares_cells=True, saves=True)
     n_full = counted(engine)
     old, new, third = long("o"), long("n"), ask("t" * 20, max_tokens=20)
     out = submit(s, engine, old)
@@ -598,7 +598,7 @@ def test_an_answer_without_cells_pauses_until_another_has_ended() -> None:
 
 
 def test_an_engine_that_saves_nothing_fails_the_newest_answer() -> None:
-    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800)
+    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, shares_cells=True)
     old, new = long("o"), long("n")
     out = submit(s, engine, old)
     for _ in range(20):
@@ -610,7 +610,7 @@ def test_an_engine_that_saves_nothing_fails_the_newest_answer() -> None:
 
 @pytest.mark.parametrize("end", ["cancel", "deadline"])
 def test_a_paused_answer_can_end(end: str) -> None:
-    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, saves=True)
+    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, shares_cells=True, saves=True)
     old, new = long("o"), long("n", deadline=None if end == "cancel" else 5.0)
     out = submit(s, engine, old)
     for _ in range(20):
@@ -636,7 +636,13 @@ def test_a_paused_answer_can_end(end: str) -> None:
 def test_no_answer_is_lost_while_the_cells_are_short(data: st.DataObject) -> None:
     draw = data.draw
     s, engine = scheduler(
-        n_slots=4, n_ctx=300, n_kv=draw(st.integers(320, 700)), copies=Copies.PREFIX, saves=True, n_queue=50
+        n_slots=4,
+        n_ctx=300,
+        n_kv=draw(st.integers(320, 700)),
+        shares_cells=True,
+        copies=Copies.PREFIX,
+        saves=True,
+        n_queue=50,
     )
     n_full = counted(engine)
     wanted: dict[int, str] = {}
@@ -676,7 +682,7 @@ def test_a_partial_eval_keeps_complete_rows_and_fails_the_others() -> None:
     ("step_cost", "n_rows"), [({1: 5.0, 2: 12.0, 4: 30.0}, 1), ({1: 5.0, 2: 6.0, 4: 8.0}, 4), ({}, 4)]
 )
 def test_decodes_are_batched_where_that_is_faster(step_cost: dict[int, float], n_rows: int) -> None:
-    s, engine = scheduler(n_slots=4, step_cost=step_cost)
+    s, engine = scheduler(n_slots=4, step_cost=step_cost, batches=True)
     out: list[wire.ToServer] = []
     for i in range(4):
         out += submit(s, engine, ask("abcd"[i] * 50))
@@ -848,7 +854,7 @@ def run_all(s: Scheduler, engine: FakeEngine, requests: list[wire.Request]) -> l
 
 @pytest.mark.parametrize(("interrupts", "n_first"), [(True, 64), (False, 16)])
 def test_a_prompt_alone_takes_whole_steps_if_they_can_be_interrupted(interrupts: bool, n_first: int) -> None:
-    s, engine = scheduler(n_batch=64, align=64, step_cost={1: 20.0}, interrupts=interrupts)
+    s, engine = scheduler(n_batch=64, n_chunk=64, align=64, step_cost={1: 20.0}, interrupts=interrupts)
     sizes: list[int] = []
     evaluate = engine.eval
 

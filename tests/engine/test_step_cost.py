@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyoai.engine.step_cost import STEP_S, StepCost
+from tinyoai.engine.step_cost import STEP_S, DecodeCost, StepCost
 
 
 def settle(cost: StepCost, seconds_of: "callable", steps: int = 30) -> list[float]:  # type: ignore[valid-type]
@@ -56,16 +56,31 @@ def test_there_is_always_a_budget(steps: list[tuple[int, float]], one_token_s: f
     assert cost.max_step_s > 0
 
 
-def test_a_step_that_nobody_waits_for_has_the_fastest_size() -> None:
-    cost = StepCost(0.020, 68, 64)
-    assert cost.budget() == 16
-    assert cost.budget(alone=True) == 64
-    cost.add(64, 1.2)
-    assert (cost.budget(), cost.budget(alone=True)) == (16, 64)
+def test_a_step_that_nobody_waits_for_is_long_and_one_beside_others_a_chunk() -> None:
+    cost = StepCost(0.020, 512, 64, 64)
+    assert (cost.budget(beside=True), cost.budget(), cost.budget(patient=True)) == (16, 16, 64)
+    cost.add(64, 0.4)  # many tokens in one step cost less for each
+    assert (cost.budget(beside=True), cost.budget(), cost.budget(patient=True)) == (64, 64, 320)
 
 
 def test_a_very_slow_device_keeps_small_steps() -> None:
-    cost = StepCost(0.5, 68, 64)
-    assert cost.budget(alone=True) == cost.budget() == 2
-    fast = StepCost(0.001, 512, 64)
-    assert fast.budget(alone=True) == fast.budget() == 448
+    cost = StepCost(0.5, 512, 64, 64)
+    assert cost.budget(patient=True) == cost.budget() == cost.budget(beside=True) == 2
+    fast = StepCost(0.001, 512, 64, 64)
+    assert (fast.budget(beside=True), fast.budget(), fast.budget(patient=True)) == (64, 448, 512)
+
+
+def test_decode_rows_are_batched_where_that_is_cheaper() -> None:
+    q4 = DecodeCost({1: 8.0, 2: 14.3, 4: 22.2, 8: 37.6})
+    assert [q4.best_size(n) for n in (1, 2, 3, 4, 8, 16)] == [1, 2, 3, 4, 8, 16]
+    q8 = DecodeCost({1: 11.4, 2: 32.8, 4: 43.4, 8: 52.7})
+    assert [q8.best_size(n) for n in (1, 2, 3, 4, 8, 16)] == [1, 1, 1, 4, 8, 16]
+    assert not q8.rides
+    assert not DecodeCost({1: 8.0}).rides
+    assert DecodeCost({}).best_size(5) == 5
+    # one row costs as much as eight: the weights come from memory
+    large = DecodeCost({1: 100.0, 2: 105.0, 4: 110.0, 8: 130.0})
+    assert large.rides
+    assert large.best_size(3) == 3
+    assert large.of(3) == pytest.approx(0.1075)
+    assert large.of(16) == pytest.approx(0.26)

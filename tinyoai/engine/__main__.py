@@ -33,6 +33,8 @@ OOM_SCORE = 500
 """The kernel ends a worker before the server, which can start another."""
 HEARTBEAT_S = 1.0
 """Seconds of silence after which a running loop sends a Heartbeat."""
+CALIBRATE_AFTER_S = 0.5
+"""Idle seconds before the cost of steps with several rows is measured, one number of rows at a time."""
 TOKENIZER_STACK = 256 << 20
 """Bytes. Regular expressions of tokenizers recurse; unused stack costs no memory."""
 MAX_PREPARING = 2
@@ -163,15 +165,27 @@ class Worker:
         busy = self._n_preparing or self._text_requests or not self._scheduler.idle
         if busy:
             self._active_at = now
-        due_in = HEARTBEAT_S / 2 if busy else self._saving.due_in(now - self._active_at)
         try:
-            item = self._inbox.get(timeout=due_in)
+            item = self._inbox.get(timeout=HEARTBEAT_S / 2 if busy else self._work_due_in(now))
         except queue.Empty:
             if not busy:
-                self._saving.work(time.monotonic() - self._active_at, self._inbox.empty)
+                self._work_while_idle()
             return []
         self._active_at = time.monotonic()
         return self._take(item)
+
+    def _work_due_in(self, now: float) -> float | None:
+        """Seconds until there is work that a request would interrupt; None: there is none."""
+        saving = self._saving.due_in(now - self._active_at)
+        if not self._scheduler.calibration.sizes:
+            return saving
+        return CALIBRATE_AFTER_S if saving is None else min(CALIBRATE_AFTER_S, saving)
+
+    def _work_while_idle(self) -> None:
+        if self._scheduler.calibration.sizes:
+            self._scheduler.calibration.measure()
+        else:
+            self._saving.work(time.monotonic() - self._active_at, self._inbox.empty)
 
     def _shut_down(self) -> NoReturn:
         """Saves what is not on disk, and ends the process."""

@@ -6,9 +6,11 @@ from typing import NamedTuple
 from tinyoai.engine.contract import Capabilities, Row, Want
 from tinyoai.engine.requests import QueuedRequest
 from tinyoai.engine.slots import Slot
-from tinyoai.engine.step_cost import StepCost
+from tinyoai.engine.step_cost import DecodeCost, StepCost
 from tinyoai.engine.tasks import Task
 
+DECODE_SHARE = 0.75
+"""Seconds that decodes get after each second of a prompt's step beside them."""
 MAX_STREAK = 64
 """Decode-only steps between two prefill steps at most, whatever the clock says."""
 
@@ -36,13 +38,14 @@ class Batch(NamedTuple):
 class Batching:
     """Chooses the tasks of each step.
 
-    If some decode and some prefill, a step takes all that decode and one that prefills; or those that decode alone,
-    as long as they are owed time. Decodes are owed as much time as prefill steps took from them, so a long prompt
-    at most halves their speed, and they at most halve its.
+    If some decode and some prefill, a step takes a chunk of one prompt, and all that decode where that costs less than
+    steps of their own; or those that decode alone, as long as they are owed time. Decodes are owed a share of the time
+    that prefill steps took, so a long prompt takes about half of their speed, and they take less than half of its.
     """
 
     def __init__(self, caps: Capabilities) -> None:
-        self.cost = StepCost(caps.step_cost.get(1, 0.0) / 1000.0, caps.n_batch, caps.align)
+        self.cost = StepCost(caps.step_cost.get(1, 0.0) / 1000.0, caps.n_batch, caps.align, caps.n_chunk)
+        self.decode_cost = DecodeCost(caps.step_cost)
         self._caps = caps
         self._decode_debt_s = 0.0
         self._decode_streak = 0
@@ -71,23 +74,24 @@ class Batching:
         """Records a step with `n_prefill` prompt tokens."""
         if n_prefill:
             self.cost.add(n_prefill, seconds)
-            self._decode_debt_s, self._decode_streak = seconds, 0
+            self._decode_debt_s, self._decode_streak = DECODE_SHARE * seconds, 0
         else:
             self._decode_debt_s -= seconds
             self._decode_streak += 1
 
     def _with_prefill(self, prefilling: list[Running], decoding: list[Running]) -> Batch:
-        """All that decode, and prompt tokens within the budget: of one task beside decodes, else of all in turns."""
+        """Prompt tokens within the budget, of one task if others decode, else of all in turns; and rows that ride."""
         self._turn += 1
         n_batch = self._caps.n_batch
-        decoding = decoding[: max(0, n_batch - 1)]
-        alone = self._caps.interrupts and not decoding
-        budget = max(1, min(self.cost.budget(alone=alone), n_batch - len(decoding)))
+        budget = self.cost.budget(beside=bool(decoding), patient=self._caps.interrupts and not decoding)
         if decoding:
             prefilling = [prefilling[self._turn % len(prefilling)]]
         elif prefilling:
             at = self._turn % len(prefilling)
             prefilling = (prefilling[at:] + prefilling[:at])[:budget]
+        rides = self.decode_cost.rides if self._caps.batches else True
+        decoding = decoding[: n_batch - 1] if rides else []
+        budget = max(1, min(budget, n_batch - len(decoding)))
         tasks, rows, n_prefill = list(decoding), _decode_rows(decoding), 0
         n_outputs = len(rows)
         for i, each in enumerate(prefilling):
@@ -108,11 +112,8 @@ class Batching:
 
     def _cheapest(self, decoding: list[Running]) -> list[Running]:
         """The tasks of one decode step: all, or as few as cost the least time for each token, in turns."""
-        costs = {n: ms for n, ms in self._caps.step_cost.items() if n <= len(decoding)}
-        if len(costs) < 2:
-            return decoding
-        size = min(costs, key=lambda n: costs[n] / n)
-        if size == max(costs):
+        size = self.decode_cost.best_size(len(decoding)) if self._caps.batches else len(decoding)
+        if size == len(decoding):
             return decoding
         self._turn += 1
         at = self._turn * size % len(decoding)

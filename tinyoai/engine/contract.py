@@ -113,11 +113,15 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one row that can have logits or hidden states."""
     n_outputs_total: int = 1 << 30
     """Tokens of one eval that can have logits or hidden states, all rows together."""
+    n_chunk: int = 0
+    """Prompt tokens of a step beside decoding rows, at most; 0: n_row."""
     align: int = 1
     """Rows of a prefill that end at multiples of this give results that do not depend on where it is cut."""
     bit_exact: bool = True
     """A row's result does not depend on its neighbours, nor on cuts at multiples of `align`."""
     copies: Copies = Copies.NONE
+    shares_cells: bool = False
+    """All sequences take cells from one pool, and a copy has those of its source."""
     truncates: Truncates = Truncates.FREELY
     saves: bool = False
     interrupts: bool = False
@@ -133,7 +137,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     longest_piece: int = 1
     """Bytes of the longest token."""
     step_cost: dict[int, float] = {}
-    """Measured milliseconds of a decode step by its number of rows; empty: rows cost the same in any company."""
+    """Milliseconds of a decode step by its number of rows, as far as they are measured."""
+    batches: bool = False
+    """Rows of one step share work; else each costs the same in any company."""
 
 
 class Engine(Protocol):

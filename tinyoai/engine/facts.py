@@ -39,8 +39,11 @@ __all__ = [
 
 ENCODER_CONTEXT = 512
 """As DEFAULT_CONTEXT, of an encoder."""
-DEFAULT_SLOTS = 4
-"""Slots where nobody chose a number."""
+DEFAULT_SLOTS, MAX_SLOTS = 4, 16
+"""Slots where nobody chose a number: more than the first only if they share cells, and memory allows it."""
+WINDOWS = 4
+"""Context windows that the KV cells of all slots hold together, where memory allows it and nobody chose a number."""
+LEAST_BATCH = 64
 PLAIN_CACHE_TYPES = ("f32", "f16", "bf16")
 """Types of the KV cache that need no flash attention."""
 AUTO = "auto"
@@ -64,6 +67,8 @@ class EngineFacts(NamedTuple):
     """Can keep the states of finished sequences in memory and on disk."""
     n_batch: int = 32
     """Prompt tokens of a step, where nobody chose a number."""
+    shares_cells: bool = False
+    """Its slots can share KV cells."""
     max_context: int = DEFAULT_CONTEXT
     """Tokens of a context window that nobody chose, if the model was trained for as many."""
     installed: Callable[[], bool] = lambda: True
@@ -91,6 +96,7 @@ ENGINES: dict[str, EngineFacts] = {
         embeds=True,
         saves=True,
         n_batch=llamacpp.N_BATCH,
+        shares_cells=True,
         max_context=llamacpp.MAX_CONTEXT,
         installed=llamacpp.installed,
         install=llamacpp.INSTALL,
@@ -128,31 +134,66 @@ def choose(header: gguf.Header, engine: str = AUTO) -> str:
 
 
 def complete(load: wire.Load, hparams: HParams | None, n_ctx_train: int, capacity: int) -> wire.Load:
-    """The load with the engine's own choice of what is 0 in it: tokens of a step, and the context window.
+    """The load with the engine's own choice of what is 0 in it: slots, tokens of a step, context window and KV cells.
 
-    The window is the model's own within `max_context`, cut to what a quarter of `capacity` (in bytes) holds of the
-    KV cache of all slots, but not below 4096 (512 for an encoder, which keeps more for each token). The machine's
-    whole memory decides, not what is free now, so that every load gives the same. A model that has learned its
-    positions one by one gets no more of them.
+    `capacity` is the memory in bytes that the choice depends on: the machine's whole memory, not what is free now, so
+    that every load gives the same. A quarter of it is for the KV cache. A model that has learned its positions one by
+    one gets no more of them.
     """
     engine = ENGINES.get(load.engine)
     if engine is None:  # the worker refuses the load in words
         return load
-    n_ctx = load.n_ctx
-    load = structs.replace(
-        load, n_slots=load.n_slots or DEFAULT_SLOTS, n_batch=load.n_batch or engine.n_batch
-    )
-    if not n_ctx:
-        n_ctx = min(n_ctx_train, engine.max_context)
-        floor = ENCODER_CONTEXT if hparams is not None and hparams.whole_rows else DEFAULT_CONTEXT
-        if n_ctx > floor:
-            # what a token of an encoder takes depends on the window
-            per_token = engine.estimate(hparams, 0, structs.replace(load, n_ctx=n_ctx)).per_token
-            fits = capacity // 4 // per_token // CONTEXT_STEP * CONTEXT_STEP if per_token else n_ctx
-            n_ctx = min(n_ctx, max(floor, fits))
+    if not load.n_batch:
+        load = structs.replace(load, n_batch=_batch(engine, load, hparams, capacity))
+    window = load.n_ctx or min(n_ctx_train, engine.max_context)
     if hparams is not None and hparams.n_positions:
-        n_ctx = min(n_ctx, hparams.n_positions)
-    return structs.replace(load, n_ctx=n_ctx)
+        window = min(window, hparams.n_positions)
+    chosen = bool(load.n_ctx)
+    if hparams is not None and engine.shares_cells and not hparams.whole_rows:
+        return _with_cells(engine, load, hparams, window, capacity // 4, chosen=chosen)
+    load = structs.replace(load, n_slots=load.n_slots or DEFAULT_SLOTS, n_ctx=window)
+    floor = ENCODER_CONTEXT if hparams is not None and hparams.whole_rows else DEFAULT_CONTEXT
+    if not chosen and window > floor:
+        # what a token of an encoder takes depends on the window
+        per_token = engine.estimate(hparams, 0, load).per_token
+        fits = capacity // 4 // per_token // CONTEXT_STEP * CONTEXT_STEP if per_token else window
+        load = structs.replace(load, n_ctx=min(window, max(floor, fits)))
+    return load
+
+
+def _with_cells(
+    engine: EngineFacts, load: wire.Load, hparams: HParams, window: int, memory: int, *, chosen: bool
+) -> wire.Load:
+    """The load with slots, context window and KV cells for `memory` bytes of KV cache.
+
+    Shared cells hold a few windows, and one conversation may use a whole one. Else each slot has its part of them.
+    """
+    alone = structs.replace(load, n_slots=1, n_ctx=DEFAULT_CONTEXT, n_cells=0)
+    per_cell = engine.estimate(hparams, 0, alone).per_token
+    affordable = memory // per_cell // CONTEXT_STEP * CONTEXT_STEP if per_cell else window * MAX_SLOTS
+    floor = min(window, DEFAULT_CONTEXT)
+    if load.kv == "separate":
+        n_slots = load.n_slots or DEFAULT_SLOTS
+        part = min(WINDOWS * window, affordable) // n_slots // CONTEXT_STEP * CONTEXT_STEP
+        n_ctx = window if chosen else min(window, max(floor, part))
+        return structs.replace(load, n_slots=n_slots, n_ctx=n_ctx, n_cells=n_slots * n_ctx)
+    n_slots = load.n_slots or max(DEFAULT_SLOTS, min(MAX_SLOTS, affordable // max(1, floor)))
+    n_cells = max(floor, min(min(WINDOWS, n_slots) * window, affordable))
+    n_ctx = window if chosen else min(window, n_cells)
+    return structs.replace(load, n_slots=n_slots, n_ctx=n_ctx, n_cells=max(n_ctx, n_cells))
+
+
+def _batch(engine: EngineFacts, load: wire.Load, hparams: HParams | None, capacity: int) -> int:
+    """Prompt tokens of a step: the engine's number, or less if its buffers take more than a 32nd of the memory."""
+    n = engine.n_batch
+    load = structs.replace(load, n_slots=load.n_slots or DEFAULT_SLOTS, n_ctx=load.n_ctx or DEFAULT_CONTEXT)
+
+    def total(n: int) -> int:
+        return engine.estimate(hparams, 0, structs.replace(load, n_batch=n)).total
+
+    while n > LEAST_BATCH and total(n) - total(LEAST_BATCH) > capacity // 32:
+        n //= 2
+    return n
 
 
 def choose_legacy(path: str, engine: str = AUTO) -> str:

@@ -46,7 +46,7 @@ class HParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes that a load takes: `fixed`, and `per_token` of its context window over all slots."""
+    """Bytes that a load takes: `fixed`, and `per_token` of its context window: one cell or more."""
 
     fixed: int
     per_token: int
@@ -74,7 +74,7 @@ class MemoryEstimate(NamedTuple):
 
     def shortage(self, budget: int, n_slots: int) -> str:
         """The sentence for a load that exceeds `budget`, to follow the model's name: sizes and a remedy."""
-        window = f" with {self.n_ctx} tokens of context for each of {n_slots} slots" if self.per_token else ""
+        window = f" with {self.n_ctx} tokens of context and {n_slots} slots" if self.per_token else ""
         fits = self.largest_context(budget)
         remedy = (
             f"a context of {fits} tokens fits (--ctx-size {fits}), or fewer slots with --parallel"

@@ -34,7 +34,7 @@ class Room:
         """In the order in which they get a slot again."""
         self._sequences = sequences
         self._running = running
-        self._short = caps.n_kv < caps.n_seq * caps.n_ctx
+        self._short = caps.shares_cells and caps.n_kv < caps.n_seq * caps.n_ctx
         """The cells can run out."""
         self._saves = caps.saves
 

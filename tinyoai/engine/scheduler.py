@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from tinyoai import wire
 from tinyoai.engine.batching import Batch, Batching, Running
+from tinyoai.engine.calibration import Calibration
 from tinyoai.engine.contract import Engine, EngineError, Interrupted, NoRoom, Partial, Row
 from tinyoai.engine.disk_cache import DiskCache
 from tinyoai.engine.prefix_cache import PrefixCache
@@ -64,6 +65,7 @@ class Scheduler:
         """Mean seconds that requests hold a slot, newer ones weighted more."""
         self._assigned = 0
         self._batching = Batching(engine.caps)
+        self.calibration = Calibration(engine, self._sequences, self._batching.decode_cost, clock)
         self._prefilling: frozenset[int] = frozenset()
         """Requests with prompt tokens in the running eval."""
 

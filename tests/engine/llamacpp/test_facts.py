@@ -295,16 +295,47 @@ def test_the_window_is_the_model_s_own_within_a_quarter_of_the_memory() -> None:
     some = window(131_072, 200 * 10**6)
     assert 4096 < some < 32_768
     assert some % 32 == 0
-    # two slots, each with a window of its own: 2000 bytes a token and more for its cell
-    assert 2 * some * 2000 < 50 * 10**6 < 2 * (some + 32) * 2300
-    assert window(131_072, 200 * 10**6, n_slots=1) > 1.8 * some
-    assert window(131_072, 200 * 10**6, cache_type_k="q4_0", cache_type_v="q4_0") > 2 * some
+    # one conversation may use all cells: 2000 bytes for each, and more for its place in the mask
+    assert some * 2000 < 50 * 10**6 < (some + 32) * 2300
+    assert window(131_072, 200 * 10**6, n_slots=1) == some
+    assert window(131_072, 200 * 10**6, kv="separate", n_slots=2) == pytest.approx(some / 2, abs=32)
+    assert window(131_072, 200 * 10**6, cache_type_k="q4_0", cache_type_v="q4_0") == 32_768
     assert window(0, 100 * GB) == 0
 
 
 def test_a_chosen_window_stays() -> None:
     load = structs.replace(LOAD, n_ctx=77, n_batch=5)
-    assert facts.complete(load, HPARAMS, 4096, 1) == load
+    assert facts.complete(load, HPARAMS, 4096, 1) == structs.replace(load, n_cells=154)
+    separate = structs.replace(load, kv="separate", n_slots=3)
+    assert facts.complete(separate, HPARAMS, 4096, 1) == structs.replace(separate, n_cells=231)
+
+
+def test_slots_and_cells_follow_the_memory() -> None:
+    hparams = structs.replace(HPARAMS, n_key=500, n_value=500)
+    load = structs.replace(LOAD, n_ctx=0, n_slots=0, n_batch=64)
+
+    def found(capacity: int, **fields: Any) -> tuple[int, int, int]:
+        got = facts.complete(structs.replace(load, **fields), hparams, 16_384, capacity)
+        return got.n_slots, got.n_ctx, got.n_cells
+
+    assert found(100 * GB) == (16, 16_384, 65_536)
+    assert found(1) == (4, 4096, 4096)
+    n_slots, n_ctx, n_cells = found(200 * 10**6)
+    assert (n_slots, n_ctx) == (5, 16_384)
+    assert n_ctx < n_cells < 4 * n_ctx
+    assert found(100 * GB, n_slots=2) == (2, 16_384, 32_768)
+    assert found(100 * GB, n_slots=30) == (30, 16_384, 65_536)
+    assert found(1, n_ctx=9000) == (4, 9000, 9000)
+    assert found(100 * GB, kv="separate") == (4, 16_384, 65_536)
+    assert found(100 * GB, kv="separate", n_slots=8) == (8, 8192, 65_536)
+    assert found(100 * GB, kv="separate", n_slots=8, n_ctx=16_384) == (8, 16_384, 131_072)
+
+
+def test_steps_are_smaller_where_their_buffers_take_much_of_the_memory() -> None:
+    hparams = structs.replace(HPARAMS, n_key=500, n_value=500, n_row=50_000)
+    load = structs.replace(LOAD, n_ctx=0, n_batch=0)
+    sizes = [facts.complete(load, hparams, 4096, n * GB).n_batch for n in (1, 2, 4, 64)]
+    assert sizes == [128, 256, 512, 512]
 
 
 def test_an_encoder_s_window_is_cut_further() -> None:
@@ -326,7 +357,7 @@ def test_learned_positions_bound_a_chosen_window_too(sound: Path) -> None:
 def test_each_engine_has_its_own_steps_and_window() -> None:
     load = structs.replace(LOAD, n_ctx=0, n_batch=0)
     found = facts.complete(load, HPARAMS, 100_000, 100 * GB)
-    assert (found.n_batch, found.n_ctx) == (64, 32_768)
+    assert (found.n_batch, found.n_ctx) == (512, 32_768)
     found = facts.complete(structs.replace(load, engine="ctransformers"), HPARAMS, 100_000, 100 * GB)
     assert (found.n_batch, found.n_ctx) == (32, 4096)
 

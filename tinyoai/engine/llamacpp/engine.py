@@ -227,7 +227,12 @@ class LlamaCppEngine:
         held = self._n_past[src]
         if not 0 <= n <= held or (self.caps.copies is not Copies.PREFIX and n != held):
             raise EngineError(f"the first {n} of {held} tokens cannot be copied")
-        self._context.copy(src, dst, n if self.caps.copies is Copies.PREFIX else -1)
+        if self.caps.shares_cells:
+            self._context.copy(src, dst, n if self.caps.copies is Copies.PREFIX else -1)
+        elif not self._context.load(dst, self._context.save(src)):
+            # seq_cp would copy the whole stream, and only when the next step begins
+            self._n_past[dst] = 0
+            raise EngineError("the sequence could not be copied")
         self._n_past[dst] = n
 
     def save(self, seq: int) -> bytes:

@@ -13,10 +13,12 @@ from tinyoai.engine.llamacpp.architectures import DECODERS, ENCODERS, REFUSED
 from tinyoai.engine.llamacpp.header_check import HeaderError, check
 from tinyoai.engine.llamacpp.memory import estimate, hparams
 
-__all__ = ["INSTALL", "MAX_CONTEXT", "N_BATCH", "estimate", "hparams", "installed", "supports"]
+__all__ = ["INSTALL", "MAX_CONTEXT", "N_BATCH", "N_CHUNK", "estimate", "hparams", "installed", "supports"]
 
-N_BATCH = 64
-"""Prompt tokens of a step: llama.cpp's attention is fastest with 64 rows, and smaller steps stall others less."""
+N_BATCH = 512
+"""Prompt tokens of a step that nobody waits for."""
+N_CHUNK = 64
+"""Prompt tokens of a step beside decoding rows: the fewest with which llama.cpp's attention takes its fast path."""
 MAX_CONTEXT = 32_768
 """Tokens of a context window that nobody chose, at most."""
 RANK = 4

@@ -176,6 +176,13 @@ def _repacked(header: gguf.Header) -> list[int]:
     ]
 
 
+def n_cells_of(load: wire.Load) -> int:
+    """KV cells of a load: those of all slots together."""
+    if load.kv == "separate" or not load.n_cells:
+        return load.n_slots * load.n_ctx
+    return load.n_cells
+
+
 def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> MemoryEstimate:
     """The file, the vocabulary, the KV cache of all slots, and the buffers of a step."""
     base = WORKER_BYTES + LIBRARY_BYTES + file_size
@@ -201,4 +208,6 @@ def estimate(hparams: HParams | None, file_size: int, load: wire.Load) -> Memory
     mask = load.n_batch * (2 if flash else _F32 * (1 + hparams.n_head))
     per_cell = int(cell) + mask + CELL_BYTES if cell else 0
     step = _F32 * (load.n_batch + load.n_slots) * hparams.n_row + CELL_STEP * per_cell
-    return MemoryEstimate(base + outputs + state + step, load.n_slots * per_cell, load.n_ctx)
+    n_cells = n_cells_of(load)
+    per_token = -(-per_cell * n_cells // max(1, load.n_ctx))
+    return MemoryEstimate(base + outputs + state + step, per_token, load.n_ctx)

@@ -16,7 +16,7 @@ from tinyoai.engine.llamacpp.architectures import reads_whole_texts
 from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
 from tinyoai.engine.llamacpp.library import Library
-from tinyoai.engine.llamacpp.memory import CACHE_TYPES, CELL_STEP, SCORED_ROWS
+from tinyoai.engine.llamacpp.memory import CACHE_TYPES, CELL_STEP, SCORED_ROWS, n_cells_of
 from tinyoai.engine.llamacpp.vocabulary import SPM, Vocabulary
 from tinyoai.engine.threads import ThreadChoice
 from tinyoai.host import memory
@@ -191,12 +191,16 @@ def _capabilities(
         # tokens that decode ride beside a whole row of a prompt
         n_batch=load.n_batch + n_slots,
         n_row=load.n_batch,
+        n_chunk=min(facts.N_CHUNK, load.n_batch),
         n_kv=n_cells(load),
         n_outputs=n_outputs,
         n_outputs_total=max(n_outputs, n_slots) + n_slots,
-        align=load.n_batch,
+        align=min(facts.N_CHUNK, load.n_batch),
         bit_exact=False,
-        copies=Copies.WHOLE if recurrent else Copies.PREFIX,
+        batches=True,
+        shares_cells=load.kv != "separate",
+        # a stream of its own is copied as a whole
+        copies=Copies.WHOLE if recurrent or load.kv == "separate" else Copies.PREFIX,
         truncates=Truncates.NEVER if recurrent else Truncates.FREELY,
         saves=True,
         interrupts=not recurrent,
@@ -205,8 +209,9 @@ def _capabilities(
 
 
 def n_cells(load: wire.Load) -> int:
-    """KV cells of a load: the context window of every slot."""
-    return -(-load.n_ctx * load.n_slots // CELL_STEP) * CELL_STEP
+    """KV cells of a load, rounded up as llama.cpp does it: in all, or in the stream of each slot."""
+    n = load.n_slots if load.kv == "separate" else 1
+    return n * (-(-n_cells_of(load) // (n * CELL_STEP)) * CELL_STEP)
 
 
 def _new_context(
@@ -221,7 +226,7 @@ def _new_context(
     params.pooling_type = _POOLING_NONE
     params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[load.flash_attn]
     params.type_k, params.type_v = CACHE_TYPES[load.cache_type_k], CACHE_TYPES[load.cache_type_v]
-    library.set_unified(params, True)
+    library.set_unified(params, load.kv != "separate")
     library.log.clear()
     context = library.lib.llama_init_from_model(model, params)
     if not context:
