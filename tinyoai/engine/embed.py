@@ -13,7 +13,7 @@ class EmbedTask:
     keeps_prefix = False
     adapters: tuple[Adapter, ...] = ()
     exact = True
-    checkpoint = 0
+    n_resumable = checkpoint = 0
     cache_miss = -1
 
     def __init__(self, request_id: int, body: wire.Embed, ids: list[int], engine: Engine) -> None:

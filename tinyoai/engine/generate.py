@@ -33,6 +33,7 @@ class GenerateTask:
         stop: Sequence[str],
         prompt_text: str = "",
         copies_from_first: bool = False,
+        n_resumable: int = 0,
         checkpoint: int = 0,
     ) -> None:
         # as asked
@@ -45,6 +46,7 @@ class GenerateTask:
         self.exact = body.exact
         self.copies_from_first = copies_from_first
         """Its prompt will be copied from the first choice's sequence."""
+        self.n_resumable = n_resumable
         self.checkpoint = checkpoint
         self.cache_miss = -1
         self.prefilling = True

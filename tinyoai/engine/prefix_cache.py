@@ -4,6 +4,7 @@ A finished sequence stays in its slot. When another conversation takes the slot,
 host memory, from there to disk while the worker is idle, and back when its conversation goes on.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ MIN_GAIN = 16
 """Tokens that a state in memory must bring over the slots' sequences."""
 MIN_GAIN_ON_DISK = 64
 """The same of a state on disk."""
+
+_conversations = itertools.count(1)
 
 
 class PrefixCache:
@@ -39,7 +42,7 @@ class PrefixCache:
         self._disk = disk if self._store is not None else None
         self._unsaved = False
         """Something may have changed since everything was on disk."""
-        sequences.on_evict = self.keep
+        sequences.on_evict = self._leave
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -96,15 +99,21 @@ class PrefixCache:
             return self.place(again, task, scope) if again is not None else 0
         stays = common_prefix(slot.tokens, task.ids[:n_keep])
         if len(slot.tokens) - stays >= MIN_TOKENS or self._caps.truncates is Truncates.NEVER:
-            self.keep(slot)
+            self._leave(slot, stays)
+        if not n_keep:
+            slot.conversation = next(_conversations)
+        elif source is not None:
+            slot.conversation = source.conversation
         if entry is not None and state is not None:
+            slot.conversation = entry.conversation or next(_conversations)
+            entry.conversation = slot.conversation
             n_keep = self._restore(slot, entry, state, n_keep)
             if n_keep and task.exact:
                 n_keep = self._engine.exact_prefix(slot.index, n_keep, len(task.ids))
         elif source is not None:
             self._sequences.copy(source, slot, n_keep)
         n_keep = self._sequences.cut(slot, n_keep)
-        slot.adapters, slot.scope = task.adapters, scope
+        slot.adapters, slot.scope, slot.n_resumable = task.adapters, scope, task.n_resumable
         self._unsaved = True
         return n_keep
 
@@ -137,12 +146,29 @@ class PrefixCache:
         store = self._store
         if store is None or not slot.last_used or not store.wants(slot.tokens, slot.scope, slot.adapters):
             return
-        store.put(slot.tokens, slot.scope, slot.adapters, self._sequences.save(slot))
+        state = self._sequences.save(slot)
+        store.put(slot.tokens, slot.scope, slot.adapters, state, slot.conversation)
         self._unsaved = True
 
+    def _leave(self, slot: Slot, stays: int = 0) -> None:
+        """Saves a slot's sequence before all but `stays` tokens are dropped.
+
+        Where a saved state serves as a whole only, but the sequence can be cut, the state at the last message is saved
+        too: it serves for another answer to that message.
+        """
+        self.keep(slot)
+        if self._resumes_behind(slot) and stays < slot.n_resumable:
+            self._sequences.cut(slot, slot.n_resumable)
+            self.keep(slot)
+
+    def _resumes_behind(self, slot: Slot) -> bool:
+        caps, n = self._caps, slot.n_resumable
+        sliding = caps.truncates is not Truncates.NEVER and not caps.cuts_saved
+        return sliding and slot.n_whole <= n < len(slot.tokens)
+
     def on_tokens(self, slot: Slot, task: Task) -> None:
-        """Saves the sequence of a model that cannot go back, where its prompt is to be resumed."""
-        if self._caps.truncates is Truncates.NEVER and len(slot.tokens) == task.checkpoint:
+        """Saves a sequence where its prompt is to be resumed, if it cannot be cut there later."""
+        if len(slot.tokens) == task.checkpoint:
             self.keep(slot)
 
     def on_release(self, slot: Slot, task: Task) -> None:
@@ -168,31 +194,28 @@ class PrefixCache:
         """There may be sequences to write to disk."""
         return self._disk is not None and self._unsaved
 
-    def save_all(self, go_on: Callable[[], bool]) -> bool:
-        """Writes all sequences that are not on disk, the most recently used first; False: `go_on` ended it."""
+    def save_all(self, go_on: Callable[[], bool], *, last: bool = False) -> bool:
+        """Writes all sequences that are not on disk, the most recently used first; False: `go_on` ended it.
+
+        `last`: the slots are not needed any more.
+        """
         store, disk = self._store, self._disk
         if store is None or disk is None or not disk.known:
             return True
         disk.index(store)
-        waiting: list[tuple[Entry, Slot | None]] = [
-            (entry, None) for entry in store.entries if entry.state is not None and entry.file is None
-        ]
-        for slot in self._slots:
-            if not slot.last_used or len(slot.tokens) < MIN_TOKENS:
-                continue
-            held = Entry(slot.scope, slot.adapters, slot.ids(), used_at=slot.used_at)
-            if not any(store.covers(entry, held) for entry, _ in waiting):
-                waiting.append((held, slot))
-        waiting.sort(key=lambda pair: pair[0].used_at, reverse=True)
-        for entry, held_by in waiting:
+        for entry, slot in self._unsaved_entries(store, last=last):
             if any(known.file is not None and store.covers(known, entry) for known in store.entries):
                 continue
             if not go_on():
                 return False
-            state = entry.state if held_by is None else self._sequences.save(held_by)
+            state = entry.state
+            if slot is not None:
+                if len(entry.tokens) < len(slot.tokens):
+                    self._sequences.cut(slot, len(entry.tokens))
+                state = self._sequences.save(slot)
             if state is None or not disk.write(entry, state, go_on):
                 continue
-            if held_by is not None:
+            if slot is not None:
                 store.add_file(entry)
             for old in store.superseded(entry):
                 disk.remove(old)
@@ -200,3 +223,29 @@ class PrefixCache:
                     store.remove(old)
         self._unsaved = not go_on()
         return not self._unsaved
+
+    def _unsaved_entries(self, store: PrefixStore, *, last: bool) -> list[tuple[Entry, Slot | None]]:
+        """Entries to write, the most recently used first, with the slots that hold those without a state."""
+        found: list[tuple[Entry, Slot | None]] = [
+            (entry, None) for entry in store.entries if entry.state is not None and entry.file is None
+        ]
+        for slot in self._slots:
+            if not slot.last_used:
+                continue
+            lengths = [len(slot.tokens)]
+            if last and self._resumes_behind(slot):
+                lengths.append(slot.n_resumable)
+            for n in lengths:
+                held = Entry(
+                    slot.scope,
+                    slot.adapters,
+                    slot.ids(n),
+                    used_at=slot.used_at,
+                    conversation=slot.conversation,
+                )
+                if n >= MIN_TOKENS and not any(store.covers(entry, held) for entry, _ in found):
+                    found.append((held, slot))
+        found.sort(
+            key=lambda pair: pair[0].used_at, reverse=True
+        )  # stable: of a slot the longer one comes first
+        return found

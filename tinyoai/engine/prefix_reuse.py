@@ -48,7 +48,7 @@ def choose(
     def kept(slot: Slot) -> int:
         if slot.adapters != adapters or slot.scope != scope:
             return 0
-        n_keep = min(common_prefix(slot.tokens, prompt), most)
+        n_keep = slot.keepable(min(common_prefix(slot.tokens, prompt), most))
         if caps.truncates is Truncates.NEVER and n_keep < len(slot.tokens):
             return 0
         return exact(slot.index, n_keep, len(prompt)) if exact is not None else n_keep
@@ -79,8 +79,8 @@ def _copy(
 
     def copyable(slot: Slot) -> int:
         n = kept(slot)
-        whole = caps.copies is Copies.PREFIX or n == len(slot.tokens) or caps.truncates is Truncates.FREELY
-        return n if whole else 0
+        cuts = caps.truncates is Truncates.FREELY and (caps.cuts_saved or caps.shares_cells)
+        return n if caps.copies is Copies.PREFIX or n == len(slot.tokens) or cuts else 0
 
     source = max(slots, key=copyable)
     n_keep = copyable(source)

@@ -14,13 +14,13 @@ from tinyoai.engine.contract import Adapter
 MIN_TOKENS = 64
 """A shorter sequence is not worth keeping."""
 CHECKPOINTS = 3
-"""States of one conversation that are kept, where the model cannot go back to an earlier token."""
+"""States of one conversation that are kept, where one serves whole or not at all."""
 
 
 class Entry:
     """A saved sequence. Its state is in memory, on disk, or both."""
 
-    __slots__ = ("adapters", "file", "scope", "state", "tokens", "used_at")
+    __slots__ = ("adapters", "conversation", "file", "scope", "state", "tokens", "used_at")
 
     def __init__(
         self,
@@ -31,6 +31,7 @@ class Entry:
         used_at: float,
         state: bytes | None = None,
         file: Path | None = None,
+        conversation: int = 0,
     ) -> None:
         self.scope = scope
         self.adapters = adapters
@@ -39,6 +40,8 @@ class Entry:
         """Seconds since 1970."""
         self.state = state
         self.file = file
+        self.conversation = conversation
+        """As in Slot."""
 
     def starts(self, other: "Entry") -> bool:
         """Its tokens are the first ones of another entry of the same scope and adapters, or all of them."""
@@ -72,7 +75,7 @@ class PrefixStore:
     """Entries by scope, adapters and token ids. The states in memory take at most `limit` bytes."""
 
     def __init__(self, limit: int, *, goes_back: bool = True, now: Callable[[], float] = time.time) -> None:
-        """`goes_back`: the model can drop the end of a sequence, so that a long one serves for a short one."""
+        """`goes_back`: a loaded state can be truncated, so that a long one serves for a short one."""
         self.entries: list[Entry] = []
         self._limit = limit
         self._goes_back = goes_back
@@ -91,7 +94,7 @@ class PrefixStore:
     ) -> tuple[Entry | None, int, int]:
         """The entry with the longest prefix of a prompt, its usable length, and the longest length seen.
 
-        At most `at_most` tokens are usable; where the model cannot go back, only whole entries are.
+        At most `at_most` tokens are usable; without `goes_back` only whole entries are.
         """
         wanted = array("i", prompt)
         best, n_best, n_seen = None, 0, 0
@@ -129,13 +132,25 @@ class PrefixStore:
         return other.starts(entry) and (self._goes_back or len(other.tokens) == len(entry.tokens))
 
     def put(
-        self, tokens: Sequence[int], scope: str, adapters: tuple[Adapter, ...], state: bytes
+        self,
+        tokens: Sequence[int],
+        scope: str,
+        adapters: tuple[Adapter, ...],
+        state: bytes,
+        conversation: int = 0,
     ) -> Entry | None:
         """Keeps a state in memory, and drops what it makes superfluous; None: it is larger than the limit."""
         self._per_token = len(state) / len(tokens)
         if len(state) > self._limit:
             return None
-        entry = Entry(scope, adapters, array("i", tokens), used_at=self._now(), state=state)
+        entry = Entry(
+            scope,
+            adapters,
+            array("i", tokens),
+            used_at=self._now(),
+            state=state,
+            conversation=conversation,
+        )
         known = next((e for e in self.entries if e.starts(entry) and len(e.tokens) == len(tokens)), None)
         if known is not None:  # the same tokens on disk, or an older state of them
             entry.file = known.file
@@ -152,11 +167,13 @@ class PrefixStore:
         return entry
 
     def superseded(self, entry: Entry) -> list[Entry]:
-        """The entries whose tokens `entry` begins with, and which are not worth keeping beside it."""
-        earlier = [e for e in self.entries if e is not entry and e.starts(entry)]
+        """The entries of the same conversation that are not worth keeping beside `entry`."""
+        others = [e for e in self.entries if e is not entry]
         if self._goes_back:
-            return earlier
-        earlier.sort(key=lambda e: len(e.tokens))
+            return [e for e in others if e.starts(entry)]
+        known = entry.conversation
+        earlier = [e for e in others if (known and e.conversation == known) or e.starts(entry)]
+        earlier.sort(key=lambda e: e.used_at)
         return earlier[: max(0, len(earlier) - (CHECKPOINTS - 1))]
 
     def add_file(self, entry: Entry) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from tinyoai import wire
-from tinyoai.engine.contract import Copies, Engine, Truncates
+from tinyoai.engine.contract import Capabilities, Copies, Engine, Truncates
 from tinyoai.engine.generate import GenerateTask
 from tinyoai.engine.prefix_store import common_prefix
 from tinyoai.engine.rendering import ChatRenderer, RenderRefused
@@ -120,9 +120,10 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
             )
     text = prompt_text(segments, ids, engine) if body.echo else ""
     copies = engine.caps.copies is not Copies.NONE
-    checkpoint = (
-        0 if engine.caps.truncates is not Truncates.NEVER else resumable(body.prompt, segments, ids, engine)
-    )
+    caps = engine.caps
+    n_resumable = 0
+    if caps.saves and not caps.cuts_states:
+        n_resumable = resumable(body.prompt, segments, ids, engine)
     return [
         GenerateTask(
             request_id,
@@ -133,7 +134,8 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
             stop=[*body.stop, *rendered.stop],
             prompt_text=text,
             copies_from_first=copies and choice > 0,
-            checkpoint=checkpoint,
+            n_resumable=n_resumable,
+            checkpoint=n_resumable if _needs_checkpoint(caps, body.n) else 0,
         )
         for choice in range(body.n)
     ]
@@ -187,6 +189,11 @@ def _encode(segments: Sequence[wire.Segment], engine: Engine, param: str, n_answ
     if len(ids) + n_answer > n_ctx:
         raise too_long(len(ids))
     return ids
+
+
+def _needs_checkpoint(caps: Capabilities, n: int) -> bool:
+    """Whether what follows a prompt in its sequence cannot be dropped later, or not in the copies for other choices."""
+    return caps.truncates is Truncates.NEVER or (n > 1 and not caps.shares_cells)
 
 
 def resumable(

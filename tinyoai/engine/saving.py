@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tinyoai import wire
-from tinyoai.engine.contract import Engine, Truncates
+from tinyoai.engine.contract import Engine
 from tinyoai.engine.disk_cache import DiskCache
 from tinyoai.engine.model_key import ModelKey
 from tinyoai.engine.prefix_cache import PrefixCache
@@ -28,7 +28,7 @@ def open_tiers(
     """The store in memory and the one on disk. None: the engine saves nothing, or nothing is to be kept there."""
     if not engine.caps.saves or not (load.cache_ram or key):
         return None, None
-    store = PrefixStore(load.cache_ram, goes_back=engine.caps.truncates is not Truncates.NEVER)
+    store = PrefixStore(load.cache_ram, goes_back=engine.caps.cuts_states)
     if key is None or key.changed():
         return store, None
     return store, DiskCache(load, engine, key, Folder(Path(load.cache_dir), load.cache_disk))
@@ -62,7 +62,7 @@ class Saving:
         """Writes what is not on disk yet, before the worker ends."""
         self._compute_key(go_on)
         if self._prefixes.unsaved:
-            self._prefixes.save_all(go_on)
+            self._prefixes.save_all(go_on, last=True)
 
     def _compute_key(self, go_on: Callable[[], bool]) -> None:
         while go_on():

@@ -41,7 +41,7 @@ class Sequences:
 
     def cut(self, slot: Slot, n: int) -> int:
         """Drops all but the first n tokens of a slot; returns how many are kept: n, fewer, or 0."""
-        kept = self._engine.truncate(slot.index, n)
+        kept = self._engine.truncate(slot.index, slot.keepable(n))
         slot.cut(kept)
         self._cells.cut(slot.index, kept)
         return kept
@@ -63,6 +63,8 @@ class Sequences:
             n = len(source.tokens)
         self._engine.copy(source.index, slot.index, n)
         slot.tokens = source.tokens[:n]
+        # without shared cells it is a saved state that is copied
+        slot.n_whole = source.n_whole if self._caps.cuts_saved or self._caps.shares_cells else n
         self._cells.copy(source.index, slot.index, n)
 
     def save(self, slot: Slot) -> bytes:
@@ -74,5 +76,6 @@ class Sequences:
         fits = self._engine.load(slot.index, state)
         self._cells.cut(slot.index, 0)
         slot.tokens = list(tokens) if fits else []
+        slot.n_whole = 0 if self._caps.cuts_saved else len(slot.tokens)
         self._cells.append(slot.index, len(slot.tokens))
         return fits
