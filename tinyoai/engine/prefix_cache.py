@@ -100,13 +100,13 @@ class PrefixCache:
         stays = common_prefix(slot.tokens, task.ids[:n_keep])
         if len(slot.tokens) - stays >= MIN_TOKENS or self._caps.truncates is Truncates.NEVER:
             self._leave(slot, stays)
-        if not n_keep:
+        held = source or slot
+        if n_keep < max(1, held.n_resumable):  # a few common tokens do not make it the same conversation
             slot.conversation = next(_conversations)
-        elif source is not None:
-            slot.conversation = source.conversation
+        else:
+            slot.conversation = held.conversation
         if entry is not None and state is not None:
-            slot.conversation = entry.conversation or next(_conversations)
-            entry.conversation = slot.conversation
+            entry.conversation = slot.conversation = entry.conversation or next(_conversations)
             n_keep = self._restore(slot, entry, state, n_keep)
             if n_keep and task.exact:
                 n_keep = self._engine.exact_prefix(slot.index, n_keep, len(task.ids))
