@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.engines import make
 from tests.models.workers import ask, run, scripted, text_of, until
@@ -227,6 +228,25 @@ def test_a_temporary_shortage_of_memory_can_be_retried(folder: Path, monkeypatch
             assert await text_of(lease, "hello") == "hello"
 
     drive(body, folder)
+
+
+def test_the_cache_of_conversations_gives_way_to_the_model(folder: Path) -> None:
+    def greedy(model: Model) -> wire.Load:
+        return structs.replace(load(model), cache_ram=size())
+
+    async def body(pool: Pool) -> None:
+        model = pool.find("a")
+        assert model.estimate.total == 2 * size()
+        assert await ask(pool, "hello", "a") == "hello"
+        assert (model.load.cache_ram, model.estimate.total) == (0, size())
+
+    drive(body, folder, room=1.0, make_load=greedy)
+
+    async def kept(pool: Pool) -> None:
+        assert await ask(pool, "hello", "a") == "hello"
+        assert pool.find("a").load.cache_ram == size()
+
+    drive(kept, folder, room=2.0, make_load=greedy)
 
 
 def test_a_file_larger_than_the_machine_s_memory_never_fits(

@@ -4,14 +4,17 @@ It reads the files' headers alone; a server need not run, and a running one noti
 """
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from tinyoai import units
 from tinyoai.cli import help as texts
 from tinyoai.cli.parser import HOME, Parser, data_dir
 from tinyoai.cli.status import duration
-from tinyoai.config.options import OPTIONS
+from tinyoai.config import config_file
+from tinyoai.config.resolve import resolve
 from tinyoai.errors import UsageError
 from tinyoai.host import cache_files
 from tinyoai.host.cache_files import Damaged, Folder, NotOurs
@@ -31,7 +34,13 @@ def run(argv: Sequence[str]) -> int:
         "--json", action="store_true", help="print JSON; sizes are in bytes, times in seconds since 1970"
     )
     flags = parser.flags(argv)
-    facts = summary(Folder(data_dir(flags) / cache_files.FOLDER))
+    home = data_dir(flags)
+    config = resolve({}, os.environ, config_file.read(home))
+    try:
+        limit = units.size(config.cache_disk)
+    except ValueError as error:
+        raise UsageError(f"--cache-disk: {config.cache_disk!r}: {error}") from None
+    facts = summary(Folder(home / cache_files.FOLDER, limit))
     print(json.dumps(facts, indent=2) if flags["json"] else table(facts, time.time()))
     return 0
 
@@ -89,8 +98,7 @@ def summary(folder: Folder) -> dict[str, Any]:
         "size": sum(row["size"] for row in models.values()),
         "written_today": folder.written(),
         "most_a_day": cache_files.MAX_DAILY,
-        "free_share": 1 / cache_files.FREE_SHARE,
-        "default_limit": next(option.default for option in OPTIONS if option.name == "cache_disk"),
+        "limit": folder.limit,
     }
 
 
@@ -114,6 +122,6 @@ def table(facts: dict[str, Any], now: float) -> str:
             "",
             f"folder: {facts['folder']}",
             f"written today: {facts['written_today'] / 1e6:.1f} MB of at most {facts['most_a_day'] / 1e6:.0f} MB",
-            f"limit: --cache-disk ({facts['default_limit']} by default), and a tenth of the free space",
+            f"limit: {facts['limit'] / 1e6:.0f} MB (--cache-disk), and a tenth of the free space",
         ]
     )

@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from msgspec import structs
+
 from tinyoai import errors, wire
 from tinyoai.engine import facts
 from tinyoai.engine.facts import MemoryEstimate
@@ -276,6 +278,17 @@ class ManagedModel:
         self._n_answers += 1
         self._recent.extend((c.n_generated, c.predicted_ms) for c in choices if c.n_generated)
         self._owner.notify_done(self.name, done, list(choices))
+
+    def shed_cache(self) -> bool:
+        """Gives up the memory for finished conversations, so that the model itself fits. False: it has none."""
+        if not self.load.cache_ram:
+            return False
+        self.load = structs.replace(self.load, cache_ram=0)
+        self.estimate = estimate(self.model, self.load)
+        log.warning(
+            "%s: memory is short, so finished conversations stay in slots and on disk only", self.name
+        )
+        return True
 
     # -- unloading -------------------------------------------------------------------------------
 

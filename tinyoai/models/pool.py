@@ -337,6 +337,8 @@ class Pool:
                 if other.reserved
             ]
             decision = plan(others, model.estimate.total, budget)
+            if decision.refuse and model.shed_cache():
+                continue
             if decision.refuse:
                 # a file that is larger than the machine's memory never fits
                 hopeless = bool(self._budget) or model.model.size > (memory.capacity() or sys.maxsize)
