@@ -3,11 +3,13 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tinyoai import app, errors, wire
 from tinyoai.config.resolve import resolve
 from tinyoai.engine import facts
-from tinyoai.models.registry import Model
+from tinyoai.models.managed_model import _settings, estimate
+from tinyoai.models.registry import LastLoad, Model
 
 GIB = 1 << 30
 HPARAMS = facts.HParams(
@@ -15,18 +17,21 @@ HPARAMS = facts.HParams(
 )
 
 
+MODEL = Model(
+    name="m",
+    path="/m.gguf",
+    architecture="llama",
+    engine="llamacpp",
+    hparams=HPARAMS,
+    n_ctx_train=2048,
+    size=10**8,
+)
+
+
 def load(capacity: int = 64 * GIB, engine: str = "llamacpp", size: int = 10**8, **flags: Any) -> wire.Load:
     """Returns the load of a small model."""
     config = resolve({"home": "/nonexistent/home", **flags}, {})
-    model = Model(
-        name="m",
-        path="/m.gguf",
-        architecture="llama",
-        engine=engine,
-        hparams=HPARAMS,
-        n_ctx_train=2048,
-        size=size,
-    )
+    model = structs.replace(MODEL, engine=engine, size=size)
     return app._wire_load(config, capacity, "", model)
 
 
@@ -38,6 +43,16 @@ def test_an_eighth_of_the_memory_is_for_conversations_at_most_a_gibibyte() -> No
     assert big.cache_ram == 0
     some = load(2 * GIB, size=2 * 10**9)
     assert 0 < some.cache_ram < 100 * 10**6
+
+
+def test_it_counts_in_the_memory_that_a_model_takes() -> None:
+    """Also where the last load has shown how much the rest takes."""
+    with_cache, without = load(cache_ram="100M"), load(cache_ram="0")
+    assert estimate(MODEL, with_cache).total == estimate(MODEL, without).total + (100 << 20)
+    shown = LastLoad(settings=_settings(without), resident_bytes=10**9)
+    known = structs.replace(MODEL, loaded=shown)
+    assert estimate(known, without).total == 10**9
+    assert estimate(known, with_cache).total == 10**9 + (100 << 20)
 
 
 def test_the_flags_decide() -> None:

@@ -35,7 +35,9 @@ FIXED = 1_000_000
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Makes the workers run the scripted worker, with simple memory estimates."""
     monkeypatch.setattr(
-        managed_model, "estimate", lambda model, load: MemoryEstimate(FIXED, PER_TOKEN, load.n_ctx)
+        managed_model,
+        "estimate",
+        lambda model, load: MemoryEstimate(FIXED + load.cache_ram, PER_TOKEN, load.n_ctx),
     )
     with scripted():
         yield
