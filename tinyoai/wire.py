@@ -231,6 +231,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
 
     info: ModelInfo
     n_slots: int
+    n_cells: int = 0
+    """KV cells that the slots share; 0: each has its context window for itself."""
     n_threads: int
     version: str
     """Engine and sampler version, for `system_fingerprint`."""

@@ -25,14 +25,20 @@ def _lines(serving: Serving) -> list[str]:
         '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
     )
     key = " -H 'Authorization: Bearer YOUR_KEY'" if serving.requires_key else ""
-    slots = f"{ready.n_slots} request{'s' if ready.n_slots > 1 else ''} at a time"
+    each = " for each request" if ready.n_slots > 1 else ""
+    shared = (
+        f", which share {ready.n_cells} tokens"
+        if info.n_ctx < ready.n_cells < info.n_ctx * ready.n_slots
+        else ""
+    )
+    slots = f"{ready.n_slots} request{'s' if ready.n_slots > 1 else ''} at a time{shared}"
     version = f" {info.engine_version}" if info.engine_version else ""
     lines = [
         f"tinyoai {__version__} is ready",
         f"  base URL  {url}",
         f"  model     {info.name} ({info.architecture}, {info.quantization}{parameters}{size})",
         *([f"  more      the models in {folder}, loaded when asked for: {url}/models"] if folder else []),
-        f"  context   {info.n_ctx} tokens, {slots}",
+        f"  context   {info.n_ctx} tokens{each}, {slots}",
         f"  engine    {info.engine}{version}, {ready.n_threads} thread{'s' if ready.n_threads > 1 else ''}",
         f"  docs      {url.removesuffix('/v1')}/docs",
         "try it:",

@@ -199,8 +199,8 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=0,
         high=512,
-        help="prompt tokens of one request evaluated per step; 0 takes the engine's own: 512 for llamacpp, less on small "
-        "devices and beside other answers; 32 for ctransformers",
+        help="prompt tokens of one request evaluated per step; 0 takes the engine's own: 512 for llamacpp, less on "
+        "small devices and beside other answers; 32 for ctransformers",
     ),
     Option(
         name="cache_type_k",

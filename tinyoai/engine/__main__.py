@@ -89,6 +89,7 @@ class Worker:
         return wire.Ready(
             info=engine.info,
             n_slots=engine.caps.n_seq,
+            n_cells=engine.caps.n_kv if engine.caps.shares_cells else 0,
             n_threads=engine.n_threads,
             version=f"{engine.info.engine}-{engine.info.engine_version}/{native.VERSION}",
             template=self._renderer.name,
