@@ -391,7 +391,7 @@ def test_a_process_killed_at_any_point_of_a_save_leaves_nothing_wrong(
         n_points += 1
         if not killed:
             break
-        point += 1 + point // 40
+        point += 1 + point // 20
     assert n_points > 50
     assert len(found_long) == 2
     assert 0 < found_other < n_points

@@ -248,6 +248,15 @@ def test_a_state_that_does_not_load_is_a_miss(monkeypatch: pytest.MonkeyPatch) -
     assert (answer, accepted.n_cached, len(refused)) == ("x" * 200, 0, 1)
 
 
+def test_a_store_smaller_than_a_conversation_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    s, engine = scheduler(n_slots=1, limit=100)
+    for letter in "abcd":
+        answer, accepted, _ = talk(s, engine, [("user", letter * 200)])
+        assert (answer, accepted.n_cached > 200) == (letter * 200, False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--cache-ram" in line
+
+
 def test_what_is_evicted_for_want_of_cells_goes_to_the_store() -> None:
     s, engine = scheduler(n_kv=2048)
     for letter in "abcdefgh":

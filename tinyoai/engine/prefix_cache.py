@@ -5,6 +5,7 @@ host memory, from there to disk while the worker is idle, and back when its conv
 """
 
 import itertools
+import sys
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from tinyoai.engine.prefix_store import MIN_TOKENS, Entry, PrefixStore, common_p
 from tinyoai.engine.sequences import Sequences
 from tinyoai.engine.slots import Slot
 from tinyoai.engine.tasks import Task
+from tinyoai.host import subproc
 
 MIN_GAIN = 16
 """Tokens that a state in memory must bring over the slots' sequences."""
@@ -42,6 +44,8 @@ class PrefixCache:
         self._disk = disk if self._store is not None else None
         self._unsaved = False
         """Something may have changed since everything was on disk."""
+        self._said = False
+        """The user knows that --cache-ram is too small for a conversation."""
         sequences.on_evict = self._leave
 
     # -- requests ----------------------------------------------------------------------------------
@@ -147,7 +151,15 @@ class PrefixCache:
         if store is None or not slot.last_used or not store.wants(slot.tokens, slot.scope, slot.adapters):
             return
         state = self._sequences.save(slot)
-        store.put(slot.tokens, slot.scope, slot.adapters, state, slot.conversation)
+        entry = store.put(slot.tokens, slot.scope, slot.adapters, state, slot.conversation)
+        if entry is None and not self._said:
+            self._said = True
+            print(
+                f"{subproc.WARNING}a conversation of {len(slot.tokens)} tokens takes {len(state) / 1e6:.0f} MB, more "
+                "than all of --cache-ram; such long ones stay in slots and on disk only",
+                file=sys.stderr,
+                flush=True,
+            )
         self._unsaved = True
 
     def _leave(self, slot: Slot, stays: int = 0) -> None:

@@ -37,9 +37,8 @@ def open_tiers(
 class Saving:
     """Decides by the seconds that the worker has been idle."""
 
-    def __init__(self, prefixes: PrefixCache, idle_s: float = IDLE_S) -> None:
+    def __init__(self, prefixes: PrefixCache) -> None:
         self._prefixes = prefixes
-        self._idle_s = idle_s
         self._key_is_open = prefixes.on_disk
         """The model's key may not be known yet."""
 
@@ -48,14 +47,14 @@ class Saving:
         if self._key_is_open:
             return max(0.0, KEY_IDLE_S - idle)
         if self._prefixes.unsaved:
-            return max(0.0, self._idle_s - idle)
+            return max(0.0, IDLE_S - idle)
         return None
 
     def work(self, idle: float, go_on: Callable[[], bool]) -> None:
         """Does the work that is due, until `go_on` says no."""
         if self._key_is_open and idle >= KEY_IDLE_S:
             self._compute_key(go_on)
-        if not self._key_is_open and idle >= self._idle_s and self._prefixes.unsaved:
+        if not self._key_is_open and idle >= IDLE_S and self._prefixes.unsaved:
             self._prefixes.save_all(go_on)
 
     def finish(self, go_on: Callable[[], bool]) -> None:
