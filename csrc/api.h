@@ -9,7 +9,7 @@
  * token ids are 0 .. n_vocab-1; log-probabilities are natural. */
 
 enum {
-    TOAI_VERSION = 2, /* rises when an equal seed may give other ids, or a declaration here changes */
+    TOAI_VERSION = 3, /* rises when an equal seed may give other ids, or a declaration here changes */
 
     TOAI_OK = 0,
     TOAI_E_ARG = -1,       /* a null or misaligned pointer, a parameter out of its bounds, too little memory */
@@ -85,7 +85,7 @@ size_t toai_sampler_size(const toai_sampler_params *params);
 int32_t toai_sampler_init(toai_sampler *memory, size_t size, const toai_sampler_params *params);
 
 /* Adds the prompt's tokens to the history, not as generated. Only repeat_penalty reads them.
- * Returns TOAI_OK, TOAI_E_ARG, TOAI_E_TOKEN or TOAI_E_FULL; on an error the tokens before it were added. */
+ * Returns TOAI_OK, TOAI_E_ARG or TOAI_E_TOKEN, which leave the history as it was, or TOAI_E_FULL. */
 int32_t toai_sampler_accept(toai_sampler *sampler, const int32_t *tokens, int32_t n_tokens);
 
 /* Chooses a token from n_vocab logits and adds it to the history as generated. Reads the logits only.

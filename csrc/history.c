@@ -65,6 +65,60 @@ int32_t history_add(toai_sampler *s, int32_t id, int generated)
     return TOAI_OK;
 }
 
+/* Adds n tokens to the window's entries, which have room for them; n is at most max_scratch. O(n log n + n_entries):
+ * sorts the ids and merges them with the entries from the end. */
+static void merge_recent(toai_sampler *s, const int32_t *tokens, int32_t n)
+{
+    uint64_t *ids = s->scratch;
+    for (int32_t i = 0; i < n; i++)
+        ids[i] = (uint32_t)tokens[i];
+    make_heap(ids, n);
+    for (int32_t i = 0; i < n; i++)
+        pop(ids, n - i);
+    int32_t n_new = 0;
+    for (int32_t i = 0, at = 0; i < n; i++) {
+        int32_t id = (int32_t)ids[i];
+        while (at < s->n_entries && s->entries[at].id < id)
+            at++;
+        n_new += (i == 0 || id != (int32_t)ids[i - 1]) && (at == s->n_entries || s->entries[at].id != id);
+    }
+    int32_t from = s->n_entries - 1, to = from + n_new;
+    s->n_entries += n_new;
+    for (int32_t i = n - 1; i >= 0;) {
+        int32_t id = (int32_t)ids[i];
+        while (from >= 0 && s->entries[from].id > id)
+            s->entries[to--] = s->entries[from--];
+        struct entry entry = {.id = id};
+        if (from >= 0 && s->entries[from].id == id)
+            entry = s->entries[from--];
+        for (; i >= 0 && (int32_t)ids[i] == id; i--)
+            entry.n_recent++;
+        s->entries[to--] = entry;
+    }
+}
+
+int32_t history_add_prompt(toai_sampler *s, const int32_t *tokens, int32_t n_tokens)
+{
+    if (s->n_window == 0 || n_tokens == 0)
+        return TOAI_OK;
+    if (n_tokens > s->n_window) { /* the others would leave the window again */
+        tokens += n_tokens - s->n_window;
+        n_tokens = s->n_window;
+    }
+    if (s->n_accepted > 0) {
+        for (int32_t i = 0; i < n_tokens; i++)
+            if (history_add(s, tokens[i], 0) != TOAI_OK)
+                return TOAI_E_FULL;
+        return TOAI_OK;
+    }
+    for (int32_t i = 0; i < n_tokens; i += s->max_scratch)
+        merge_recent(s, tokens + i, n_tokens - i < s->max_scratch ? n_tokens - i : s->max_scratch);
+    memcpy(s->window, tokens, (size_t)n_tokens * sizeof *tokens);
+    s->n_accepted = n_tokens;
+    s->window_at = n_tokens == s->n_window ? 0 : n_tokens;
+    return TOAI_OK;
+}
+
 void adjust_entries(toai_sampler *s, const float *logits, int suppress)
 {
     for (int32_t i = 0; i < s->n_entries; i++) {

@@ -115,6 +115,7 @@ void llama_set_embeddings(llama_context *ctx, _Bool embeddings);
 void llama_set_abort_callback(llama_context *ctx, void *abort_callback, void *abort_callback_data);
 float *llama_get_logits_ith(llama_context *ctx, int32_t i);
 float *llama_get_embeddings_ith(llama_context *ctx, int32_t i);
+float *llama_get_embeddings_seq(llama_context *ctx, int32_t seq_id);
 
 llama_memory_t llama_get_memory(const llama_context *ctx);
 _Bool llama_memory_seq_rm(llama_memory_t mem, int32_t seq_id, int32_t p0, int32_t p1);

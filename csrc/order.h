@@ -80,4 +80,21 @@ static inline uint64_t pop(uint64_t *a, int32_t n)
     return best;
 }
 
+/* Moves the ranks that are greater than the median of three of them to the front; returns how many. n >= 3 distinct
+ * ranks, so that some move and some do not. O(n). */
+static inline int32_t partition(uint64_t *a, int32_t n)
+{
+    uint64_t x = a[0], y = a[n / 2], z = a[n - 1];
+    uint64_t low = x < y ? x : y, high = x < y ? y : x;
+    uint64_t pivot = z < low ? low : z < high ? z : high;
+    int32_t n_better = 0;
+    for (int32_t i = 0; i < n; i++) {
+        uint64_t value = a[i];
+        a[i] = a[n_better];
+        a[n_better] = value;
+        n_better += value > pivot;
+    }
+    return n_better;
+}
+
 #endif

@@ -5,7 +5,8 @@
  * token (bias, penalty, suppression) or a masked one is read through a 256-byte patched copy on the stack, so
  * adjustments cost only the blocks they touch.
  *
- * Cost: O(n_vocab) dense work, at most three such passes when a filter is on, plus O(n_adjusted). */
+ * Cost: O(n_vocab) dense work plus O(n_adjusted). Peaked logits take one such pass for the maxima and one for the
+ * weights of top_p, or without a filter for those of the draw. Flat ones take two more: many blocks hold candidates. */
 
 #include <float.h>
 
@@ -160,10 +161,11 @@ static double measure(toai_sampler *s, const float *logits, float top)
 {
     float patched[BLOCK], e[BLOCK];
     double sum = 0;
+    struct softmax softmax = softmax_at(1.0, top);
     struct view raw = {.logits = logits};
     for (int32_t b = 0; b < s->n_blocks; b++)
         if (s->block_max[b] >= top - 88.0f) /* below that every weight is 0 */
-            sum += (double)s->simd.softmax_block(read_block(s, &raw, b, patched), top, 1.0f, 0.0f, -FLT_MAX, e);
+            sum += (double)s->simd.softmax_block(read_block(s, &raw, b, patched), &softmax, -FLT_MAX, e);
     double log_sum = log(sum);
     int32_t n = 0;
     s->result.n_top = 0;
@@ -192,10 +194,6 @@ int32_t toai_sampler_init(toai_sampler *s, size_t size, const toai_sampler_param
     s->n_window = window_size(p);
     s->max_entries = max_entries(p);
     s->temperature = p->temperature < 1e-5 ? 0.0 : p->temperature;
-    if (s->temperature > 0) {
-        s->rate = (float)(1.0 / p->temperature);
-        s->rate_rest = (float)(1.0 / p->temperature - (double)s->rate);
-    }
     s->top_p = p->top_p;
     s->min_p = p->min_p;
     s->repeat_penalty = p->repeat_penalty;
@@ -224,14 +222,12 @@ int32_t toai_sampler_accept(toai_sampler *s, const int32_t *tokens, int32_t n_to
 {
     if (s == NULL || n_tokens < 0 || (tokens == NULL && n_tokens > 0))
         return TOAI_E_ARG;
-    for (int32_t i = 0; i < n_tokens; i++) {
-        if (tokens[i] < 0 || tokens[i] >= s->n_vocab)
-            return TOAI_E_TOKEN;
-        int32_t code = history_add(s, tokens[i], 0);
-        if (code != TOAI_OK)
-            return code;
-    }
-    return TOAI_OK;
+    int outside = 0;
+    for (int32_t i = 0; i < n_tokens; i++)
+        outside |= tokens[i] < 0 || tokens[i] >= s->n_vocab;
+    if (outside)
+        return TOAI_E_TOKEN;
+    return history_add_prompt(s, tokens, n_tokens);
 }
 
 int32_t toai_sampler_sample(toai_sampler *s, const float *logits, int32_t suppress, const uint64_t *allowed)

@@ -42,7 +42,6 @@ struct toai_sampler {
     int32_t n_vocab, n_blocks, top_k, n_top, n_window;
     int32_t max_entries, max_scratch;
     double temperature, top_p, min_p;
-    float rate, rate_rest; /* 1 / temperature, and what rounding it lost */
     float repeat_penalty, presence_penalty, frequency_penalty;
     int32_t counts_generated; /* presence or frequency penalty is on */
 
@@ -66,6 +65,9 @@ struct entry *get_or_add_entry(toai_sampler *s, int32_t id);
 
 /* Adds a token to the history. Returns TOAI_OK or TOAI_E_FULL. */
 int32_t history_add(toai_sampler *s, int32_t id, int generated);
+
+/* Adds tokens that were not generated. O(n_tokens log n_tokens) for a new sampler. Returns TOAI_OK or TOAI_E_FULL. */
+int32_t history_add_prompt(toai_sampler *s, const int32_t *tokens, int32_t n_tokens);
 
 /* Computes the adjusted logit of every entry. */
 void adjust_entries(toai_sampler *s, const float *logits, int suppress);

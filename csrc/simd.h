@@ -15,11 +15,18 @@ enum {
     N_BUCKETS = 1024,
 };
 
+/* What makes a weight of a logit: exp((x - top) / T). */
+struct softmax {
+    float top;             /* the greatest logit */
+    float rate, rate_rest; /* log2(e) / T, and what rounding it lost */
+    float farthest;        /* x - top where the weight is 0 */
+};
+
 /* The loops; simd_loops.h says what each one computes. */
 struct simd {
     int (*scan)(const float *x, int32_t n_blocks, float *block_max);
     uint64_t (*at_least)(const float *x, float low);
-    float (*softmax_block)(const float *x, float top, float rate, float rate_rest, float low, float *e);
+    float (*softmax_block)(const float *x, const struct softmax *softmax, float low, float *e);
     void (*buckets)(const float *x, float top, float per_unit, int32_t *index);
     void (*mask)(float *x, uint64_t allowed);
 };
@@ -31,6 +38,13 @@ extern const struct simd simd_avx2;
 
 /* The fastest copy that this machine can run. */
 struct simd simd_best(void);
+
+/* For a temperature greater than 0. */
+static inline struct softmax softmax_at(double temperature, float top)
+{
+    double rate = 0x1.71547652b82fep+0 / temperature; /* log2(e) */
+    return (struct softmax){top, (float)rate, (float)(rate - (double)(float)rate), (float)(-127.0 / rate)};
+}
 
 /* The bucket of a logit by its distance from the greatest. Never falls as x falls: a rounded difference, a rounded
  * product and a truncation all keep the order. */

@@ -103,37 +103,29 @@ static SIMD_TARGET uint64_t SIMD(at_least)(const float *x, float low)
 
 /* e[i] = exp((x[i] - top) / T) where x[i] >= low, else 0; returns their sum. x <= top.
  *
- * exp(z) = 2^k * exp(r), where k is the whole number nearest z / ln 2, so that |r| <= ln(2)/2. Two factors have
- * two parts, because an error in either would tilt all weights the same way and so move the cut of top_p: ln 2,
- * whose first part has few enough bits for k times it to be exact, and 1/T, whose second part is what its rounding
- * to a float lost. The second parts are added to the small r, since the large z would round them away. The series
- * for exp(r) stops after r^7/7!: the rest is under 6e-9 of it, a tenth of a float's rounding. Below z = -87 the
- * weight is 0 (2^k would leave the range of normal floats), which -inf must give too; z stops at -88 to keep k in
- * range. */
-static SIMD_TARGET float SIMD(softmax_block)(const float *x, float top, float rate, float rate_rest, float low,
-                                             float *e)
+ * exp((x - top) / T) = 2^z = 2^k * 2^f, where k is the whole number nearest z, so that |f| <= 1/2. The rate that makes
+ * z of x - top, log2(e) / T, has two parts, because an error in it would tilt all weights the same way and so move the
+ * cut of top_p. Its second part is added to the small f, since the large z would round it away. The polynomial is the
+ * one of its degree that comes closest to 2^f in the ratio, among those with coefficients that are floats: within 3e-9,
+ * a twentieth of a float's rounding. Below z = -126.5 the weight is 0, which -inf must give too: x - top stops where
+ * k = -127, whose bits as an exponent are those of 0. `round` leaves k + 127 in the low bits of a sum. */
+static SIMD_TARGET float SIMD(softmax_block)(const float *x, const struct softmax *softmax, float low, float *e)
 {
-    const VF bound = SIMD(all)(low), tops = SIMD(all)(top);
-    const VF hi = SIMD(all)(rate), lo = SIMD(all)(rate_rest);
-    const VF round = SIMD(all)(12582912.0f); /* 1.5 * 2^23: adding it leaves a whole number in the low bits */
+    const VF bound = SIMD(all)(low), tops = SIMD(all)(softmax->top), farthest = SIMD(all)(softmax->farthest);
+    const VF rate = SIMD(all)(softmax->rate), rest = SIMD(all)(softmax->rate_rest);
+    const VF round = SIMD(all)(12582912.0f + 127.0f); /* 1.5 * 2^23 + 127 */
     VF sums[PARTS] = {0};
     for (int i = 0; i < BLOCK; i += WIDTH) {
         VF v = SIMD(load)(x + i);
-        VF d = v - tops;
-        VF z = SIMD(max)(d * hi, SIMD(all)(-88.0f));
-        VF shifted = z * 1.44269504f + round;
-        VF k = shifted - round;
-        VF r = (z - k * 0.693359375f) + (d * lo + k * 2.12194440e-4f);
-        VF p = r * (1.0f / 5040) + 1.0f / 720;
-        p = p * r + 1.0f / 120;
-        p = p * r + 1.0f / 24;
-        p = p * r + 1.0f / 6;
-        p = p * r + 0.5f;
-        p = p * r + 1.0f;
-        p = p * r + 1.0f;
-        VI power = ((VI)shifted - (VI)round + 127) << 23;
-        VI keep = (v >= bound) & (z >= SIMD(all)(-87.0f));
-        p = (VF)((VI)(p * (VF)power) & keep);
+        VF d = SIMD(max)(v - tops, farthest);
+        VF z = d * rate;
+        VF shifted = z + round;
+        VF f = (z - (shifted - round)) + d * rest;
+        VF f2 = f * f;
+        VF p = f2 * 0x1.416b60p-13f + (f * 0x1.5f082ep-10f + 0x1.3b2de0p-7f);
+        p = p * f2 + (f * 0x1.c6af7cp-5f + 0x1.ebfbdcp-3f);
+        p = p * f2 + (f * 0x1.62e430p-1f + 1.0f);
+        p = (VF)((VI)(p * (VF)((VI)shifted << 23)) & (v >= bound));
         memcpy(e + i, &p, sizeof p);
         sums[i / WIDTH % PARTS] += p;
     }

@@ -172,6 +172,64 @@ def bert(n_vocab: int) -> Iterator[Weight]:
         yield from (norm(f"{at}.layer_output_norm"), bias(f"{at}.layer_output_norm"))
 
 
+RERANK_TEMPLATE = (
+    "<|im_start|>system\nJudge the Document by the Query.<|im_end|>\n<|im_start|>user\n<Query>: {query}\n"
+    "<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+"""As Qwen3-Reranker has it."""
+
+
+def bert_rank(n_vocab: int) -> Iterator[Weight]:
+    """An encoder that ranks: a layer with a tanh, and the score."""
+    yield from bert(n_vocab)
+    yield from (matrix("cls", N_EMBD, N_EMBD), bias("cls"))
+    yield from (matrix("cls.output", N_EMBD, 1, 3), bias("cls.output", 1))
+
+
+def xlmr_rank(n_vocab: int) -> Iterator[Weight]:
+    """The same for a vocabulary of XLM-RoBERTa, which has one type of token."""
+    for weight in bert_rank(n_vocab):
+        yield weight._replace(shape=(N_EMBD, 1)) if weight.name == "token_types.weight" else weight
+
+
+def jina_rank(n_vocab: int) -> Iterator[Weight]:
+    """An encoder without positions, whose one layer gives the score."""
+    yield Weight("token_embd.weight", (N_EMBD, n_vocab), 1.0)
+    yield Weight("token_types.weight", (N_EMBD, 2), 0.3, plain=True)
+    yield from (norm("token_embd_norm"), bias("token_embd_norm"))
+    for at in layers(2):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            yield from (matrix(f"{at}.{part}", N_EMBD, N_EMBD), bias(f"{at}.{part}"))
+        yield from (norm(f"{at}.attn_output_norm"), bias(f"{at}.attn_output_norm"))
+        yield matrix(f"{at}.ffn_gate", N_EMBD, N_FF)
+        yield matrix(f"{at}.ffn_up", N_EMBD, N_FF)
+        yield from (matrix(f"{at}.ffn_down", N_FF, N_EMBD), bias(f"{at}.ffn_down"))
+        yield from (norm(f"{at}.layer_output_norm"), bias(f"{at}.layer_output_norm"))
+    yield from (matrix("cls", N_EMBD, 1), bias("cls", 1))
+
+
+def modern_rank(n_vocab: int) -> Iterator[Weight]:
+    """An encoder with rotary positions, whose score is of the mean over all tokens."""
+    yield Weight("token_embd.weight", (N_EMBD, n_vocab), 1.0)
+    yield from (norm("token_embd_norm"), norm("output_norm"))
+    for i, at in enumerate(layers(3)):
+        if i:
+            yield norm(f"{at}.attn_norm")
+        yield matrix(f"{at}.attn_qkv", N_EMBD, 3 * N_EMBD, 1.7)
+        yield matrix(f"{at}.attn_output", N_EMBD, N_EMBD)
+        yield matrix(f"{at}.ffn_up", N_EMBD, 2 * N_FF)
+        yield matrix(f"{at}.ffn_down", N_FF, N_EMBD)
+        yield norm(f"{at}.ffn_norm")
+    yield from (matrix("cls", N_EMBD, N_EMBD), norm("cls.norm"))
+    yield from (matrix("cls.output", N_EMBD, 1, 3), bias("cls.output", 1))
+
+
+def qwen3_rank(n_vocab: int) -> Iterator[Weight]:
+    """A decoder that ranks: the share of its first label is the score."""
+    yield from qwen3(n_vocab)
+    yield matrix("cls.output", N_EMBD, 2, 2)
+
+
 class Recipe(NamedTuple):
     """One model."""
 
@@ -183,6 +241,7 @@ class Recipe(NamedTuple):
     """Takes the number of tokens."""
     values: dict[str, Any]
     """Metadata beside that of every model, without the architecture's prefix."""
+    rank_template: str = ""
 
 
 _BERT: dict[str, Any] = {
@@ -215,8 +274,29 @@ RECIPES = {
     "qwen2-embed": Recipe("qwen2", "qwen2", 2, qwen2, _BOTH_WAYS),
     "bert": Recipe("bert", "bert-bge", 2, bert, {**_BERT, "pooling_type": 2}),
     "bert-mean": Recipe("bert", "bert-bge", 2, bert, {**_BERT, "pooling_type": 1}),
+    "bert-rank": Recipe("bert", "bert-bge", 2, bert_rank, {**_BERT, "pooling_type": 4}),
+    "xlmr-rank": Recipe("bert", "nomic-bert-moe", 2, xlmr_rank, {**_BERT, "pooling_type": 4}),
+    "jina-rank": Recipe("jina-bert-v2", "bert-bge", 2, jina_rank, {**_BERT, "pooling_type": 4}),
+    "modern-rank": Recipe(
+        "modern-bert",
+        "bert-bge",
+        3,
+        modern_rank,
+        {**_BERT, "attention.sliding_window": 128, "rope.freq_base_swa": 10_000.0, "pooling_type": 4},
+    ),
+    "qwen3-rank": Recipe(
+        "qwen3",
+        "qwen2",
+        2,
+        qwen3_rank,
+        {"rope.freq_base": 1e6, "pooling_type": 4, "classifier.output_labels": ["yes", "no"]},
+        RERANK_TEMPLATE,
+    ),
 }
-"""Every model by its name. Pooling type 1 is the mean, 2 the first token."""
+"""Every model by its name. Pooling type 1 is the mean, 2 the first token, 4 a score."""
+
+RERANKERS = [name for name, recipe in RECIPES.items() if recipe.values.get("pooling_type") == 4]
+"""The models that rank."""
 
 DECODERS = [name for name, recipe in RECIPES.items() if "pooling_type" not in recipe.values]
 """The models that generate."""
@@ -260,6 +340,8 @@ def build(name: str, recipe: Recipe, vocabulary: Path) -> bytes:
         **{f"{recipe.arch}.{key}": packed(value) for key, value in values.items()},
         **kept,
     }
+    if recipe.rank_template:
+        written["tokenizer.chat_template.rerank"] = packed(recipe.rank_template)
     weights = list(recipe.weights(n_vocab))
     head = [struct.pack("<4sIQQ", b"GGUF", 3, len(weights), len(written))]
     head += [text(key) + raw for key, raw in written.items()]
@@ -296,6 +378,8 @@ def packed(value: Any) -> bytes:
         return struct.pack("<II", 4, value)
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
+    if isinstance(value, list):
+        return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(text, value))
     return struct.pack("<I", _STRING) + text(value)
 
 

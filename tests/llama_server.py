@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3}
+POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 
 
 class LlamaServer:
@@ -48,6 +48,11 @@ class LlamaServer:
         """The pooled and normalized embedding of a text."""
         (row,) = self.post("/v1/embeddings", input=text)["data"]
         return list(row["embedding"])
+
+    def rank(self, query: str, documents: list[str]) -> list[float]:
+        """The score of each document, in the order of the documents."""
+        rows = self.post("/v1/rerank", query=query, documents=documents)["results"]
+        return [row["relevance_score"] for row in sorted(rows, key=lambda row: int(row["index"]))]
 
 
 def installed() -> bool:

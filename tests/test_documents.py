@@ -146,6 +146,17 @@ def test_counting_tokens(builtin: Server) -> None:
     assert found["count"] == len(found["tokens"]) > 3
 
 
+def test_ranking_documents() -> None:
+    shown = json.loads(block("docs/rerank.md", "json", "relevance_score"))
+    with serve("--engine", "fake", "--model-name", shown["model"]) as server:
+        command_line = at(server, block("docs/rerank.md", "sh", "/v1/rerank")).replace("curl", "curl -s")
+        found = json.loads(shell(command_line))
+    assert found.keys() == shown.keys()
+    assert found["model"] == shown["model"]
+    assert [row.keys() for row in found["results"]] == [row.keys() for row in shown["results"]]
+    assert found["results"][0] == {"index": 1, "relevance_score": 3.0}
+
+
 def test_the_configuration_file(tmp_path: Path) -> None:
     env = environment(TINYOAI_HOME=str(tmp_path))
     outputs = {}

@@ -84,7 +84,7 @@ def _catalog(config: Config) -> Catalog:
     if config.models_dir and not os.access(config.models_dir, os.R_OK | os.X_OK):
         raise errors.UsageError(f"--models-dir: {config.models_dir} is not readable", exit_code=1)
     if config.engine == "fake":
-        model = Model(name=config.model_name or "fake", path="", architecture="fake")
+        model = Model(name=config.model_name or "fake", path="", architecture="fake", can_rank=True)
         return Catalog(model, folder=config.models_dir, register=False, engine="fake")
     path = Path(config.model) if config.model else BUILTIN
     name = config.model_name or gguf.stem(path)

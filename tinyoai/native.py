@@ -4,6 +4,7 @@ Owns the memory that the C code works in, and turns its return codes into except
 manual. Each C call releases the interpreter lock, so two threads must not use one object at the same time.
 """
 
+from array import array
 from collections.abc import Sequence
 from math import isfinite
 from typing import Any, Final
@@ -152,10 +153,10 @@ class Sampler:
     def accept_prompt(self, tokens: Sequence[int]) -> None:
         """Adds a prompt to the history that `repeat_penalty` looks at. Raises ValueError for an id out of range."""
         try:
-            native = ffi.new("int32_t[]", tokens if isinstance(tokens, list | tuple) else list(tokens))
+            ids = array("i", tokens)
         except OverflowError:
             raise _error(lib.TOAI_E_TOKEN) from None
-        code = lib.toai_sampler_accept(self._state, native, len(native))
+        code = lib.toai_sampler_accept(self._state, ffi.from_buffer("int32_t[]", ids), len(ids))
         if code < 0:
             raise _error(code)
 

@@ -5,11 +5,11 @@ A frame is a 4-byte big-endian length, then msgpack of a list of messages. Every
 A `Request` is answered in this order: `Started`, then for what needs a slot `Queued` and `Accepted`, each at
 most once; then results; each choice of a Generate ends with `ChoiceDone`; and exactly one `Done` or `Failed` ends
 the request. `Started` is sent before the first template, tokenizer or other native call for a request.
-Content, Vector, Progress and ChoiceDone follow their Accepted. If a worker dies, the server makes the Failed.
+Content, Vector, Score, Progress and ChoiceDone follow their Accepted. If a worker dies, the server makes the Failed.
 """
 
 from collections.abc import Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
@@ -129,6 +129,14 @@ class Embed(msgspec.Struct, frozen=True, tag="embed", kw_only=True, omit_default
     param: str = "input"
 
 
+class Rank(msgspec.Struct, frozen=True, tag="rank", kw_only=True, omit_defaults=True):
+    """Score how well a document answers a query: a prefill of both that returns one Score."""
+
+    query: str
+    document: str
+    param: str = "documents"
+
+
 class Tokenize(msgspec.Struct, frozen=True, tag="tokenize", kw_only=True, omit_defaults=True):
     """Return the ids of a prompt as one Tokens. Needs no slot and never queues."""
 
@@ -147,7 +155,7 @@ class Detokenize(msgspec.Struct, frozen=True, tag="detokenize", kw_only=True, om
     param: str = "tokens"
 
 
-Body = Generate | Embed | Tokenize | Detokenize
+Body = Generate | Embed | Rank | Tokenize | Detokenize
 
 
 class Request(msgspec.Struct, frozen=True, tag="request", kw_only=True, omit_defaults=True):
@@ -306,6 +314,13 @@ class Vector(msgspec.Struct, frozen=True, tag="vector", kw_only=True):
     values: bytes
 
 
+class Score(msgspec.Struct, frozen=True, tag="score", kw_only=True):
+    """The result of a Rank, as the model gives it: larger is better."""
+
+    id: int
+    value: float
+
+
 class Tokens(msgspec.Struct, frozen=True, tag="tokens", kw_only=True):
     """The result of a Tokenize. Control tokens have their texts in `pieces` and `text`."""
 
@@ -363,11 +378,12 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """As in Ready, but measured since."""
 
 
-Success = Started | Queued | Accepted | Progress | Content | Vector | Tokens | PlainText | ChoiceDone | Done
+Result = Content | Vector | Score | Tokens | PlainText
+Success = Started | Queued | Accepted | Progress | Result | ChoiceDone | Done
 Event = Success | Failed
 Final = Done | Failed
 """Ends a request."""
-AfterAccepted = Progress | Content | Vector | ChoiceDone
+AfterAccepted = Progress | Content | Vector | Score | ChoiceDone
 """Only valid once the request was accepted."""
 
 ToServer = Ready | LoadFailed | Success | Failed | Heartbeat
@@ -381,56 +397,14 @@ def frame(messages: Sequence[ToWorker] | Sequence[ToServer]) -> bytes:
     return frames.pack(_encoder.encode(messages))
 
 
-_T = TypeVar("_T")
-
-
-class _Reader(Generic[_T]):
-    """Decodes the frames of one direction, however the bytes are cut."""
-
-    def __init__(self, decoder: "msgspec.msgpack.Decoder[list[_T]]") -> None:
-        self._decode = decoder.decode
-        self._rest = bytearray()
-        """The first bytes of a frame."""
-        self._size = frames.HEAD
-        """Bytes that the rest must have before it is worth a look."""
-
-    def feed(self, data: bytes) -> list[_T]:
-        """Returns the messages that these bytes complete, in order. Raises WireError for anything else."""
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._size:
-                return []
-            data = bytes(self._rest)
-            self._rest.clear()
-            self._size = frames.HEAD
-        found: list[_T] = []
-        view, begin, n = memoryview(data), 0, len(data)
-        try:
-            while n - begin >= frames.HEAD:
-                (length,) = frames.LENGTH.unpack_from(data, begin)
-                if length > frames.MAX_FRAME:
-                    raise WireError(f"a frame claims {length} bytes; the limit is {frames.MAX_FRAME}")
-                end = begin + frames.HEAD + length
-                if end > n:
-                    self._size = end - begin
-                    break
-                found += self._decode(view[begin + frames.HEAD : end])
-                begin = end
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise WireError(f"not a message of this protocol: {error}") from error
-        if begin < n:
-            self._rest += view[begin:]
-        return found
-
-
-class WorkerReader(_Reader[ToWorker]):
+class WorkerReader(frames.Reader[ToWorker]):
     """Reads the server's messages."""
 
     def __init__(self) -> None:
         super().__init__(msgspec.msgpack.Decoder(list[ToWorker]))
 
 
-class ServerReader(_Reader[ToServer]):
+class ServerReader(frames.Reader[ToServer]):
     """Reads a worker's messages."""
 
     def __init__(self) -> None:

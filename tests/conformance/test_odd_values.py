@@ -10,6 +10,7 @@ from tests.serving import Server
 from tinyoai.api.openai.chat_types import ChatRequest
 from tinyoai.api.openai.completions import CompletionRequest
 from tinyoai.api.openai.embeddings import EmbeddingRequest
+from tinyoai.api.rerank import RerankRequest
 from tinyoai.api.tokenizer import DetokenizeRequest, TemplateRequest, TokenizeRequest
 
 ODD: list[Any] = [
@@ -21,6 +22,7 @@ ENDPOINTS = {
     "/v1/chat/completions": (ChatRequest, {"messages": [{"role": "user", "content": "hi"}]}),
     "/v1/completions": (CompletionRequest, {"prompt": "hi\n"}),
     "/v1/embeddings": (EmbeddingRequest, {"input": "hi"}),
+    "/v1/rerank": (RerankRequest, {"query": "hi", "documents": ["hi"]}),
     "/tokenize": (TokenizeRequest, {"content": "hi"}),
     "/detokenize": (DetokenizeRequest, {"tokens": [97]}),
     "/apply-template": (TemplateRequest, {"messages": [{"role": "user", "content": "hi"}]}),

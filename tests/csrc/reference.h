@@ -209,6 +209,28 @@ static int32_t sample_unmasked(struct model *m, const float *logits, int suppres
     return id;
 }
 
+/* Checks that `id` is the token that the random state `random` draws from the candidates up to `cut`, in order of id.
+ * The sampler's rounding may move the bounds of a token by MASS_SLACK of the whole. */
+static void check_draw(const struct model *m, uint64_t random, uint64_t cut, int32_t id)
+{
+    float top = cut_of(m->order[0]).x;
+    double total = 0, before = 0;
+    for (int32_t i = 0; i < m->params.n_vocab; i++) {
+        uint64_t ranked = rank(m->x[i], i);
+        if (i == id)
+            before = total;
+        if (ranked >= cut && m->x[i] > -INFINITY)
+            total += weight_of(m, ranked, top);
+    }
+    uint64_t z = random + 0x9e3779b97f4a7c15u; /* splitmix64 */
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    double aim = total * (double)(z >> 11) * 0x1p-53, after = before + weight_of(m, rank(m->x[id], id), top);
+    CHECK(before - MASS_SLACK * total <= aim && aim <= after + MASS_SLACK * total,
+          "token %d has %.9g to %.9g of %.9g, which %.9g is not in", id, before, after, total, aim);
+}
+
 /* Samples once and checks the result. Returns what the sampler returned. */
 static int32_t check_step(struct model *m, const float *logits, int suppress, const uint64_t *allowed)
 {
@@ -223,6 +245,7 @@ static int32_t check_step(struct model *m, const float *logits, int suppress, co
     size_t n_words = ((size_t)p->n_vocab + 63) / 64;
     struct guarded mask = guard(allowed, n_words * sizeof *allowed, 1);
     const uint64_t *words = allowed == NULL ? NULL : mask.data;
+    uint64_t random = m->sampler->random;
     int32_t id = toai_sampler_sample(m->sampler, g.data, suppress, words);
     int32_t portable_id = toai_sampler_sample(m->portable, g.data, suppress, words);
     CHECK(id == portable_id, "the portable loops gave %d, not %d", portable_id, id);
@@ -254,6 +277,7 @@ static int32_t check_step(struct model *m, const float *logits, int suppress, co
         CHECK(least <= n && n <= most, "%d candidates, not %d to %d", n, least, most);
         CHECK(rank(m->x[id], id) >= cut, "token %d is no candidate", id);
         CHECK(m->x[id] > -INFINITY, "token %d is banned", id);
+        check_draw(m, random, cut, id);
     }
     if (p->n_top >= 0) {
         check_logprobs(m, logits, id, n_finite, 2e-6 + fabs(result->logprob) * 1e-9);

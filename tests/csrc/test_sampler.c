@@ -89,30 +89,67 @@ static void test_shapes_and_parameters(void)
         }
 }
 
-static void test_large_vocabulary(void)
+/* The vocabularies of real models, from peaked to flat and with many ties: few candidates, more than the scratch holds,
+ * and more in one bucket than it holds. */
+static void test_large_vocabularies(void)
 {
-    static const int32_t ks[] = {0, 0, 20, 5000, 100000};
+    static const int32_t sizes[] = {49152, 128256, 151936, 262144};
+    static const struct {
+        int32_t top_k;
+        double top_p, min_p;
+    } turns[] = {{0, 0.95, 0}, {0, 0.99999, 0}, {20, 0.95, 0}, {5000, 0.95, 0}, {40000, 0.5, 0}, {0, 1, 0.05}, {0, 1, 0}};
     uint64_t random = 11;
     for (int shape = 0; shape < N_SHAPES; shape++) {
         float *x = new_logits(262144, (enum shape)shape, &random);
-        for (int turn = 0; turn < 5; turn++) {
-            toai_sampler_params p = defaults(262144);
-            p.top_k = ks[turn];
-            p.top_p = turn == 4 ? 0.5 : 0.95;
-            p.temperature = 0.8;
+        for (int turn = 0; turn < 7; turn++) {
+            toai_sampler_params p = defaults(sizes[(turn + shape) % 4]);
+            p.top_k = turns[turn].top_k;
+            p.top_p = turns[turn].top_p;
+            p.min_p = turns[turn].min_p;
+            p.temperature = turn % 2 ? 1.5 : 0.8;
             p.n_top = turn == 0 ? 20 : -1;
+            p.seed = roll(&random);
             p.repeat_penalty = 1.1f;
             p.repeat_last_n = 64;
             struct model m = new_model(&p, 64);
             for (int i = 0; i < 20; i++)
-                accept_in_all(&m, (int32_t)(roll(&random) % 262144));
-            uint64_t *allowed = new_mask(262144, &random);
+                accept_in_all(&m, (int32_t)(roll(&random) % (uint64_t)p.n_vocab));
+            uint64_t *allowed = new_mask(p.n_vocab, &random);
             check_step(&m, x, 0, NULL);
             check_step(&m, x, 0, allowed);
             free(allowed);
             free_model(&m);
         }
         free(x);
+    }
+}
+
+/* Logits of one bucket for which partition() takes the second worst rank as its pivot, so that it sets aside two. */
+static void test_unlucky_pivots(void)
+{
+    enum { N = 4000 };
+    static int32_t place[N];
+    static float x[N];
+    for (int32_t i = 0; i < N; i++)
+        place[i] = i;
+    for (int32_t n = N; n >= 3; n -= 2) { /* gives the two worst logits, and moves places as partition() moves ranks */
+        int32_t worst = place[0], pivot = place[n / 2], n_better = 0;
+        x[worst] = (float)(N - n) * 0x1p-20f;
+        x[pivot] = (float)(N - n + 1) * 0x1p-20f;
+        for (int32_t i = 0; i < n; i++) {
+            int32_t moved = place[i];
+            place[i] = place[n_better];
+            place[n_better] = moved;
+            n_better += moved != worst && moved != pivot;
+        }
+    }
+    x[place[0]] = x[place[1]] = (float)N * 0x1p-20f;
+    for (int turn = 0; turn < 3; turn++) {
+        toai_sampler_params p = defaults(N);
+        p.top_p = turn == 0 ? 0.01 : turn == 1 ? 0.5 : 0.9;
+        struct model m = new_model(&p, 1);
+        check_step(&m, x, 0, NULL);
+        free_model(&m);
     }
 }
 
@@ -127,6 +164,7 @@ static void test_weights(void)
             toai_sampler_params p = defaults(BLOCK);
             p.temperature = temperatures[a];
             toai_sampler *s = new_sampler(&p, TOAI_OK);
+            struct softmax softmax = softmax_at(p.temperature, 20);
             double lean = 0, worst = 0;
             for (int turn = 0; turn < 2000; turn++) {
                 float x[BLOCK], e[BLOCK];
@@ -134,7 +172,7 @@ static void test_weights(void)
                     double depth = (depths[b] - 0.02 * roll_unit(&random)) * p.temperature;
                     x[i] = 20 - (float)(int)(depth * 0x1p18) * 0x1p-18f;
                 }
-                s->simd.softmax_block(x, 20, s->rate, s->rate_rest, -FLT_MAX, e);
+                s->simd.softmax_block(x, &softmax, -FLT_MAX, e);
                 for (int i = 0; i < BLOCK; i++) {
                     double error = (double)e[i] / exp(((double)x[i] - 20) / p.temperature) - 1;
                     lean += error / (2000 * BLOCK);
@@ -149,12 +187,17 @@ static void test_weights(void)
     float x[BLOCK] = {0}, e[BLOCK];
     toai_sampler_params p = defaults(BLOCK);
     toai_sampler *s = new_sampler(&p, TOAI_OK);
-    x[1] = -INFINITY;
-    x[2] = -FLT_MAX;
-    x[3] = -86.9f;
-    CHECK(s->simd.softmax_block(x, 0, 1, 0, -FLT_MAX, e) == 62 - 1 + e[3], "the sum");
-    CHECK(e[0] == 1 && e[1] == 0 && e[2] == 0 && e[3] > 0, "%g %g %g %g", (double)e[0], (double)e[1],
-          (double)e[2], (double)e[3]);
+    for (int a = 0; a < 6; a++) { /* the bounds of a temperature among them */
+        static const double all[] = {1e-5, 0.1, 0.7, 1, 3, 100};
+        struct softmax softmax = softmax_at(all[a], 0);
+        x[1] = -INFINITY;
+        x[2] = -FLT_MAX;
+        x[3] = (float)(-86.9 * all[a]);
+        x[4] = (float)(-88.1 * all[a]);
+        CHECK(s->simd.softmax_block(x, &softmax, -FLT_MAX, e) == 61 - 1 + e[3], "the sum at %g", all[a]);
+        CHECK(e[0] == 1 && e[1] == 0 && e[2] == 0 && e[3] > 0 && e[4] == 0, "%g %g %g %g %g at %g", (double)e[0],
+              (double)e[1], (double)e[2], (double)e[3], (double)e[4], all[a]);
+    }
     free(s);
 }
 
@@ -370,6 +413,49 @@ static void test_history_is_bounded(void)
     free(s);
 }
 
+/* A prompt in one call leaves the history that its tokens leave one by one. */
+static void test_prompt_in_one_call(void)
+{
+    static const int32_t counts[] = {0, 1, 2, 7, 8, 63, 300, 4096, 4097, 9000};
+    static const int32_t windows[] = {-1, 1, 7, 64, 5000};
+    static int32_t tokens[9000];
+    uint64_t random = 3;
+    for (int turn = 0; turn < 200; turn++) {
+        int32_t n_vocab = turn % 2 ? 90 : 50000, n = counts[turn % 10], ids[3] = {1, 40, 89};
+        float bias[3] = {1, -100, 0};
+        toai_sampler_params p = defaults(n_vocab);
+        p.n_ctx = 9000;
+        p.repeat_penalty = 1.2f;
+        p.repeat_last_n = windows[turn / 10 % 5];
+        p.presence_penalty = 0.1f;
+        p.n_bias = p.n_suppress = turn % 3 ? 3 : 0;
+        p.bias_id = p.suppress = ids;
+        p.bias = bias;
+        toai_sampler *whole = new_sampler(&p, TOAI_OK), *parts = new_sampler(&p, TOAI_OK);
+        for (int32_t i = 0; i < n; i++)
+            tokens[i] = (int32_t)(roll(&random) % (uint64_t)n_vocab);
+        for (int again = 0; again < 2; again++) { /* the second time the window is not empty */
+            CHECK(toai_sampler_accept(whole, n > 0 ? tokens : NULL, n) == TOAI_OK, "%d tokens", n);
+            for (int32_t i = 0; i < n; i++)
+                CHECK(toai_sampler_accept(parts, tokens + i, 1) == TOAI_OK, "token %d", i);
+            CHECK(whole->n_entries == parts->n_entries, "%d entries, not %d", whole->n_entries, parts->n_entries);
+            CHECK(memcmp(whole->entries, parts->entries, (size_t)parts->n_entries * sizeof *parts->entries) == 0,
+                  "entries of %d tokens, window %d", n, p.repeat_last_n);
+            CHECK(whole->n_accepted == parts->n_accepted, "%d accepted", whole->n_accepted);
+            for (int32_t i = 0; i < parts->n_accepted; i++) { /* from the oldest: it may lie elsewhere in the ring */
+                int32_t at = whole->n_accepted == whole->n_window ? (whole->window_at + i) % whole->n_window : i;
+                int32_t other = parts->n_accepted == parts->n_window ? (parts->window_at + i) % parts->n_window : i;
+                CHECK(whole->window[at] == parts->window[other], "place %d of the window", i);
+            }
+        }
+        tokens[0] = n_vocab;
+        int32_t n_entries = whole->n_entries;
+        CHECK(toai_sampler_accept(whole, tokens, 2) == TOAI_E_TOKEN && whole->n_entries == n_entries, "a bad token");
+        free(whole);
+        free(parts);
+    }
+}
+
 static void test_seeds(void)
 {
     toai_sampler_params p = defaults(500);
@@ -393,27 +479,23 @@ static void test_seeds(void)
 }
 
 /* softmax_block() for one logit; test_copies_agree() checks the sum. */
-static float plain_weight(float v, float top, float rate, float rate_rest, float low)
+static float plain_weight(float v, const struct softmax *softmax, float low)
 {
     union {
         float f;
-        int32_t i;
-    } shifted, power, round = {12582912.0f};
-    float d = v - top;
-    float z = d * rate;
-    z = z > -88.0f ? z : -88.0f;
-    shifted.f = z * 1.44269504f + round.f;
-    float k = shifted.f - round.f;
-    float r = (z - k * 0.693359375f) + (d * rate_rest + k * 2.12194440e-4f);
-    float p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    power.i = (int32_t)((uint32_t)(shifted.i - round.i + 127) << 23);
-    return v >= low && z >= -87.0f ? p * power.f : 0.0f;
+        uint32_t i;
+    } shifted, power;
+    float d = v - softmax->top;
+    d = d > softmax->farthest ? d : softmax->farthest;
+    float z = d * softmax->rate;
+    shifted.f = z + 12583039.0f;
+    float f = (z - (shifted.f - 12583039.0f)) + d * softmax->rate_rest;
+    float f2 = f * f;
+    float p = f2 * 0x1.416b60p-13f + (f * 0x1.5f082ep-10f + 0x1.3b2de0p-7f);
+    p = p * f2 + (f * 0x1.c6af7cp-5f + 0x1.ebfbdcp-3f);
+    p = p * f2 + (f * 0x1.62e430p-1f + 1.0f);
+    power.i = shifted.i << 23;
+    return v >= low ? p * power.f : 0.0f;
 }
 
 /* Every copy of the loops that this machine can run gives the same bits as plain loops: a seed gives the same ids on
@@ -451,8 +533,7 @@ static void test_copies_agree(void)
             }
         }
         float top = best[0], low = turn % 2 ? x[roll(&random) % BLOCK] : -INFINITY;
-        double exact = 1 / (0.3 + roll_unit(&random));
-        float rate = (float)exact, rest = (float)(exact - (double)rate);
+        struct softmax softmax = softmax_at(0.3 + roll_unit(&random), top);
         float per_unit = top - best[1] > 0 ? 100 / (top - best[1]) : 50;
         for (size_t copy = 0; copy < n_copies; copy++) {
             const char *name = copies[copy].name;
@@ -467,9 +548,9 @@ static void test_copies_agree(void)
             for (int i = 0; i < BLOCK; i++)
                 CHECK((bits >> i & 1) == (x[i] >= low), "%s: turn %d, bit %d", name, turn, i);
             float e[BLOCK], lane[8] = {0};
-            float sum = simd.softmax_block(x, top, rate, rest, low, e);
+            float sum = simd.softmax_block(x, &softmax, low, e);
             for (int i = 0; i < BLOCK; i++) {
-                float plain = plain_weight(x[i], top, rate, rest, low);
+                float plain = plain_weight(x[i], &softmax, low);
                 CHECK(memcmp(&e[i], &plain, sizeof plain) == 0, "%s: turn %d, weight %d: %a and %a", name,
                       turn, i, (double)e[i], (double)plain);
                 lane[i % 8] += plain;
@@ -498,7 +579,8 @@ int main(void)
 {
     test_copies_agree();
     test_shapes_and_parameters();
-    test_large_vocabulary();
+    test_large_vocabularies();
+    test_unlucky_pivots();
     test_weights();
     test_rare_tokens_come();
     test_ties_enter_by_id();
@@ -507,6 +589,7 @@ int main(void)
     test_masks();
     test_bounds();
     test_history_is_bounded();
+    test_prompt_in_one_call();
     test_seeds();
     return 0;
 }

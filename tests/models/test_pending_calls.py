@@ -18,6 +18,7 @@ BODIES: list[wire.Body] = [
     wire.Embed(prompt=[]),
     wire.Tokenize(prompt=[]),
     wire.Detokenize(ids=[]),
+    wire.Rank(query="", document=""),
 ]
 
 
@@ -36,12 +37,18 @@ EVENTS: list[Callable[[int, int], wire.Event]] = [
     lambda i, c: wire.Content(id=i, text="x", choice=c),
     lambda i, c: choice_done(i, c),
     lambda i, c: wire.Vector(id=i, values=b""),
+    lambda i, c: wire.Score(id=i, value=0.5),
     lambda i, c: wire.Tokens(id=i, ids=[]),
     lambda i, c: wire.PlainText(id=i, text=""),
     lambda i, c: wire.Done(id=i),
     lambda i, c: wire.Failed(id=i, kind="ModelError", message="no"),
 ]
-RESULTS = {wire.Embed: wire.Vector, wire.Tokenize: wire.Tokens, wire.Detokenize: wire.PlainText}
+RESULTS = {
+    wire.Embed: wire.Vector,
+    wire.Rank: wire.Score,
+    wire.Tokenize: wire.Tokens,
+    wire.Detokenize: wire.PlainText,
+}
 
 ACTIONS = st.lists(
     st.one_of(
@@ -132,6 +139,8 @@ def _course(number: int, body: wire.Body) -> list[wire.Event]:
     begin = [wire.Started(number), wire.Queued(number, 1), wire.Accepted(id=number, n_prompt=1, n_cached=0)]
     if isinstance(body, wire.Embed):
         return [*begin, wire.Vector(id=number, values=b""), wire.Done(id=number)]
+    if isinstance(body, wire.Rank):
+        return [*begin, wire.Score(id=number, value=0.5), wire.Done(id=number)]
     contents = [wire.Content(id=number, text="x", choice=choice) for choice in range(body.n)]
     ends = [choice_done(number, choice) for choice in range(body.n)]
     return [*begin, wire.Progress(number, 1), *contents, *ends, wire.Done(id=number)]

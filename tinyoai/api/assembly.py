@@ -16,6 +16,7 @@ from tinyoai.api.models import Models
 from tinyoai.api.openai.chat import Chat
 from tinyoai.api.openai.completions import Completions
 from tinyoai.api.openai.embeddings import Embeddings
+from tinyoai.api.rerank import Rerank
 from tinyoai.api.tokenizer import Tokenizer
 from tinyoai.config.options import Config
 from tinyoai.models.pool import Pool
@@ -51,6 +52,7 @@ def build(pool: Pool, config: Config, keys: Keys) -> Api:
             chat=Chat(pool),
             completions=Completions(pool),
             embeddings=Embeddings(pool),
+            rerank=Rerank(pool),
             tokenizer=Tokenizer(pool),
             models=Models(pool),
             finetunes=finetunes,

@@ -59,6 +59,19 @@ EXAMPLES: Mapping[str, Mapping[str, Json]] = {
             "dimensions": 64,
         },
     },
+    "rerank": {
+        "Three documents": {
+            "query": "What is the capital of France?",
+            "documents": ["Paris is the capital of France.", "Apples are red.", "France is in Europe."],
+        },
+        "The best of two, with its text": {
+            "query": "red fruit",
+            "documents": [{"text": "The sky is blue."}, {"text": "Apples are a red fruit."}],
+            "top_n": 1,
+            "return_documents": True,
+        },
+        "As TEI has it": {"query": "red fruit", "texts": ["The sky is blue.", "Apples are a red fruit."]},
+    },
     "tokenize": {
         "Ids": {"content": "Hello, world!"},
         "Ids and texts": {"content": "Hello, world!", "add_special": True, "with_pieces": True},

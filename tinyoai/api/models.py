@@ -23,7 +23,7 @@ from tinyoai.web.exchange import Exchange
 
 Action = Literal["loaded", "already_loaded", "unloaded", "unloading", "not_loaded"]
 """unloading: the model is in use, and is unloaded after its running answers."""
-Capability = Literal["completion", "chat", "embedding"]
+Capability = Literal["completion", "chat", "embedding", "rerank"]
 
 
 class ModelRequest(Struct, kw_only=True):
@@ -287,7 +287,7 @@ class Models:
             model_id=model.id or None,
             type=model.kind,
             state=(snapshot.state if snapshot is not None else State.UNLOADED).value,
-            capabilities=_capabilities(model.kind, can_embed=can_embed),
+            capabilities=_capabilities(model.kind, can_embed=can_embed, can_rank=model.can_rank),
             engine=info.engine if info is not None else model.engine,
             architecture=model.architecture,
             quantization=model.quantization,
@@ -322,12 +322,14 @@ def model_name(request: ModelRequest) -> str:
     return name
 
 
-def _capabilities(kind: Kind, *, can_embed: bool) -> "list[Capability]":
-    found: list[Capability] = [] if kind == "embedding" else ["completion"]
+def _capabilities(kind: Kind, *, can_embed: bool, can_rank: bool) -> "list[Capability]":
+    found: list[Capability] = [] if kind in ("embedding", "rerank") else ["completion"]
     if kind == "chat":
         found.append("chat")
     if can_embed or kind == "embedding":
         found.append("embedding")
+    if can_rank or kind == "rerank":
+        found.append("rerank")
     return found
 
 

@@ -6,7 +6,8 @@ It is imported by the first request for it.
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import msgspec
 
@@ -32,7 +33,7 @@ A small local LLM server that speaks OpenAI's HTTP API.
 """
 
 _TAGS = {
-    "Answers": "Chats, completions, embeddings and tokens.",
+    "Answers": "Chats, completions, embeddings, ranks of documents and tokens.",
     "Models": "List, load and unload models.",
     "Fine-tuning": "Train a new model from an existing one.",
     "Operation": "Health, metrics and documentation.",
@@ -95,6 +96,10 @@ def _describe(field: Json) -> None:
 
 
 def _shape(kind: Any) -> Json:
+    if isinstance(kind, UnionType):
+        return {"anyOf": [_shape(option) for option in get_args(kind)]}
+    if get_origin(kind) is list:
+        return {"type": "array", "items": _shape(*get_args(kind))}
     return {"type": "object"} if kind is dict else {"$ref": _REF.format(name=kind.__name__)}
 
 

@@ -32,6 +32,7 @@ from tinyoai.api.openai.chat import Chat
 from tinyoai.api.openai.chat_types import ChatChunk, ChatCompletion, ChatRequest
 from tinyoai.api.openai.completions import Completion, CompletionRequest, Completions
 from tinyoai.api.openai.embeddings import EmbeddingList, EmbeddingRequest, Embeddings
+from tinyoai.api.rerank import Rerank, RerankAnswer, RerankRequest, ScoredText
 from tinyoai.api.tokenizer import (
     AppliedTemplate,
     Detokenized,
@@ -72,6 +73,7 @@ class Endpoints(NamedTuple):
     chat: Chat
     completions: Completions
     embeddings: Embeddings
+    rerank: Rerank
     tokenizer: Tokenizer
     models: Models
     finetunes: Finetunes
@@ -156,6 +158,22 @@ ROUTES: tuple[Route, ...] = (
         answer=EmbeddingList,
         refusals=(*_BODY, *_MODEL, *_RUN),
     ),
+    Route(
+        "POST",
+        "/v1/rerank",
+        lambda e: e.rerank,
+        tag="Answers",
+        id="rerank",
+        summary="Rank documents by a query",
+        description="Returns the documents' scores, best first, in the shape of Jina and Cohere; with `texts` a bare "
+        "list, as TEI has it. The model must have a rank head. Its scores are returned as they are, and their range "
+        "depends on the model. `/v1/reranking` and `/v2/rerank` are the same.",
+        request=RerankRequest,
+        answer=RerankAnswer | list[ScoredText],
+        refusals=(*_BODY, *_MODEL, *_RUN),
+    ),
+    Route("POST", "/v1/reranking", lambda e: e.rerank),
+    Route("POST", "/v2/rerank", lambda e: e.rerank),
     Route(
         "POST",
         "/tokenize",

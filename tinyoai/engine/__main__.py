@@ -196,7 +196,7 @@ class Worker:
 
     def _take(self, item: Incoming) -> list[wire.ToServer]:
         if isinstance(item, wire.Request):
-            if isinstance(item.body, wire.Generate | wire.Embed):
+            if isinstance(item.body, wire.Generate | wire.Embed | wire.Rank):
                 return self._scheduler.submit(item)
             self._text_requests.append(item)
             return []

@@ -24,6 +24,7 @@ __all__ = [
     "ModelInfo",
     "ModelRefused",
     "NoRoom",
+    "PairForm",
     "Partial",
     "Row",
     "Truncates",
@@ -65,6 +66,8 @@ class Want(enum.Enum):
     """Logits of every token."""
     EMBEDDING = 3
     """With `pools` the embedding of the whole text; else the hidden state of every token."""
+    SCORE = 4
+    """The score of the sequence up to the last token."""
 
 
 class Row(NamedTuple):
@@ -94,6 +97,16 @@ class Truncates(enum.Enum):
     """It may keep fewer tokens than asked for."""
     NEVER = 2
     """It keeps everything or nothing."""
+
+
+class PairForm(msgspec.Struct, frozen=True):
+    """The prompt of a query and a document, for a model that ranks."""
+
+    template: str = ""
+    """With {query} and {document} in it; empty: ids around the texts."""
+    before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +147,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """False: it makes embeddings only, as an encoder does; it has no logits to choose a token from."""
     pools: bool = False
     """The engine makes a text's embedding itself."""
+    pair: PairForm | None = None
+    """The model scores how well a document answers a query, given in this form; None: it does not."""
     vision: bool = False
     adapters: bool = False
     longest_piece: int = 1
@@ -185,6 +200,9 @@ class Engine(Protocol):
 
         Valid until the next eval.
         """
+
+    def score(self, row: int) -> float:
+        """The score of row number `row` of the last eval."""
 
     def truncate(self, seq: int, n: int) -> int:
         """Drops all but the first n tokens of a sequence; returns how many are kept: n, fewer, or 0."""

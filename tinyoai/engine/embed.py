@@ -1,6 +1,7 @@
 """EmbedTask: the embedding of one text, a prefill that ends in a Vector."""
 
 from tinyoai import wire
+from tinyoai.engine import text_rows
 from tinyoai.engine.contract import Adapter, Engine, Row, Want
 from tinyoai.engine.generate import NOT_FINITE
 from tinyoai.engine.pooling import LAST, Pooling
@@ -27,17 +28,9 @@ class EmbedTask:
         self._last_only = info.pooling == LAST
         self._pooling = Pooling(LAST if engine.caps.pools else info.pooling, info.n_embd_out, body.dimensions)
         in_parts = self._last_only and not (engine.caps.pools or engine.caps.whole_rows)
-        self.n_reusable = self._n_reusable() if in_parts else 0
+        self.n_reusable = text_rows.n_reusable(len(ids), engine.caps) if in_parts else 0
         self._seq = -1
         self._n_past = 0
-
-    def _n_reusable(self) -> int:
-        """All of the prompt, or all before its last block if it ends with that block.
-
-        The last token is evaluated alone, so the block is never complete in one row here, but may be in a cache.
-        """
-        n, align = len(self.ids), self._caps.align
-        return n if n % align else n - align
 
     def start(self, seq: int, n_cached: int, now: float) -> list[wire.ToServer]:
         """See Task."""
@@ -52,16 +45,11 @@ class EmbedTask:
         """See Task."""
         caps, begin, n = self._caps, self._n_past, len(self.ids)
         if caps.pools or caps.whole_rows:
-            return Row(self._seq, self.ids, 0, Want.EMBEDDING) if n <= max(budget, caps.n_row) else None
+            return text_rows.whole(self._seq, self.ids, budget, caps, Want.EMBEDDING)
         if not self._last_only:
             end = min(n, begin + min(budget, caps.n_outputs))
             return Row(self._seq, self.ids[begin:end], begin, Want.EMBEDDING)
-        if begin == n - 1:
-            return Row(self._seq, self.ids[begin:], begin, Want.EMBEDDING)
-        end = min(n - 1, begin + budget, begin + caps.n_row)
-        if end - end % caps.align > begin:
-            end -= end % caps.align
-        return Row(self._seq, self.ids[begin:end], begin, Want.NOTHING)
+        return text_rows.in_parts(self._seq, self.ids, begin, budget, caps, Want.EMBEDDING)
 
     def on_eval(self, n_tokens: int, outputs: Outputs, now: float) -> list[wire.ToServer]:
         """See Task."""

@@ -3,7 +3,8 @@
 For tests of exact cases, for benchmarks of everything but the model, and for trying a client: `--engine fake`. A
 reply repeats the prompt's last message, byte by byte, and ends. A message that begins with "!" and goes on as JSON
 is a script, see Script. The logits depend on the tokens that the sequence really holds, so a wrong prefix shows. A
-token's hidden state is 1 in its byte's place and 0 elsewhere. Every capability of the contract can be switched on.
+token's hidden state is 1 in its byte's place and 0 elsewhere. A document's score is the number of words that it shares
+with the query. Every capability of the contract can be switched on.
 """
 
 import itertools
@@ -25,6 +26,7 @@ from tinyoai.engine.contract import (
     Interrupted,
     ModelInfo,
     NoRoom,
+    PairForm,
     Partial,
     Row,
     Truncates,
@@ -104,6 +106,7 @@ class FakeEngine:
             "n_batch": n_batch * n_slots,
             "n_kv": n_ctx * n_slots,
             "n_outputs": 8,
+            "pair": PairForm(before=(BOS,), between=(EOS,), after=(EOS,)),
             "step_cost": {1: self._token_s * 1000.0} if self._token_s else {},
         }
         self.caps = Capabilities(**(known | caps))
@@ -198,12 +201,14 @@ class FakeEngine:
     def _eval_row(self, row: Row, done: Sequence[int]) -> list["array[float]"]:
         tokens = self._tokens[row.seq]
         outputs: list[array[float]] = []
-        if row.want in (Want.NOTHING, Want.LAST):
+        if row.want in (Want.NOTHING, Want.LAST, Want.SCORE):
             tokens.extend(done)
             if done:
                 logits = self._answer(row.seq, tokens, Row(row.seq, done, row.pos))
                 # a generated control token can begin another turn, whose logits follow no script
                 outputs.append(logits if logits is not None else _zeros())
+            if row.want is Want.SCORE:
+                outputs = [array("f", [_shared_words(tokens)])]
             return outputs
         for token in done:
             tokens.append(token)
@@ -226,6 +231,10 @@ class FakeEngine:
         if not self.caps.pools:
             return array("f", [value for state in states for value in state])
         return array("f", map(sum, zip(*states, strict=True)))
+
+    def score(self, row: int) -> float:
+        """See Engine."""
+        return self._outputs[row][0][0]
 
     # -- sequences -------------------------------------------------------------------------------
 
@@ -314,6 +323,12 @@ class FakeEngine:
 
 def _zeros() -> "array[float]":
     return array("f", bytes(4 * N_VOCAB))
+
+
+def _shared_words(tokens: Sequence[int]) -> int:
+    """The words that a query and a document have in common."""
+    query, _, document = bytes(t if t < 256 else 0 for t in tokens[1:]).partition(b"\0")
+    return len(set(query.split()) & set(document.rstrip(b"\0").split()))
 
 
 def _state(token: int) -> "array[float]":

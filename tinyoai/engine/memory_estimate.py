@@ -36,6 +36,8 @@ class HParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An encoder: it has no KV cache, and a text is evaluated in one step."""
     pools: bool = False
     """It is made for embeddings, so that every token of a step has an output."""
+    ranks: bool = False
+    """It is made to score how well a document answers a query."""
     flash_attention: bool = True
     """Whether the library can run it with flash attention."""
     vocabulary_bytes: int = 0

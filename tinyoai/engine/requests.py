@@ -9,10 +9,12 @@ from collections import deque
 from collections.abc import Sequence
 
 from tinyoai import wire
+from tinyoai.engine import pair_prompt
 from tinyoai.engine.contract import Capabilities, Copies, Engine, Truncates
 from tinyoai.engine.generate import GenerateTask
 from tinyoai.engine.prefix_store import common_prefix
 from tinyoai.engine.rendering import ChatRenderer, RenderRefused
+from tinyoai.engine.score import ScoreTask
 from tinyoai.engine.tasks import Task
 from tinyoai.text.segments import min_tokens, n_text_bytes
 from tinyoai.text.template import Rendered
@@ -80,11 +82,13 @@ class Refused(Exception):
 
 
 def prepare(request: wire.Request, engine: Engine, renderer: ChatRenderer) -> list[Task] | wire.Failed:
-    """The tasks of a Generate or Embed, or its refusal."""
+    """The tasks of a Generate, Embed or Rank, or its refusal."""
     body = request.body
     try:
         if isinstance(body, wire.Embed):
             return [_embed(request.id, body, engine, renderer)]
+        if isinstance(body, wire.Rank):
+            return [_score(request.id, body, engine)]
         if isinstance(body, wire.Generate):
             return _generate(request.id, body, engine, renderer)
         raise TypeError(f"{type(body).__name__} needs no slot")
@@ -106,9 +110,12 @@ def _render(prompt: wire.Prompt, renderer: ChatRenderer, param: str) -> Rendered
 
 def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: ChatRenderer) -> list[Task]:
     if not engine.caps.generates:
-        raise Refused(
-            f"{engine.info.name} makes embeddings and no text; send the text to /v1/embeddings", param="model"
+        able = (
+            "makes embeddings and no text; send the text to /v1/embeddings"
+            if engine.info.n_embd_out
+            else "ranks documents and writes no text; send a query and documents to /v1/rerank"
         )
+        raise Refused(f"{engine.info.name} {able}", param="model")
     rendered = _render(body.prompt, renderer, body.param)
     segments = rendered.segments
     ids = _encode(segments, engine, body.param, n_answer=1)
@@ -145,6 +152,11 @@ def _embed(request_id: int, body: wire.Embed, engine: Engine, renderer: ChatRend
     from tinyoai.engine.embed import EmbedTask  # imports numpy, which most workers never need
 
     info = engine.info
+    if not info.n_embd_out and engine.caps.pair:
+        raise Refused(
+            f"{info.name} ranks documents and makes no embeddings; send a query and documents to /v1/rerank",
+            param="model",
+        )
     if not info.n_embd_out:
         raise Refused(
             f"{info.name} cannot embed: the engine keeps no hidden states of the architecture "
@@ -163,14 +175,29 @@ def _embed(request_id: int, body: wire.Embed, engine: Engine, renderer: ChatRend
     return EmbedTask(request_id, body, ids, engine)
 
 
-def _encode(segments: Sequence[wire.Segment], engine: Engine, param: str, n_answer: int) -> list[int]:
+def _score(request_id: int, body: wire.Rank, engine: Engine) -> Task:
+    form = engine.caps.pair
+    if form is None:
+        raise Refused(
+            f"{engine.info.name} cannot rank: it has no rank head; choose a reranker", param="model"
+        )
+    segments = pair_prompt.segments(body.query, body.document, form, engine.info.special)
+    ids = _encode(segments, engine, body.param, n_answer=0, what=f"the query with {body.param}")
+    return ScoreTask(request_id, ids, engine)
+
+
+def _encode(
+    segments: Sequence[wire.Segment], engine: Engine, param: str, n_answer: int, what: str = "the prompt"
+) -> list[int]:
     """The prompt's ids. Raises Refused if it is empty, wrong or too long."""
     n_ctx = engine.info.n_ctx
 
+    field = param if "[" in param else f"the {param}"
+
     def too_long(n_prompt: int, at_least: str = "") -> Refused:
         return Refused(
-            f"the prompt has {at_least}{n_prompt} tokens, but the context window of this model is "
-            f"{n_ctx} tokens{', the answer included' if n_answer else ''}; shorten the {param}",
+            f"{what} has {at_least}{n_prompt} tokens, but the context window of this model is "
+            f"{n_ctx} tokens{', the answer included' if n_answer else ''}; shorten {field}",
             kind="ContextLengthExceeded",
             param=param,
         )

@@ -35,9 +35,13 @@ class Outputs(NamedTuple):
         """The row's embedding or hidden states."""
         return self.engine.embedding(self.row)
 
+    def score(self) -> float:
+        """The score of the row's sequence."""
+        return self.engine.score(self.row)
+
 
 class Task(Protocol):
-    """One choice of a Generate, or one Embed."""
+    """One choice of a Generate, one Embed or one Rank."""
 
     ids: list[int]
     """The prompt."""

@@ -17,6 +17,7 @@ from msgspec import Struct, structs
 
 from tinyoai import errors, gguf
 from tinyoai.engine import facts
+from tinyoai.engine.facts import HParams
 from tinyoai.models import template_file
 from tinyoai.models.registry import Defaults, Kind, LastLoad, Model, Registry, RegistryError
 from tinyoai.text import chat_format
@@ -92,18 +93,20 @@ def describe(
     if header.role in _NO_MODELS:
         raise gguf.NotAModel(f"{path} {_NO_MODELS[header.role]}; name the model itself")
     engine = facts.choose(header, engine)
+    hparams = facts.ENGINES[engine].hparams(header)
     return structs.replace(
         common,
-        kind=settings.kind or _kind(header, engine),
+        kind=settings.kind or _kind(header, hparams),
         engine=engine,
         size=header.file_size,
         file_defaults=_file_defaults(header),
-        can_embed=facts.ENGINES[engine].embeds,
+        can_embed=facts.ENGINES[engine].embeds and not hparams.ranks,
+        can_rank=hparams.ranks,
         architecture=header.architecture,
         quantization=header.quantization,
         n_params=header.n_params,
         n_ctx_train=int(header.value("context_length") or 0),
-        hparams=facts.ENGINES[engine].hparams(header),
+        hparams=hparams,
     )
 
 
@@ -115,9 +118,11 @@ _NO_MODELS = {
 """By the file's role: the reason why it is none, to follow its name."""
 
 
-def _kind(header: gguf.Header, engine: str) -> Kind:
+def _kind(header: gguf.Header, hparams: HParams) -> Kind:
     """A model with a chat template, or with the control tokens of one, is for chat; an encoder for embeddings."""
-    if facts.ENGINES[engine].hparams(header).whole_rows:
+    if hparams.ranks:
+        return "rerank"
+    if hparams.whole_rows:
         return "embedding"
     meta = header.metadata
     types = meta.get("tokenizer.ggml.token_type") or ()

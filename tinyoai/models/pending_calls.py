@@ -73,6 +73,7 @@ _STAGES: dict[type, Stage] = {
 }
 _RESULTS: dict[type, type] = {
     wire.Embed: wire.Vector,
+    wire.Rank: wire.Score,
     wire.Tokenize: wire.Tokens,
     wire.Detokenize: wire.PlainText,
 }
@@ -104,7 +105,7 @@ class PendingCall:
         self.stage = Stage.SENT
         self.ended = False
         """The Done or Failed is in the queue."""
-        self.needs_slot = isinstance(body, wire.Generate | wire.Embed)
+        self.needs_slot = isinstance(body, wire.Generate | wire.Embed | wire.Rank)
         self.open_choices = set(range(body.n)) if isinstance(body, wire.Generate) else set[int]()
         """Choices of a Generate whose ChoiceDone has not come."""
         self.choices: list[wire.ChoiceDone] = []

@@ -28,7 +28,7 @@ VERSION = 2
 BUSY_S = 5.0
 """Seconds to wait for another server that is writing."""
 
-Kind = Literal["chat", "completion", "embedding"]
+Kind = Literal["chat", "completion", "embedding", "rerank"]
 DefaultSource = Literal["settings", "file", "openai"]
 """Where a request field's default comes from: the settings file, the model file, or OpenAI's API."""
 
@@ -87,6 +87,8 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """None for legacy files and the fake engine."""
     can_embed: bool = False
     """Whether it makes embeddings, by its engine or by its last load."""
+    can_rank: bool = False
+    """Whether it has a rank head."""
     loaded: LastLoad | None = None
     """None before the first load of this file."""
 

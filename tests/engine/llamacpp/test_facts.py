@@ -90,7 +90,11 @@ def duplicate(header: gguf.Header) -> None:
 REFUSALS: list[tuple[str, Callable[[gguf.Header], object], str]] = [
     ("an unknown family", lambda h: rename(h, "llama9"), "is a llama9 model, which this version"),
     ("no family", lambda h: h.metadata.pop("general.architecture"), "names no architecture"),
-    ("a reranker", lambda h: set_value(rename(h, "bert"), "pooling_type", 4), "is a reranker"),
+    (
+        "a reranker without a head",
+        lambda h: set_value(rename(h, "bert"), "pooling_type", 4),
+        "has no cls.output.weight",
+    ),
     ("an encoder with a decoder", lambda h: rename(h, "t5"), "an encoder with a decoder"),
     ("a diffusion model", lambda h: rename(h, "dream"), "is a diffusion model"),
     ("a draft head", lambda h: rename(h, "eagle3"), "draft head of another model"),

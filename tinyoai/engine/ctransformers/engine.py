@@ -101,6 +101,8 @@ class CTransformersEngine:
             raise EngineError(
                 f"position {row.pos} with {n} tokens does not follow {n_past} of {caps.n_ctx} tokens"
             )
+        if row.want is Want.SCORE:
+            raise EngineError("this model has no rank head")
         if row.want is Want.EMBEDDING and not self.info.n_embd_out:
             raise EngineError("the library has no hidden states of this model")
         n_vocab = self.info.n_vocab
@@ -133,6 +135,10 @@ class CTransformersEngine:
         if asked.want is not Want.EMBEDDING:
             raise EngineError(f"row {row} has no hidden states")
         return self.handle(asked.seq).token_states(len(asked.tokens))
+
+    def score(self, row: int) -> float:
+        """Raises EngineError: the library runs no model that ranks."""
+        raise EngineError("this model has no rank head")
 
     def _row(self, row: int) -> Row:
         if not 0 <= row < len(self._rows):

@@ -82,7 +82,7 @@ class Context:
             tokens[at:end] = row.tokens
             pos[at:end] = range(row.pos, row.pos + n)
             seq[at:end] = [row.seq] * n
-            every = row.want is Want.ALL or row.want is Want.EMBEDDING
+            every = row.want in (Want.ALL, Want.EMBEDDING, Want.SCORE)
             wanted[at:end] = [every] * n
             wanted[end - 1] = row.want is not Want.NOTHING
             at = end
@@ -101,6 +101,13 @@ class Context:
         if not pointer:
             raise EngineError(f"llama.cpp has no hidden state of token {at}")
         return pointer
+
+    def score(self, seq: int) -> float:
+        """The score of a sequence's tokens in the last decode with `embed`."""
+        pointer = self._lib.llama_get_embeddings_seq(self._ctx, seq)
+        if not pointer:
+            raise EngineError(f"llama.cpp has no score of sequence {seq}")
+        return float(pointer[0])
 
     # -- sequences ---------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """A model in libllama, behind the engine contract.
 
-All rows of a step go to the library in one batch. Rows that want hidden states go first, in a batch of their own:
-there every token has an output.
+All rows of a step go to the library in one batch. Rows that want hidden states or scores go first, in a batch of
+their own: there every token has an output.
 """
 
 import math
@@ -25,6 +25,8 @@ from tinyoai.engine.llamacpp.vocabulary import Vocabulary
 from tinyoai.engine.threads import ThreadChoice
 from tinyoai.wire import ModelInfo, Segment
 
+_POOLED = (Want.EMBEDDING, Want.SCORE)
+"""Outputs that come of hidden states."""
 MIN_PREFIX = 8
 """Tokens of a prefix that are worth reusing where equal requests should get equal answers."""
 
@@ -58,6 +60,8 @@ class LlamaCppEngine:
         """For each row of the last eval with logits, the place of its first token in the batch."""
         self._states: dict[int, Any] = {}
         """Copies of the hidden states of rows of the last eval."""
+        self._scores: dict[int, float] = {}
+        """The scores of rows of the last eval."""
         self._rows: Sequence[Row] = ()
         """The rows of the last eval, whose outputs may be read."""
 
@@ -76,9 +80,10 @@ class LlamaCppEngine:
         self._check(rows)
         if not self.caps.interrupts:
             until = 0.0
-        states = [i for i, row in enumerate(rows) if row.want is Want.EMBEDDING]
-        rest = [row for row in rows if row.want is not Want.EMBEDDING] if states else rows
+        states = [i for i, row in enumerate(rows) if row.want in _POOLED]
+        rest = [row for row in rows if row.want not in _POOLED] if states else rows
         self._states.clear()
+        self._scores.clear()
         try:
             if states:
                 self._eval_states(rows, states, until)
@@ -94,7 +99,7 @@ class LlamaCppEngine:
         for row in rows:
             n = len(row.tokens)
             places.append(at)
-            at += n if row.want is not Want.EMBEDDING else 0
+            at += n if row.want not in _POOLED else 0
             self._n_past[row.seq] = row.pos + n
             if self.caps.whole_rows:
                 self._cut(row.seq, 0)  # its states are copied, and cells are few
@@ -125,6 +130,9 @@ class LlamaCppEngine:
 
     def _eval_states(self, rows: Sequence[Row], states: Sequence[int], until: float) -> None:
         self._decode([rows[i] for i in states], until, embed=True)
+        if self.caps.pair:
+            self._scores = {i: self._context.score(rows[i].seq) for i in states}
+            return
         n_embd, at = self.info.n_embd_out, 0
         for i in states:
             n = len(rows[i].tokens)
@@ -140,7 +148,7 @@ class LlamaCppEngine:
         n_all = n_outputs = 0
         for row in rows:
             n = len(row.tokens)
-            every = row.want is Want.ALL or row.want is Want.EMBEDDING
+            every = row.want is Want.ALL or row.want in _POOLED
             if not 0 <= row.seq < caps.n_seq:
                 raise EngineError(f"there is no sequence {row.seq}; there are {caps.n_seq}")
             if row.adapters:
@@ -153,10 +161,12 @@ class LlamaCppEngine:
                 raise EngineError(
                     f"position {row.pos} with {n} tokens does not follow {n_past} of {caps.n_ctx} tokens"
                 )
-            if caps.whole_rows and row.want is not Want.EMBEDDING:
+            if caps.whole_rows and row.want not in _POOLED:
                 raise EngineError("an encoder model has embeddings and no logits")
             if row.want is Want.EMBEDDING and not self.info.n_embd_out:
                 raise EngineError("this model has no embeddings")
+            if row.want is Want.SCORE and not caps.pair:
+                raise EngineError("this model has no rank head")
             for token in row.tokens:
                 if type(token) is not int or not 0 <= token < n_vocab:
                     raise EngineError(f"token {token!r} is not in the vocabulary")
@@ -193,6 +203,12 @@ class LlamaCppEngine:
         if self._row(row).want is not Want.EMBEDDING:
             raise EngineError(f"row {row} has no hidden states")
         return self._states[row]
+
+    def score(self, row: int) -> float:
+        """The score of a row's sequence. Raises EngineError."""
+        if self._row(row).want is not Want.SCORE:
+            raise EngineError(f"row {row} has no score")
+        return self._scores[row]
 
     def _row(self, row: int) -> Row:
         if not 0 <= row < len(self._rows):

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.util import find_spec
 
 from tinyoai import gguf
+from tinyoai.engine.llamacpp import rank_head
 from tinyoai.engine.llamacpp.architectures import DECODERS, ENCODERS, REFUSED
 from tinyoai.engine.llamacpp.header_check import HeaderError, check
 from tinyoai.engine.llamacpp.memory import estimate, hparams
@@ -21,8 +22,6 @@ N_CHUNK = 64
 """Prompt tokens of a step beside decoding rows: the fewest with which llama.cpp's attention takes its fast path."""
 MAX_CONTEXT = 32_768
 """Tokens of a context window that nobody chose, at most."""
-RANK = 4
-"""The `pooling_type` of a file whose output is a score."""
 LIBRARY_VARIABLE = "TINYOAI_LLAMA_LIBRARY"
 """The environment variable with the path of a library of one's own."""
 PACKAGES = ("llama_cpp", "xllamacpp")
@@ -49,10 +48,8 @@ def supports(header: gguf.Header) -> str | None:
             f"is a {arch[:40]} model, which this version of the llama.cpp engine does not know; "
             "choose another model, or update tinyoai"
         )
-    if arch in ENCODERS and header.value("pooling_type") == RANK:
-        return "is a reranker, which scores pairs of texts and makes no embeddings; choose an embedding model"
     try:
         check(header)
     except HeaderError as error:
         return str(error)
-    return None
+    return rank_head.fault(header) if rank_head.ranks(header) else None

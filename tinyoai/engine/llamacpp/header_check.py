@@ -85,7 +85,9 @@ def _check_tensors(header: gguf.Header) -> None:
                 f"holds the tensor {tensor.name[:MAX_NAME]} in a type of number {tensor.type}, which this version "
                 "does not know; update tinyoai, or choose a file in Q4_K_M or Q8_0"
             )
-        if tensor.type not in _PLAIN_TYPES and (len(tensor.shape) == 1 or tensor.name in _ADDED):
+        if tensor.type not in _PLAIN_TYPES and (
+            len(tensor.shape) == 1 or tensor.name in _ADDED or tensor.name.endswith(".bias")
+        ):
             raise HeaderError(
                 f"holds the tensor {tensor.name[:MAX_NAME]} in the type {tensor.type_name}, over which llama.cpp "
                 "would end; convert the model again"

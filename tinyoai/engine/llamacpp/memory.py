@@ -7,6 +7,7 @@ import platform
 from importlib.util import find_spec
 
 from tinyoai import gguf, wire
+from tinyoai.engine.llamacpp import rank_head
 from tinyoai.engine.llamacpp.architectures import ENCODERS, reads_whole_texts
 from tinyoai.engine.llamacpp.header_check import numbers
 from tinyoai.engine.memory_estimate import WORKER_BYTES, HParams, MemoryEstimate
@@ -69,7 +70,8 @@ def hparams(header: gguf.Header) -> HParams:
         n_row=_row(header, n_embd, n_head, n_ff),
         n_positions=positions.shape[1] if positions is not None and len(positions.shape) > 1 else 0,
         whole_rows=reads_whole_texts(header),
-        pools=bool(header.value("pooling_type")),
+        pools=bool(header.value("pooling_type")) and not rank_head.ranks(header),
+        ranks=rank_head.ranks(header),
         flash_attention=arch != _NO_FLASH_ATTENTION,
         vocabulary_bytes=_vocabulary(header),
         repacked_bytes=sum(repacked),

@@ -10,8 +10,17 @@ from msgspec import structs
 
 from tinyoai import gguf, wire
 from tinyoai.engine import threads
-from tinyoai.engine.contract import Capabilities, Copies, EngineError, ModelRefused, Row, Truncates, Want
-from tinyoai.engine.llamacpp import facts
+from tinyoai.engine.contract import (
+    Capabilities,
+    Copies,
+    EngineError,
+    ModelRefused,
+    PairForm,
+    Row,
+    Truncates,
+    Want,
+)
+from tinyoai.engine.llamacpp import facts, rank_head
 from tinyoai.engine.llamacpp.architectures import reads_whole_texts
 from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
@@ -125,8 +134,8 @@ def _info(
     vocab = lib.llama_model_get_vocab(model)
     chat_template = meta.get("tokenizer.chat_template", "")
     chat_template = chat_template if isinstance(chat_template, str) else ""
-    vocabulary.mark(chat_template)
-    stated = header.value("pooling_type")
+    vocabulary.mark(chat_template + rank_head.template(header))
+    stated, ranks = header.value("pooling_type"), rank_head.ranks(header)
     pooling = load.pooling or _POOLINGS.get(
         stated if isinstance(stated, int) else 0, _DEFAULT_POOLING[encoder]
     )
@@ -152,9 +161,21 @@ def _info(
         add_bos=bool(lib.llama_vocab_get_add_bos(vocab)),
         add_eos=ends_with_sep or bool(lib.llama_vocab_get_add_eos(vocab)),
         add_space_prefix=vocabulary.type == SPM and bool(meta.get("tokenizer.ggml.add_space_prefix", True)),
-        n_embd_out=0 if stated == facts.RANK else int(lib.llama_model_n_embd_out(model)),
-        pooling=pooling,
+        n_embd_out=0 if ranks else int(lib.llama_model_n_embd_out(model)),
+        pooling="" if ranks else pooling,
     )
+
+
+def _pair_form(library: Library, model: Any, header: gguf.Header) -> PairForm:
+    """The file's own prompt for pairs, or else the ids that llama.cpp's server puts around them."""
+    lib = library.lib
+    vocab = lib.llama_model_get_vocab(model)
+    sep, end = int(lib.llama_vocab_sep(vocab)), int(lib.llama_vocab_eos(vocab))
+    bos = (int(lib.llama_vocab_bos(vocab)),) if lib.llama_vocab_get_add_bos(vocab) else ()
+    eos = (end if end >= 0 else sep,) if lib.llama_vocab_get_add_eos(vocab) else ()
+    between = (*eos, sep) if lib.llama_vocab_get_add_sep(vocab) else eos
+    before, between, after = (tuple(token for token in ids if token >= 0) for ids in (bos, between, eos))
+    return PairForm(rank_head.template(header), before, between, after)
 
 
 def _capabilities(
@@ -167,6 +188,7 @@ def _capabilities(
     longest_piece: int,
 ) -> Capabilities:
     n_slots = load.n_slots
+    pair = _pair_form(library, model, header) if rank_head.ranks(header) else None
     if encoder:
         # a text is one row of one batch, and each of its tokens has an output
         return Capabilities(
@@ -179,12 +201,14 @@ def _capabilities(
             n_outputs_total=load.n_ctx,
             whole_rows=True,
             generates=False,
+            pair=pair,
             interrupts=True,
             longest_piece=longest_piece,
         )
     recurrent = bool(library.lib.llama_model_is_recurrent(model) or library.lib.llama_model_is_hybrid(model))
     # files that are made to embed get outputs for every token of a step
-    n_outputs = load.n_batch if header.value("pooling_type") else min(SCORED_ROWS, load.n_batch)
+    made_to_embed = header.value("pooling_type") and pair is None
+    n_outputs = load.n_batch if made_to_embed else min(SCORED_ROWS, load.n_batch)
     return Capabilities(
         n_seq=n_slots,
         n_ctx=load.n_ctx,
@@ -205,6 +229,8 @@ def _capabilities(
         saves=True,
         # llama.cpp saves only those cells of a sliding window that the next token looks at
         cuts_saved=int(library.lib.llama_model_n_swa(model)) <= 0,
+        generates=pair is None,
+        pair=pair,
         interrupts=not recurrent,
         longest_piece=longest_piece,
     )
@@ -225,7 +251,7 @@ def _new_context(
     params.n_seq_max = caps.n_seq
     params.n_outputs_max = min(caps.n_batch, caps.n_outputs_total)
     params.n_threads = params.n_threads_batch = load.n_threads or threads.available()
-    params.pooling_type = _POOLING_NONE
+    params.pooling_type = rank_head.RANK if caps.pair else _POOLING_NONE
     params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[load.flash_attn]
     params.type_k, params.type_v = CACHE_TYPES[load.cache_type_k], CACHE_TYPES[load.cache_type_v]
     library.set_unified(params, load.kv != "separate")
@@ -244,18 +270,22 @@ def _warm_up(engine: LlamaCppEngine, header: gguf.Header) -> float:
     info, caps = engine.info, engine.caps
     damaged = f"{header.path} is damaged: it computes nonsense instead of {{}}; download it again"
     token = info.bos_id if 0 <= info.bos_id < info.n_vocab else 0
-    row = Row(0, [token], 0, Want.EMBEDDING if caps.whole_rows else Want.LAST)
+    want = Want.EMBEDDING if caps.whole_rows else Want.LAST
+    row = Row(0, [token], 0, Want.SCORE if caps.pair else want)
     seconds, values = math.inf, list[float]()
     for _ in range(2):
         begin = time.perf_counter()
         engine.eval([row])
         seconds = min(seconds, time.perf_counter() - begin)
-        if caps.whole_rows:
+        if caps.pair:
+            values = [engine.score(0), -1.0]  # a probability of 0 is a score, too
+        elif caps.whole_rows:
             values = [float(x) for x in memoryview(engine.embedding(0)).cast("B").cast("f")]
         else:
             values = engine.logits_list(0)
         engine.truncate(0, 0)
     if not all(map(math.isfinite, values)) or min(values) == max(values):
-        raise ModelRefused(damaged.format("embeddings" if caps.whole_rows else "logits"))
+        kind = "scores" if caps.pair else "embeddings" if caps.whole_rows else "logits"
+        raise ModelRefused(damaged.format(kind))
     engine.caps = structs.replace(caps, step_cost={1: 1000.0 * seconds})
     return seconds
