@@ -155,6 +155,7 @@ def test_a_file_that_changes_while_it_is_read_has_no_key(
     while key.work():
         pass
     assert key.key(engine_of()) is None
+    assert not (Path(load.cache_dir) / "digests.json").exists()
     gone = ModelKey(structs.replace(load, path=f"{load.path}x"))
     assert gone.failed
     assert not gone.work()

@@ -146,6 +146,25 @@ def test_a_sliding_window_model_can_drop_the_end_of_a_sequence() -> None:
     model.engine.close()
 
 
+@pytest.mark.parametrize("kv", ["unified", "separate"])
+def test_a_loaded_state_of_a_sliding_window_model_is_never_cut(kv: str) -> None:
+    """It lacks what lies before the window, and a shorter prompt that began with it would get a wrong answer."""
+    model = Model(architectures.model("gemma3"), n_slots=1, kv=kv)
+    short, long = [("user", story(1) + "The end?")], [("user", story(1) + story(2))]
+    (fresh,), _ = model.ask(short)
+    model.scheduler.prefixes._store.entries.clear()  # type: ignore[union-attr]
+    model.scheduler._slots[0].last_used = 0  # not worth a state
+    model.ask(long)
+    model.ask([("user", "unrelated " * 80)])
+    _, (end,) = model.ask(long)
+    assert end.n_cached > 200  # from a state
+    (again,), (end,) = model.ask(short)
+    assert end.cache_miss > 90
+    assert end.n_cached < 10
+    assert again == fresh
+    model.engine.close()
+
+
 def test_a_hybrid_model_keeps_few_states_of_a_conversation() -> None:
     model = Model(architectures.model("falcon-h1"))
     assert model.engine.caps.truncates is Truncates.NEVER
