@@ -251,6 +251,28 @@ def test_the_cache_of_conversations_gives_way_to_the_model(folder: Path) -> None
     drive(kept, folder, room=2.0, make_load=greedy)
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_a_stop_in_a_hurry_does_not_wait_for_workers_that_save(folder: Path, early: bool) -> None:
+    def saving(model: Model) -> wire.Load:
+        return structs.replace(load(model), cache_dir="/nonexistent")
+
+    async def body(pool: Pool) -> None:
+        assert await ask(pool, "hello", "a") == "hello"
+        os.kill(pid_of(pool, "a"), signal.SIGSTOP)  # it takes all of its time
+        begin = asyncio.get_running_loop().time()
+        if early:
+            pool.hurry()
+        stopping = asyncio.ensure_future(pool.stop())
+        await asyncio.sleep(0.2)
+        if not early:
+            assert not stopping.done()
+            pool.hurry()
+        await stopping
+        assert asyncio.get_running_loop().time() - begin < 2.0
+
+    drive(body, folder, make_load=saving)
+
+
 def test_a_file_larger_than_the_machine_s_memory_never_fits(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
