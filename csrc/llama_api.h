@@ -95,6 +95,7 @@ _Bool llama_model_has_encoder(const llama_model *model);
 _Bool llama_model_has_decoder(const llama_model *model);
 _Bool llama_model_is_recurrent(const llama_model *model);
 _Bool llama_model_is_hybrid(const llama_model *model);
+int32_t llama_model_n_swa(const llama_model *model);
 uint32_t llama_n_ctx(const llama_context *ctx);
 uint32_t llama_n_ctx_seq(const llama_context *ctx);
 

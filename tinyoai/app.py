@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import uvloop
+from msgspec import structs
 
 from tinyoai import __version__, errors, gguf, units, wire
 from tinyoai.config.options import Config
 from tinyoai.engine import facts
-from tinyoai.host import datadir, instances, log, memory
+from tinyoai.host import cache_files, datadir, instances, log, memory
 from tinyoai.models import adapter_files, template_file
 from tinyoai.models.catalog import Catalog, describe
 from tinyoai.models.pool import Pool
@@ -39,6 +40,8 @@ logger = logging.getLogger("tinyoai.app")
 Number = TypeVar("Number", int, float)
 
 BUILTIN = Path(__file__).parent / "builtin" / "tinyoai-chat.gguf"
+MAX_CACHE_RAM = 1 << 30
+"""Bytes of host memory for a model's finished conversations where nobody chose a number, at most."""
 PROGRESS_S = 1.0
 """A longer load is announced."""
 
@@ -176,7 +179,35 @@ def _wire_load(config: Config, capacity: int, template_source: str, model: Model
         reproducible=config.reproducible,
         adapters=model.adapters,
     )
-    return facts.complete(load, model.hparams, model.n_ctx_train, capacity)
+    load = facts.complete(load, model.hparams, model.n_ctx_train, capacity)
+    return _with_cache(config, load, model, capacity)
+
+
+def _with_cache(config: Config, load: wire.Load, model: Model, capacity: int) -> wire.Load:
+    """The load with the limits of its prefix cache. Raises errors.UsageError for a wrong size.
+
+    In memory that is an eighth of `capacity` where nobody chose a size, but no more than half of what the model leaves.
+    """
+    ram = _number(units.size, config.cache_ram, "--cache-ram") if config.cache_ram else None
+    disk = _number(units.size, config.cache_disk, "--cache-disk")
+    engine = facts.ENGINES.get(load.engine)
+    if engine is None or not engine.saves or (model.hparams is not None and model.hparams.whole_rows):
+        return load
+    if ram is None:
+        left = capacity - engine.estimate(model.hparams, model.size, load).total
+        ram = max(0, min(MAX_CACHE_RAM, capacity // 8, left // 2))
+    folder = ""
+    if disk:
+        with contextlib.suppress(errors.UsageError):  # a user without a home directory
+            folder = str(datadir.folder(config.home) / cache_files.FOLDER)
+    return structs.replace(load, cache_ram=ram, cache_disk=disk, cache_dir=folder)
+
+
+def _scope_salt(config: Config) -> bytes | None:
+    """The salt of the scopes of API keys; None: it cannot be kept, and prompts of before a restart are not found."""
+    with contextlib.suppress(OSError, errors.UsageError):
+        return cache_files.salt(datadir.folder(config.home) / cache_files.FOLDER)
+    return None
 
 
 def _ignore_result(task: "asyncio.Future[wire.Ready | None]") -> None:
@@ -234,6 +265,8 @@ class _App:
         announcing: asyncio.Future[Path | None] | None = None
         listener: asyncio.Server | None = None
         try:
+            if self._keys and not config.cache_shared and (salt := _scope_salt(config)):
+                self._keys.use_salt(salt)
             # the worker loads meanwhile: these imports take as long as a small model
             api = self._build_api()
             listener = await loop.create_server(api.server.protocol_factory, sock=sock, backlog=BACKLOG)
@@ -256,7 +289,7 @@ class _App:
                 if opening is not None:
                     await asyncio.wait({opening})
                     await self._api.finetunes.jobs.close()
-            await self._pool.stop()
+            await self._stop_pool()
             if announcing is not None and (announced := await announcing):
                 instances.withdraw(announced)
             self._pool.catalog.close()
@@ -332,6 +365,16 @@ class _App:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
+
+    async def _stop_pool(self) -> None:
+        """Ends the workers. They may save what they have computed, until a second signal."""
+        stopping = asyncio.ensure_future(self._pool.stop())
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not stopping.done():
+            self._pool.hurry()
+        await stopping
 
     async def _drain(self, api: "Api") -> int:
         """Lets running answers finish. 0 if all did; 1 after the grace time or at a second signal."""

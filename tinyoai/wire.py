@@ -192,8 +192,12 @@ class Threads(msgspec.Struct, frozen=True, tag="threads"):
     n: int
 
 
+SAVE_S = 5.0
+"""Seconds that a worker may take to save before it exits."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
-    """Exit now. A closed socket means the same."""
+    """Save finished sequences within SAVE_S, where they are kept on disk, and exit. A closed socket: exit now."""
 
 
 ToWorker = Load | Request | Cancel | Threads | Shutdown

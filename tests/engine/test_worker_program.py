@@ -15,14 +15,24 @@ from tinyoai.engine.fake import TOKEN_MS
 from tinyoai.host import subproc
 
 
+def _program(prelude: str) -> list[str]:
+    if not prelude:
+        return ["-m", "tinyoai.engine"]
+    return [
+        "-c",
+        f"{prelude}\nimport os, sys\nfrom tinyoai.engine.__main__ import main\nos._exit(main(int(sys.argv[1])))",
+    ]
+
+
 class Program:
     """A worker program and the server's end of its socket."""
 
-    def __init__(self, load: wire.Load, **env: str) -> None:
+    def __init__(self, load: wire.Load, *, prelude: str = "", **env: str) -> None:
+        """`prelude` is Python code that runs in the program before it starts."""
         self.socket, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [*subproc.PYTHON, "-m", "tinyoai.engine", str(theirs.fileno())],
+                [*subproc.PYTHON, *_program(prelude), str(theirs.fileno())],
                 env={**subproc.environment(), **env},
                 pass_fds=(theirs.fileno(),),
                 stderr=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.engines import make
 from tests.models.workers import ask, run, scripted, text_of, until
@@ -34,7 +35,9 @@ FIXED = 1_000_000
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Makes the workers run the scripted worker, with simple memory estimates."""
     monkeypatch.setattr(
-        managed_model, "estimate", lambda model, load: MemoryEstimate(FIXED, PER_TOKEN, load.n_ctx)
+        managed_model,
+        "estimate",
+        lambda model, load: MemoryEstimate(FIXED + load.cache_ram, PER_TOKEN, load.n_ctx),
     )
     with scripted():
         yield
@@ -227,6 +230,47 @@ def test_a_temporary_shortage_of_memory_can_be_retried(folder: Path, monkeypatch
             assert await text_of(lease, "hello") == "hello"
 
     drive(body, folder)
+
+
+def test_the_cache_of_conversations_gives_way_to_the_model(folder: Path) -> None:
+    def greedy(model: Model) -> wire.Load:
+        return structs.replace(load(model), cache_ram=size())
+
+    async def body(pool: Pool) -> None:
+        model = pool.find("a")
+        assert model.estimate.total == 2 * size()
+        assert await ask(pool, "hello", "a") == "hello"
+        assert (model.load.cache_ram, model.estimate.total) == (0, size())
+
+    drive(body, folder, room=1.0, make_load=greedy)
+
+    async def kept(pool: Pool) -> None:
+        assert await ask(pool, "hello", "a") == "hello"
+        assert pool.find("a").load.cache_ram == size()
+
+    drive(kept, folder, room=2.0, make_load=greedy)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_stop_in_a_hurry_does_not_wait_for_workers_that_save(folder: Path, early: bool) -> None:
+    def saving(model: Model) -> wire.Load:
+        return structs.replace(load(model), cache_dir="/nonexistent")
+
+    async def body(pool: Pool) -> None:
+        assert await ask(pool, "hello", "a") == "hello"
+        os.kill(pid_of(pool, "a"), signal.SIGSTOP)  # it takes all of its time
+        begin = asyncio.get_running_loop().time()
+        if early:
+            pool.hurry()
+        stopping = asyncio.ensure_future(pool.stop())
+        await asyncio.sleep(0.2)
+        if not early:
+            assert not stopping.done()
+            pool.hurry()
+        await stopping
+        assert asyncio.get_running_loop().time() - begin < 2.0
+
+    drive(body, folder, make_load=saving)
 
 
 def test_a_file_larger_than_the_machine_s_memory_never_fits(

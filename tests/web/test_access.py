@@ -427,3 +427,24 @@ def test_a_rebound_dns_name_gives_no_access(method: bytes) -> None:
         assert error is not None
         assert error.status == 403
         assert "--allowed-host evil.example" in error.message
+
+
+def test_each_key_has_a_scope_of_its_own_that_does_not_tell_the_key() -> None:
+    keys = api_keys.Keys([("sk-secret-a", "Ann"), ("sk-secret-b", "Ann")])  # two keys of one owner
+
+    def scope(key: bytes, **settings: bool) -> str:
+        asked = request(b"x-api-key: " + key)
+        Access(loopback=True, keys=keys, **settings).check(asked)
+        return asked.scope
+
+    keys.use_salt(bytes(32))
+    a, b = scope(b"sk-secret-a"), scope(b"sk-secret-b")
+    assert (len(a), len(b), len({a, b})) == (32, 32, 2)
+    assert "secret" not in a
+    assert scope(b"sk-secret-a") == a
+    assert scope(b"sk-secret-a", shared_prefixes=True) == ""
+    keys.use_salt(b"another")
+    assert scope(b"sk-secret-a") != a
+    asked = request()
+    Access(loopback=True).check(asked)
+    assert asked.scope == ""  # without keys everybody shares

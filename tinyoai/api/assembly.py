@@ -85,4 +85,5 @@ def build_access(config: Config, keys: Keys) -> Access:
         rate=rate_limits.parse(config.rate_limit),
         open_routes=sorted(routes.PUBLIC),
         expose_headers=EXPOSED_HEADERS,
+        shared_prefixes=config.cache_shared,
     )

@@ -189,6 +189,7 @@ class _Run:
         run = lease.run(
             self.bodies,
             client=self.exchange.client,
+            scope=self.exchange.scope,
             deadline=deadline,
             sink=self,
         )

@@ -161,7 +161,9 @@ async def _score(
     bodies = [wire.Rank(query=query, document=text, param=f"{field}[{i}]") for i, text in enumerate(texts)]
     scores: dict[int, float] = {}
     n_prompt, n_done, queue_ms = 0, 0, 0.0
-    async with aclosing(lease.run(bodies, client=exchange.client, deadline=due)) as events:
+    async with aclosing(
+        lease.run(bodies, client=exchange.client, scope=exchange.scope, deadline=due)
+    ) as events:
         async for index, event in events:
             if isinstance(event, wire.Accepted):
                 queue_ms = max(queue_ms, event.queue_ms)

@@ -8,6 +8,7 @@ commands (each has --help):
   status                   show the running servers: base URL, model, memory
   agent start|stop|restart|status|logs
                            run the server in the background
+  cache [clear]            show and delete the conversations that are kept on disk
   get, set, unset          show and change the configuration file
 """
 
@@ -32,6 +33,16 @@ examples:
   tinyoai status --json | jq -r '.[0].base_url'
 
 The exit code is 0 if a server runs and 3 if none does. No API key is needed.
+"""
+
+CACHE = """\
+examples:
+  tinyoai cache                what is kept, by model
+  tinyoai cache --json | jq .size
+  tinyoai cache clear          delete all of it
+  tinyoai cache clear m        delete what is kept of the model m
+
+llamacpp models continue conversations from there after a restart. --cache-disk limits the size.
 """
 
 GET = """\

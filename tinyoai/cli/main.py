@@ -29,6 +29,12 @@ def _agent(argv: Sequence[str]) -> int:
     return agent_commands.run(argv)
 
 
+def _cache(argv: Sequence[str]) -> int:
+    from tinyoai.cli import cache
+
+    return cache.run(argv)
+
+
 def _get(argv: Sequence[str]) -> int:
     from tinyoai.cli import configure
 
@@ -51,6 +57,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "status": _status,
     "agent": _agent,
+    "cache": _cache,
     "get": _get,
     "set": _set,
     "unset": _unset,

@@ -16,10 +16,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import NoReturn
 
 from tinyoai import native, wire
-from tinyoai.engine import rendering, requests, tokenization
+from tinyoai.engine import rendering, requests, saving, tokenization
 from tinyoai.engine.contract import Engine, EngineError
+from tinyoai.engine.model_key import ModelKey
 from tinyoai.engine.opening import open_engine
 from tinyoai.engine.rendering import ChatRenderer
 from tinyoai.engine.scheduler import Scheduler
@@ -42,7 +44,7 @@ _PR_SET_PDEATHSIG = 1
 """prctl(2): the signal to get when the parent ends, even while this process is stopped."""
 
 Prepared = tuple[int, list[Task] | wire.Failed]
-Item = wire.Request | wire.Cancel | wire.Threads | Prepared | tokenization.Result
+Item = wire.Request | wire.Cancel | wire.Shutdown | wire.Threads | Prepared | tokenization.Result
 """A piece of work for the main thread."""
 
 
@@ -57,7 +59,9 @@ def _make_expendable() -> None:
 class Worker:
     """The three threads' shared state: an inbox of the main thread, and one of the tokenizer."""
 
-    def __init__(self, sock: socket.socket, engine: Engine, load: wire.Load) -> None:
+    def __init__(
+        self, sock: socket.socket, engine: Engine, load: wire.Load, key: ModelKey | None = None
+    ) -> None:
         """Raises ModelRefused for a chat template that cannot be used."""
         self._sock = sock
         self._engine = engine
@@ -67,9 +71,18 @@ class Worker:
         self._n_preparing = 0
         self._text_requests: deque[wire.Request] = deque()
         """Tokenize and Detokenize that have not started."""
+        store, disk = saving.open_tiers(load, engine, key)
         self._scheduler = Scheduler(
-            engine, n_queue=load.n_queue, clock=time.monotonic, queue_timeout_s=load.queue_timeout_s
+            engine,
+            n_queue=load.n_queue,
+            clock=time.monotonic,
+            queue_timeout_s=load.queue_timeout_s,
+            store=store,
+            disk=disk,
         )
+        self._saving = saving.Saving(self._scheduler.prefixes)
+        self._active_at = time.monotonic()
+        """The last time that there was something to do."""
 
     def ready(self) -> wire.Ready:
         """The answer to Load."""
@@ -96,8 +109,18 @@ class Worker:
                     if isinstance(message, wire.Cancel):
                         self._scheduler.interrupt(message.id)
                 elif isinstance(message, wire.Shutdown):
-                    os._exit(0)
+                    self._begin_shutdown()
             messages = _receive(self._sock, reader)
+
+    def _begin_shutdown(self) -> None:
+        """Lets the main thread save, for a limited time; without anything to save the process ends at once."""
+        if not self._scheduler.prefixes.on_disk:
+            os._exit(0)
+        end = threading.Timer(wire.SAVE_S, os._exit, (0,))
+        end.daemon = True
+        end.start()
+        self._inbox.put(wire.Shutdown())
+        self._engine.interrupt()
 
     # -- the tokenizer thread --------------------------------------------------------------------
 
@@ -140,15 +163,37 @@ class Worker:
 
     def _wait(self) -> list[wire.ToServer]:
         """Waits for a message; with requests open, not longer than the next heartbeat."""
+        now = time.monotonic()
         busy = self._n_preparing or self._text_requests or not self._scheduler.idle
-        calibration = self._scheduler.calibration
-        timeout = HEARTBEAT_S / 2 if busy else CALIBRATE_AFTER_S if calibration.sizes else None
+        if busy:
+            self._active_at = now
         try:
-            return self._take(self._inbox.get(timeout=timeout))
+            item = self._inbox.get(timeout=HEARTBEAT_S / 2 if busy else self._work_due_in(now))
         except queue.Empty:
             if not busy:
-                calibration.measure()
+                self._work_while_idle()
             return []
+        self._active_at = time.monotonic()
+        return self._take(item)
+
+    def _work_due_in(self, now: float) -> float | None:
+        """Seconds until there is work that a request would interrupt; None: there is none."""
+        saving = self._saving.due_in(now - self._active_at)
+        if not self._scheduler.calibration.sizes:
+            return saving
+        return CALIBRATE_AFTER_S if saving is None else min(CALIBRATE_AFTER_S, saving)
+
+    def _work_while_idle(self) -> None:
+        if self._scheduler.calibration.sizes:
+            self._scheduler.calibration.measure()
+        else:
+            self._saving.work(time.monotonic() - self._active_at, self._inbox.empty)
+
+    def _shut_down(self) -> NoReturn:
+        """Saves what is not on disk, and ends the process."""
+        until = time.monotonic() + wire.SAVE_S - 1.0
+        self._saving.finish(lambda: time.monotonic() < until)
+        os._exit(0)
 
     def _take(self, item: Item) -> list[wire.ToServer]:
         if isinstance(item, wire.Request):
@@ -156,6 +201,8 @@ class Worker:
                 return self._scheduler.submit(item)
             self._text_requests.append(item)
             return []
+        if isinstance(item, wire.Shutdown):
+            self._shut_down()
         if isinstance(item, wire.Cancel):
             waiting = next((r for r in self._text_requests if r.id == item.id), None)
             if waiting is None:
@@ -210,8 +257,9 @@ def main(fd: int) -> int:
     if load.engine == "llamacpp":
         # the native load holds no interpreter lock, so these imports cost no time beside it
         threading.Thread(target=rendering.preload, daemon=True).start()
+    key = saving.begin(load)
     try:
-        worker = Worker(sock, open_engine(load), load)
+        worker = Worker(sock, open_engine(load), load, key)
     except EngineError as error:
         sock.sendall(wire.frame([wire.LoadFailed(message=str(error))]))
         return REFUSED

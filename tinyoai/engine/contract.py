@@ -137,6 +137,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """All sequences take cells from one pool, and a copy has those of its source."""
     truncates: Truncates = Truncates.FREELY
     saves: bool = False
+    cuts_saved: bool = True
+    """A loaded state can be truncated. False: it lacks what lies before a sliding window."""
     interrupts: bool = False
     """An eval can end early, see `interrupt`."""
     whole_rows: bool = False
@@ -156,12 +158,19 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     batches: bool = False
     """Rows of one step share work; else each costs the same in any company."""
 
+    @property
+    def cuts_states(self) -> bool:
+        """A loaded state serves for every prefix of its tokens, not only as a whole."""
+        return self.cuts_saved and self.truncates is not Truncates.NEVER
+
 
 class Engine(Protocol):
     """One loaded model."""
 
     info: ModelInfo
     caps: Capabilities
+    state_format: str
+    """Names the library and the form of its saved states, which no other version need understand."""
     n_threads: int
     """Threads of a step with one row."""
 

@@ -13,6 +13,8 @@ class EmbedTask:
 
     keeps_prefix = False
     exact = True
+    n_resumable = checkpoint = 0
+    cache_miss = -1
 
     def __init__(self, request_id: int, body: wire.Embed, ids: list[int], engine: Engine) -> None:
         info = engine.info

@@ -70,6 +70,8 @@ class EngineFacts(NamedTuple):
     """Runs GGML files from before GGUF."""
     embeds: bool = False
     """Makes embeddings of every file that it runs; else only a load tells."""
+    saves: bool = False
+    """Can keep the states of finished sequences in memory and on disk."""
     n_batch: int = 32
     """Prompt tokens of a step, where nobody chose a number."""
     shares_cells: bool = False
@@ -101,6 +103,7 @@ ENGINES: dict[str, EngineFacts] = {
         llamacpp.hparams,
         llamacpp.estimate,
         embeds=True,
+        saves=True,
         n_batch=llamacpp.N_BATCH,
         shares_cells=True,
         max_context=llamacpp.MAX_CONTEXT,

@@ -73,6 +73,8 @@ class Script(msgspec.Struct, frozen=True):
 class FakeEngine:
     """The engine contract over scripted logits. `caps` are fields of Capabilities to change."""
 
+    state_format = "json"
+
     def __init__(
         self, *, name: str, n_ctx: int = 0, n_slots: int = 4, n_batch: int = 32, **caps: Any
     ) -> None:

@@ -33,6 +33,8 @@ class GenerateTask:
         prompt_text: str = "",
         copies_from_first: bool = False,
         adapters: tuple[Adapter, ...] = (),
+        n_resumable: int = 0,
+        checkpoint: int = 0,
     ) -> None:
         # as asked
         self.adapters = adapters
@@ -45,6 +47,9 @@ class GenerateTask:
         self.exact = body.exact
         self.copies_from_first = copies_from_first
         """Its prompt will be copied from the first choice's sequence."""
+        self.n_resumable = n_resumable
+        self.checkpoint = checkpoint
+        self.cache_miss = -1
         self.prefilling = True
         self.ended = False
         self._id = request_id
@@ -115,8 +120,9 @@ class GenerateTask:
         if self._scores_prompt:
             end = min(n, begin + min(budget, caps.n_outputs))
             return Row(self._seq, self.ids[begin:end], begin, Want.ALL, self.adapters)
-        end = min(n, begin + budget, begin + caps.n_row)
-        if end < n and end - end % caps.align > begin:
+        last = self.checkpoint if begin < self.checkpoint else n
+        end = min(last, begin + budget, begin + caps.n_row)
+        if end < last and end - end % caps.align > begin:
             end -= end % caps.align
         want = Want.LAST if end == n else Want.NOTHING
         return Row(self._seq, self.ids[begin:end], begin, want, self.adapters)
@@ -237,6 +243,7 @@ class GenerateTask:
                 choice=self._choice,
                 finish_reason=reason,
                 n_cached=self._n_cached,
+                cache_miss=self.cache_miss,
                 n_generated=self._n_generated,
                 prompt_ms=(prefilled - self._started) * 1000.0,
                 predicted_ms=(now - prefilled) * 1000.0,

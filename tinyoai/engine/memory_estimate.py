@@ -63,6 +63,10 @@ class MemoryEstimate(NamedTuple):
         """The same, but of n bytes in all if it is of less."""
         return self._replace(fixed=self.fixed + max(0, n - self.total))
 
+    def more(self, n: int) -> "MemoryEstimate":
+        """The same and n bytes."""
+        return self._replace(fixed=self.fixed + n)
+
     def largest_context(self, budget: int) -> int:
         """The largest context window in tokens that fits into `budget` bytes; 0 if none does."""
         if not self.per_token or self.fixed >= budget:

@@ -7,29 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tinyoai.engine.contract import Adapter, Capabilities, Copies, Truncates
+from tinyoai.engine.prefix_store import Entry, common_prefix
 from tinyoai.engine.slots import Slot
+
+__all__ = ["Assignment", "choose", "common_prefix"]
 
 
 class Assignment(NamedTuple):
-    """Use `slot`, keep its first `n_keep` tokens; with a `source` copy them from there first."""
+    """Use `slot`, keep its first `n_keep` tokens; with a `source` or `entry` take them from there first."""
 
     slot: Slot
     n_keep: int
     source: Slot | None = None
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """The number of leading tokens that are equal; O(length), by halves compared in C."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+    entry: Entry | None = None
 
 
 def choose(
@@ -39,14 +29,16 @@ def choose(
     *,
     n_reusable: int,
     adapters: tuple[Adapter, ...] = (),
+    scope: str = "",
     exact: Callable[[int, int, int], int] | None = None,
 ) -> Assignment | None:
     """The assignment for a prompt; None if all slots are busy.
 
     At most the first `n_reusable` tokens may come from a cache, and never the last one, since its logits are
-    wanted. `exact(seq, n, n_prompt)` limits reuse to tokens that equal a fresh prefill bit for bit. A slot is worth
-    what it saves now less half of what its own conversation would miss later. If none is worth anything, the least
-    recently used slot is taken, so that a few shared tokens do not let one conversation evict another.
+    wanted; none come from another scope. `exact(seq, n, n_prompt)` limits reuse to tokens that equal a fresh prefill
+    bit for bit. A slot is worth what it saves now less half of what its own conversation would miss later. If none is
+    worth anything, the least recently used slot is taken, so that a few shared tokens do not let one conversation
+    evict another.
     """
     free = [slot for slot in slots if not slot.busy]
     if not free:
@@ -54,9 +46,9 @@ def choose(
     most = min(n_reusable, len(prompt) - 1)
 
     def kept(slot: Slot) -> int:
-        if slot.adapters != adapters:
+        if slot.adapters != adapters or slot.scope != scope:
             return 0
-        n_keep = min(common_prefix(slot.tokens, prompt), most)
+        n_keep = slot.keepable(min(common_prefix(slot.tokens, prompt), most))
         if caps.truncates is Truncates.NEVER and n_keep < len(slot.tokens):
             return 0
         return exact(slot.index, n_keep, len(prompt)) if exact is not None else n_keep
@@ -87,8 +79,8 @@ def _copy(
 
     def copyable(slot: Slot) -> int:
         n = kept(slot)
-        whole = caps.copies is Copies.PREFIX or n == len(slot.tokens) or caps.truncates is Truncates.FREELY
-        return n if whole else 0
+        cuts = caps.truncates is Truncates.FREELY and (caps.cuts_saved or caps.shares_cells)
+        return n if caps.copies is Copies.PREFIX or n == len(slot.tokens) or cuts else 0
 
     source = max(slots, key=copyable)
     n_keep = copyable(source)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from tinyoai import wire
 from tinyoai.engine import adapter_set, pair_prompt
-from tinyoai.engine.contract import Copies, Engine
+from tinyoai.engine.contract import Capabilities, Copies, Engine, Truncates
 from tinyoai.engine.generate import GenerateTask
+from tinyoai.engine.prefix_store import common_prefix
 from tinyoai.engine.rendering import ChatRenderer, RenderRefused
 from tinyoai.engine.score import ScoreTask
 from tinyoai.engine.tasks import Task
@@ -127,6 +128,10 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
     adapters = _adapters(body.adapters, engine)
     text = prompt_text(segments, ids, engine) if body.echo else ""
     copies = engine.caps.copies is not Copies.NONE
+    caps = engine.caps
+    n_resumable = 0
+    if caps.saves and not caps.cuts_states:
+        n_resumable = resumable(body.prompt, segments, ids, engine)
     return [
         GenerateTask(
             request_id,
@@ -138,6 +143,8 @@ def _generate(request_id: int, body: wire.Generate, engine: Engine, renderer: Ch
             prompt_text=text,
             copies_from_first=copies and choice > 0,
             adapters=adapters,
+            n_resumable=n_resumable,
+            checkpoint=n_resumable if _needs_checkpoint(caps, body.n) else 0,
         )
         for choice in range(body.n)
     ]
@@ -219,6 +226,30 @@ def _encode(
     if len(ids) + n_answer > n_ctx:
         raise too_long(len(ids))
     return ids
+
+
+def _needs_checkpoint(caps: Capabilities, n: int) -> bool:
+    """Whether what follows a prompt in its sequence cannot be dropped later, or not in the copies for other choices."""
+    return caps.truncates is Truncates.NEVER or (n > 1 and not caps.shares_cells)
+
+
+def resumable(
+    prompt: wire.Prompt, segments: Sequence[wire.Segment], ids: Sequence[int], engine: Engine
+) -> int:
+    """The prompt tokens that a longer or another continuation of it begins with too.
+
+    Of a conversation these end with its last message, before the words that open the answer. The last token of a
+    prompt is evaluated in any case.
+    """
+    n = len(ids)
+    if isinstance(prompt, wire.Conversation):
+        said = next((m.content.strip() for m in reversed(prompt.messages) if m.role != "assistant"), "")
+        for end in range(len(segments), 0, -1):
+            segment = segments[end - 1]
+            if said and isinstance(segment, wire.Text | wire.Markup) and said[-40:] in segment.text:
+                n = common_prefix(engine.encode(segments[:end]), ids)
+                break
+    return min(n, len(ids) - 1)
 
 
 def prompt_text(segments: Sequence[wire.Segment], ids: Sequence[int], engine: Engine) -> str:

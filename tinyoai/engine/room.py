@@ -52,8 +52,7 @@ class Room:
         """Evicts idle sequences until n cells are free. False: a running task has to pause first."""
         if not self._short:
             return True
-        self._evict(n)
-        return n <= self._sequences.n_free or len(self._running) < 2 or not self._saves
+        return self._sequences.free(n) or len(self._running) < 2 or not self._saves
 
     def pause_newest(self) -> None:
         """Takes the slot of the task that started last, and keeps its sequence in memory."""
@@ -79,9 +78,10 @@ class Room:
         self.paused.popleft()
         slot = min(free, key=lambda slot: (bool(slot.tokens), slot.last_used))
         self._sequences.evict(slot)
-        self._evict(len(tokens))
+        self._sequences.free(len(tokens))
         self._sequences.load(slot, tokens, state)
         running.task.move(slot.index)
+        slot.last_used, slot.scope = running.slot.last_used, running.request.request.scope
         running.slot = slot
         slot.adapters, slot.busy = running.task.adapters, True
         self._running.append(running)
@@ -98,12 +98,6 @@ class Room:
         """Cells that no running task holds or is expected to take."""
         sequences = self._sequences
         return sequences.n_free + sequences.n_idle - _expected(self._running)
-
-    def _evict(self, n: int) -> None:
-        """Evicts idle sequences, the least recently used first, until n cells are free."""
-        sequences = self._sequences
-        while n > sequences.n_free and (slot := sequences.least_recent()) is not None:
-            sequences.evict(slot)
 
 
 def _expected(running: Sequence[Running]) -> int:

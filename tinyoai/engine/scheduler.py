@@ -14,7 +14,10 @@ from tinyoai import wire
 from tinyoai.engine.batching import Batch, Batching, Running
 from tinyoai.engine.calibration import Calibration
 from tinyoai.engine.contract import Engine, EngineError, Interrupted, NoRoom, Partial, Row
-from tinyoai.engine.prefix_reuse import Assignment, choose
+from tinyoai.engine.disk_cache import DiskCache
+from tinyoai.engine.prefix_cache import PrefixCache
+from tinyoai.engine.prefix_reuse import Assignment
+from tinyoai.engine.prefix_store import PrefixStore
 from tinyoai.engine.queue import FairQueue
 from tinyoai.engine.requests import QueuedRequest
 from tinyoai.engine.room import Room
@@ -39,6 +42,8 @@ class Scheduler:
         n_queue: int,
         clock: Callable[[], float],
         queue_timeout_s: float = math.inf,
+        store: PrefixStore | None = None,
+        disk: DiskCache | None = None,
     ) -> None:
         self._engine = engine
         self._caps = engine.caps
@@ -46,6 +51,7 @@ class Scheduler:
         self._queue_timeout_s = queue_timeout_s
         self._sequences = Sequences(engine)
         self._slots = self._sequences.slots
+        self.prefixes = PrefixCache(engine, self._sequences, store, disk)
         self._queue: FairQueue[QueuedRequest] = FairQueue(n_queue)
         self._requests: dict[int, QueuedRequest] = {}
         """All that have not ended, by id."""
@@ -239,14 +245,7 @@ class Scheduler:
     def _admit(self, out: list[wire.ToServer]) -> None:
         while (queued := self._queue.first(QueuedRequest.ready)) is not None:
             task = queued.tasks[0]
-            assignment = choose(
-                self._slots,
-                task.ids,
-                self._caps,
-                n_reusable=task.n_reusable,
-                adapters=task.adapters,
-                exact=self._engine.exact_prefix if task.exact else None,
-            )
+            assignment = self.prefixes.assign(task, queued.request.scope)
             if assignment is None or not self._room.fits(task, assignment):
                 return
             self._queue.pop(queued)
@@ -260,11 +259,9 @@ class Scheduler:
     def _start(
         self, queued: QueuedRequest, task: Task, assignment: Assignment, out: list[wire.ToServer]
     ) -> None:
-        slot, n_keep, source = assignment
-        if source is not None:
-            self._sequences.copy(source, slot, n_keep)
-        n_keep = self._sequences.cut(slot, n_keep)
-        slot.adapters = task.adapters
+        slot, scope = assignment.slot, queued.request.scope
+        task.cache_miss = self.prefixes.seen(task, scope)
+        n_keep = self.prefixes.place(assignment, task, scope)
         now = self._clock()
         if not queued.accepted:
             queued.accepted = True
@@ -272,7 +269,11 @@ class Scheduler:
             queued.queue_ms = (now - queued.queued_at) * 1000.0
             out.append(
                 wire.Accepted(
-                    id=queued.id, n_prompt=queued.n_prompt, n_cached=n_keep, queue_ms=queued.queue_ms
+                    id=queued.id,
+                    n_prompt=queued.n_prompt,
+                    n_cached=n_keep,
+                    cache_miss=task.cache_miss,
+                    queue_ms=queued.queue_ms,
                 )
             )
         try:
@@ -293,8 +294,7 @@ class Scheduler:
         slot.busy = False
         if spoiled:
             self._sequences.cut(slot, 0)
-        if not running.task.keeps_prefix:
-            slot.last_used = 0  # the next prompt takes this slot before any conversation's
+        self.prefixes.on_release(slot, running.task)
 
     def _resume(self, out: list[wire.ToServer]) -> None:
         """Gives slots to paused tasks as far as there is room. Ends those whose time is up."""
@@ -315,6 +315,7 @@ class Scheduler:
         if queued.id not in self._requests:
             return  # another choice of it failed in this step
         self._sequences.append(running.slot, row.tokens)
+        self.prefixes.on_tokens(running.slot, task)
         try:
             out += task.on_eval(len(row.tokens), Outputs(self._engine, index), now)
             if not task.ended and now >= queued.deadline:

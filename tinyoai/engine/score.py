@@ -14,6 +14,8 @@ class ScoreTask:
 
     keeps_prefix = False
     exact = True
+    n_resumable = checkpoint = 0
+    cache_miss = -1
 
     def __init__(self, request_id: int, ids: list[int], engine: Engine) -> None:
         self.ids = ids

@@ -1,6 +1,6 @@
 """The KV sequences of an engine: the tokens that each slot holds, and the KV cells that they take together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tinyoai.engine.cells import CellCount
 from tinyoai.engine.contract import Copies, Engine
@@ -15,6 +15,8 @@ class Sequences:
         self._engine = engine
         self._caps = engine.caps
         self._cells = CellCount(engine.caps.n_seq)
+        self.on_evict: Callable[[Slot], None] = lambda slot: None
+        """Called with each slot before its tokens are dropped for want of cells."""
 
     @property
     def n_free(self) -> int:
@@ -39,14 +41,21 @@ class Sequences:
 
     def cut(self, slot: Slot, n: int) -> int:
         """Drops all but the first n tokens of a slot; returns how many are kept: n, fewer, or 0."""
-        kept = self._engine.truncate(slot.index, n)
+        kept = self._engine.truncate(slot.index, slot.keepable(n))
         slot.cut(kept)
         self._cells.cut(slot.index, kept)
         return kept
 
     def evict(self, slot: Slot) -> None:
         """Drops the tokens of an idle slot."""
+        self.on_evict(slot)
         self.cut(slot, 0)
+
+    def free(self, n: int) -> bool:
+        """Evicts idle slots, the least recently used first, until n cells are free. False: there are not as many."""
+        while n > self.n_free and (slot := self.least_recent()) is not None:
+            self.evict(slot)
+        return n <= self.n_free
 
     def copy(self, source: Slot, slot: Slot, n: int) -> None:
         """Replaces a slot's tokens by the first n of another one's, or by all of them if the engine copies no part."""
@@ -54,6 +63,8 @@ class Sequences:
             n = len(source.tokens)
         self._engine.copy(source.index, slot.index, n)
         slot.tokens = source.tokens[:n]
+        # without shared cells it is a saved state that is copied
+        slot.n_whole = source.n_whole if self._caps.cuts_saved or self._caps.shares_cells else n
         self._cells.copy(source.index, slot.index, n)
 
     def save(self, slot: Slot) -> bytes:
@@ -65,5 +76,6 @@ class Sequences:
         fits = self._engine.load(slot.index, state)
         self._cells.cut(slot.index, 0)
         slot.tokens = list(tokens) if fits else []
+        slot.n_whole = 0 if self._caps.cuts_saved else len(slot.tokens)
         self._cells.append(slot.index, len(slot.tokens))
         return fits

@@ -54,6 +54,12 @@ class Task(Protocol):
     adapters: tuple[Adapter, ...]
     keeps_prefix: bool
     """Its sequence may be worth reusing afterwards."""
+    n_resumable: int
+    """Prompt tokens that other prompts of the conversation are likely to begin with; 0: not known."""
+    checkpoint: int
+    """Prompt tokens after which the sequence is saved, since it cannot be cut there later; 0: none."""
+    cache_miss: int
+    """See wire.Accepted. Set before `start`."""
     prefilling: bool
     """Its prompt is not evaluated yet."""
     ended: bool

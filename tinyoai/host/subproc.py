@@ -13,6 +13,9 @@ from pathlib import Path
 PYTHON = (sys.executable, "-P")
 """-P: a file in the current folder must not shadow one of Python's modules."""
 
+WARNING = "warning: "
+"""The beginning of a child's line of output that people should see."""
+
 _SIGNALS = {
     "SIGKILL": ", as happens when memory runs out",
     "SIGALRM": ", as happens when a chat template does not end",

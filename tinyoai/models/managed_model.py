@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Protocol
 
+from msgspec import structs
+
 from tinyoai import errors, wire
 from tinyoai.engine import facts
 from tinyoai.engine.facts import MemoryEstimate
@@ -71,11 +73,9 @@ def estimate(model: Model, load: wire.Load) -> MemoryEstimate:
         return MemoryEstimate(facts.WORKER_BYTES + model.size, 0, load.n_ctx)
     found = engine.estimate(model.hparams, model.size, load)
     last = model.loaded
-    return (
-        found.at_least(last.resident_bytes)
-        if last is not None and last.settings == _settings(load)
-        else found
-    )
+    if last is not None and last.settings == _settings(load):
+        found = found.at_least(last.resident_bytes)
+    return found.more(load.cache_ram)
 
 
 def _settings(load: wire.Load) -> str:
@@ -154,6 +154,8 @@ class ManagedModel:
         """The reason why the last load ended before a process was started."""
         self._task: asyncio.Task[None] | None = None
         self._loaded_at = 0.0
+        self._stopping: Worker | None = None
+        self._in_hurry = False
         # use
         self.n_leases = 0
         self.keep_alive_s = owner.keep_alive_s
@@ -283,6 +285,17 @@ class ManagedModel:
         self._recent.extend((c.n_generated, c.predicted_ms) for c in choices if c.n_generated)
         self._owner.notify_done(self.name, done, list(choices))
 
+    def shed_cache(self) -> bool:
+        """Gives up the memory for finished conversations, so that the model itself fits. False: it has none."""
+        if not self.load.cache_ram:
+            return False
+        self.load = structs.replace(self.load, cache_ram=0)
+        self.estimate = estimate(self.model, self.load)
+        log.warning(
+            "%s: memory is short, so finished conversations stay in slots and on disk only", self.name
+        )
+        return True
+
     # -- unloading -------------------------------------------------------------------------------
 
     async def unload(self) -> bool:
@@ -309,6 +322,12 @@ class ManagedModel:
         if task is not None:
             self._begin_unload()
             await asyncio.wait({task})
+
+    def hurry(self) -> None:
+        """Ends the process now if it is being stopped, or as soon as it is."""
+        self._in_hurry = True
+        if self._stopping is not None:
+            self._stopping.hurry()
 
     def _begin_unload(self) -> None:
         self._stop_timer()
@@ -367,9 +386,12 @@ class ManagedModel:
             log.exception("the model %s could not be loaded", self.name)
             self._refusal = errors.InternalError("the model could not be loaded; see the server's log")
         finally:
-            worker, self.worker = self.worker, None
-            if worker is not None:
-                await worker.stop()
+            self._stopping, self.worker = self.worker, None
+            if self._stopping is not None:
+                if self._in_hurry:
+                    self._stopping.hurry()
+                await self._stopping.stop()
+                self._stopping = None
 
     def _on_unloaded(self, task: asyncio.Task[None]) -> None:
         # a done callback, since a task that is cancelled before its first step runs no finally

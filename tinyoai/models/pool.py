@@ -76,13 +76,14 @@ class Lease:
         bodies: Sequence[wire.Body],
         *,
         client: str = "",
+        scope: str = "",
         deadline: float | None = None,
         sink: EventSink | None = None,
     ) -> AsyncGenerator[tuple[int, wire.Event], None]:
         """Runs requests, and yields their events with the index of the body, in order of arrival.
 
-        Together they take one place in the queue. Each body ends in one Done or Failed; no error is raised. Closing
-        the generator cancels what runs.
+        Together they take one place in the queue, and they reuse prompts of the same scope only. Each body ends in one
+        Done or Failed; no error is raised. Closing the generator cancels what runs.
         `sink` gets events as they arrive, and those that it takes are not yielded, nor is Started. If it raises, that
         request fails with InternalError.
         """
@@ -107,7 +108,7 @@ class Lease:
                         return
                     patience_s -= clock() - begin
                     sent = worker.send(
-                        unsent, queue, client=client, group=group, deadline=deadline, sink=sink
+                        unsent, queue, client=client, scope=scope, group=group, deadline=deadline, sink=sink
                     )
                     calls = {call.index: call for call in sent}
                     unsent, n_pending = {}, len(calls)
@@ -295,6 +296,11 @@ class Pool:
             spawned.close()
         await asyncio.gather(*(model.end() for model in self.models), *self._noting, return_exceptions=True)
 
+    def hurry(self) -> None:
+        """Ends the workers that are being stopped, before they have saved."""
+        for model in self.models:
+            model.hurry()
+
     # -- for the models --------------------------------------------------------------------------
 
     async def refresh(self, name: str) -> Model:
@@ -349,6 +355,8 @@ class Pool:
                 if other.reserved
             ]
             decision = plan(others, model.estimate.total, budget)
+            if decision.refuse and model.shed_cache():
+                continue
             if decision.refuse:
                 # a file that is larger than the machine's memory never fits
                 hopeless = bool(self._budget) or model.model.size > (memory.capacity() or sys.maxsize)

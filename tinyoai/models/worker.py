@@ -23,7 +23,7 @@ STALL_S = 30.0
 STALL_FACTOR = 20.0
 """A worker may be silent for this many times its longest step or its longest silence so far."""
 STOP_S = 2.0
-"""Seconds that a worker gets to exit before it is killed."""
+"""Seconds that a worker gets to exit before it is killed, beside those that it may take to save."""
 
 
 class LoadError(Exception):
@@ -192,9 +192,15 @@ class Worker:
         """Ends the process, gently first, and waits until it is gone."""
         if not self.ended.done():
             self._why = self._why or "was stopped"
-            if not await self._process.stop(STOP_S, self._send_shutdown):
+            limit = STOP_S + (wire.SAVE_S if self.load.cache_dir else 0.0)
+            if not await self._process.stop(limit, self._send_shutdown):
                 log.warning("%s: its process did not exit in time and was killed", self.load.name)
         self._transport.close()
+
+    def hurry(self) -> None:
+        """Ends the process now, although `stop` still waits for it."""
+        if not self.ended.done():
+            self._kill("was stopped")
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -204,6 +210,7 @@ class Worker:
         queue: EventQueue,
         *,
         client: str = "",
+        scope: str = "",
         group: str = "",
         deadline: float | None = None,
         sink: EventSink | None = None,
@@ -217,7 +224,7 @@ class Worker:
                 self._calls.fail(call, "WorkerDied", "the model's process has ended")
             return calls
         requests = [
-            wire.Request(id=call.id, body=body, client=client, group=group, deadline=deadline)
+            wire.Request(id=call.id, body=body, client=client, scope=scope, group=group, deadline=deadline)
             for call, body in zip(calls, bodies.values(), strict=True)
         ]
         try:
@@ -280,7 +287,9 @@ class Worker:
         self._process.kill()
 
     def _on_stderr(self, line: bytes) -> None:
-        log.debug("%s: %s", self.load.name, line.decode("utf-8", "replace").rstrip())
+        text = line.decode("utf-8", "replace").rstrip()
+        level = logging.WARNING if text.startswith(subproc.WARNING) else logging.DEBUG
+        log.log(level, "%s: %s", self.load.name, text.removeprefix(subproc.WARNING))
 
     def _on_exit(self, code: int) -> None:
         if not self._why or (code < 0 and code != -signal.SIGKILL):  # this side did not cause it

@@ -53,12 +53,14 @@ class Access:
         rate: Rate = _UNLIMITED,
         open_routes: Sequence[str] = (),
         expose_headers: Sequence[str] = (),
+        shared_prefixes: bool = False,
     ) -> None:
         """`loopback`: the server listens on a loopback address.
 
         `origins`: web origins whose pages may use the server, or "*".
         `open_routes`: paths, with all below them, that need no key and count for no rate limit.
         `expose_headers`: response headers that allowed pages may read, beside those of this package.
+        `shared_prefixes`: clients with different keys reuse each other's prompts.
         """
         self._loopback = loopback
         self._hosts = {host.lower() for host in allowed_hosts}
@@ -67,15 +69,17 @@ class Access:
         self._rates = Rates(rate, time.monotonic, time.time)
         self._wrong_keys = Rates(_WRONG_KEYS, time.monotonic, time.time)
         self._open = tuple(open_routes)
+        self._shared_prefixes = shared_prefixes
         self._exposed = ", ".join((*_EXPOSED, *expose_headers))
 
     def check(self, exchange: Exchange) -> None:
-        """Sets the client and adds headers to the response. Raises errors.ApiError to refuse the request."""
+        """Sets client and scope, and adds headers to the response. Raises errors.ApiError to refuse the request."""
         head = exchange.head
         exchange.client = _network(exchange.peer)
         owner = self._keys.owner(head) if self._keys else None
         if owner is not None:
             exchange.client = f"key:{owner}"
+            exchange.scope = "" if self._shared_prefixes else self._keys.scope(head)
         self._add_cors_headers(exchange)
         free = head.method == "OPTIONS" or self._is_open(exchange.route)
         try:

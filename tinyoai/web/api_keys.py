@@ -5,6 +5,7 @@ Only digests are kept, never the keys. A comparison takes as long for a wrong ke
 
 import hashlib
 import hmac
+import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +20,33 @@ class Keys:
     def __init__(self, named: Sequence[tuple[str, str]] = ()) -> None:
         """`named`: pairs of a key and its owner's name."""
         self._digests = [(_digest(key.encode()), name) for key, name in named]
+        self._salt = os.urandom(32)
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
     def owner(self, head: Head) -> str | None:
         """Returns the owner of the key in a request, a bearer token or x-api-key. None if no key is valid."""
+        found = self._find(head)
+        return found[1] if found is not None else None
+
+    def scope(self, head: Head) -> str:
+        """Returns a text that is the key's own and does not tell the key. Empty if no key is valid."""
+        found = self._find(head)
+        return hmac.new(self._salt, found[0], hashlib.sha256).hexdigest()[:32] if found is not None else ""
+
+    def use_salt(self, salt: bytes) -> None:
+        """Sets what `scope` depends on beside the key, so that scopes stay the same after a restart."""
+        self._salt = salt
+
+    def _find(self, head: Head) -> tuple[bytes, str] | None:
+        """Returns the digest and the owner of the key in a request."""
         found = None
         for given in _sent_keys(head):
             digest = _digest(given)
-            for known, name in self._digests:  # always all of them, so that the time tells nothing
-                if hmac.compare_digest(digest, known):
-                    found = name
+            for known in self._digests:  # always all of them, so that the time tells nothing
+                if hmac.compare_digest(digest, known[0]):
+                    found = known
         return found
 
 

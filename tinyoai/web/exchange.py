@@ -88,6 +88,7 @@ class Exchange:
         "request_id",
         "route",
         "route_params",
+        "scope",
         "started",
         "status",
         "streaming",
@@ -106,6 +107,8 @@ class Exchange:
         """The route, or the one that a preflight asks about, is open to web pages from loopback origins."""
         self.client = ""
         """The client for fairness and rate limits: its key's owner or its address. Set by the access check."""
+        self.scope = ""
+        """Computed prompts are reused by requests of the same scope only. Set by the access check."""
         # the response
         self.n_tokens = 0
         """The number of tokens that the client is charged for."""

@@ -232,6 +232,7 @@ def timings(answer: Answer, choices: Sequence[Choice]) -> Timings:
     predicted_ms = sum(end.predicted_ms for end in ends)
     found = Timings(
         cache_n=n_cached,
+        cache_miss=ends[0].cache_miss,
         prompt_n=n_prompt,
         prompt_ms=prompt_ms,
         prompt_per_token_ms=prompt_ms / max(1, n_prompt),

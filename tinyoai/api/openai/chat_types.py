@@ -179,6 +179,8 @@ class Timings(Struct, kw_only=True):
     """Times in milliseconds and speeds. The counts are of tokens evaluated, without cached ones."""
 
     cache_n: int
+    cache_miss: int
+    """The prompt token at which the nearest prompt in the cache differs; -1: no cached one begins with its first."""
     prompt_n: int
     prompt_ms: float
     prompt_per_token_ms: float

@@ -94,7 +94,7 @@ async def _answer(
         wire.Embed(prompt=_prompt(item), dimensions=request.dimensions or 0, param=field)
         for field, item in given
     ]
-    run = lease.run(bodies, client=exchange.client, deadline=due)
+    run = lease.run(bodies, client=exchange.client, scope=exchange.scope, deadline=due)
     parts: list[bytes | None] = [None] * len(bodies)
     n_prompt, n_done, queue_ms = 0, 0, 0.0
     async with aclosing(run) as events:

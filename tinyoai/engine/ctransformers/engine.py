@@ -26,6 +26,8 @@ N_OUTPUTS = 8
 class CTransformersEngine:
     """One loaded model: a handle for each sequence, made when the sequence is first used."""
 
+    state_format = ""
+
     def __init__(
         self,
         loader: Loader,

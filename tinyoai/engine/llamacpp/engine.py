@@ -49,6 +49,7 @@ class LlamaCppEngine:
         """`adapters` are `llama_adapter_lora *` by name."""
         self.info = info
         self.caps = caps
+        self.state_format = library.identity
         self.n_threads = 1
         self._threads: ThreadChoice | None = None
         """Chooses the threads of each step; None: n_threads, or as many as are allowed."""

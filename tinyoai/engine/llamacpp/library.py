@@ -175,6 +175,12 @@ class Library:
             f"known version: {INSTALL}"
         )
 
+    @property
+    def identity(self) -> str:
+        """A text that differs between libraries whose saved states may differ."""
+        about = self.path.stat()
+        return f"llama.cpp {self.llama_version} {self.version} {self.layout.name} {about.st_size} {about.st_mtime_ns}"
+
     def context_params(self) -> Any:
         """The library's default llama_context_params."""
         return self.lib.llama_context_default_params()

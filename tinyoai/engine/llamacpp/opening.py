@@ -260,6 +260,8 @@ def _capabilities(
         copies=Copies.WHOLE if recurrent or load.kv == "separate" else Copies.PREFIX,
         truncates=Truncates.NEVER if recurrent else Truncates.FREELY,
         saves=True,
+        # llama.cpp saves only those cells of a sliding window that the next token looks at
+        cuts_saved=int(library.lib.llama_model_n_swa(model)) <= 0,
         generates=pair is None,
         pair=pair,
         interrupts=not recurrent,
