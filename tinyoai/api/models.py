@@ -133,6 +133,8 @@ class ModelStatus(Struct, kw_only=True):
     """The engine that runs it; null while it is not loaded."""
     engine_version: str | None = None
     memory: ModelMemory | None = None
+    reproducible: bool | None = None
+    """Equal requests with temperature 0 or a seed get equal answers, in any company; null while it is not loaded."""
     slots: Slots | None = None
     queue: int = 0
     in_use: int = 0
@@ -348,6 +350,7 @@ def _fill(row: ModelStatus, snapshot: Snapshot, resident: dict[int, int]) -> Non
         row.pid = snapshot.pid
         row.engine = snapshot.ready.info.engine
         row.engine_version = snapshot.ready.info.engine_version
+        row.reproducible = snapshot.ready.reproducible
         row.uptime = round(snapshot.uptime_s, 3)
         row.memory.resident_bytes = resident.get(snapshot.pid, 0)
         row.slots = Slots(total=total, busy=busy, free=max(0, total - busy))

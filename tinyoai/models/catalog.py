@@ -38,6 +38,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     template: str = "auto"
     """A chat format, or the path of a Jinja file from this file's folder."""
     context: int = 0
+    reproducible: bool = False
+    """As --reproducible, for this model."""
     defaults: Defaults = Defaults()
 
 
@@ -76,6 +78,7 @@ def describe(
         template=settings.template,
         aliases=settings.aliases,
         n_ctx_override=settings.context,
+        reproducible=settings.reproducible,
         defaults=settings.defaults,
     )
     if gguf.kind(path) == "legacy":

@@ -11,12 +11,13 @@ from msgspec import structs
 from tinyoai import gguf, wire
 from tinyoai.engine import threads
 from tinyoai.engine.contract import Capabilities, Copies, EngineError, ModelRefused, Row, Truncates, Want
-from tinyoai.engine.llamacpp import facts
+from tinyoai.engine.llamacpp import facts, reproducible
 from tinyoai.engine.llamacpp.architectures import reads_whole_texts
 from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
 from tinyoai.engine.llamacpp.library import Library
 from tinyoai.engine.llamacpp.memory import CACHE_TYPES, CELL_STEP, SCORED_ROWS, n_cells_of
+from tinyoai.engine.llamacpp.reproducible import OneByOneContext
 from tinyoai.engine.llamacpp.vocabulary import SPM, Vocabulary
 from tinyoai.engine.threads import ThreadChoice
 from tinyoai.host import memory
@@ -32,6 +33,8 @@ _MMAP, _MLOCK = 1, 2
 
 def open_engine(load: wire.Load, library: Library | None = None) -> LlamaCppEngine:
     """A loaded and warmed-up model. Raises ModelRefused or EngineError with one sentence."""
+    if load.reproducible:
+        load = structs.replace(load, kv="separate")
     header = _header(Path(load.path), load)
     if load.n_gpu_layers > 0:
         raise ModelRefused(
@@ -92,7 +95,12 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
     caps = _capabilities(
         library, model, header, load, encoder=encoder, longest_piece=vocabulary.longest_piece
     )
-    context = Context(library, _new_context(library, model, header, load, caps), caps.n_batch)
+    pointer = _new_context(library, model, header, load, caps)
+    if load.reproducible:
+        block = 0 if caps.whole_rows else caps.align
+        context: Context = OneByOneContext(library, pointer, caps, info, block=block)
+    else:
+        context = Context(library, pointer, caps.n_batch)
     engine = LlamaCppEngine(
         library,
         context,
@@ -108,7 +116,16 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
         context.close()
         raise
     n = load.n_threads or threads.available()
-    engine.use_threads(n, None if load.n_threads else ThreadChoice(n, seconds, time.monotonic))
+    if not load.reproducible:
+        engine.use_threads(n, None if load.n_threads else ThreadChoice(n, seconds, time.monotonic))
+        return engine
+    engine.use_threads(n)  # the number changes the results of long sequences
+    try:
+        bit_exact = reproducible.promised(engine, load)
+    except EngineError:
+        context.close()
+        raise
+    engine.caps = structs.replace(engine.caps, bit_exact=bit_exact)
     return engine
 
 
@@ -179,6 +196,7 @@ def _capabilities(
             n_outputs_total=load.n_ctx,
             whole_rows=True,
             generates=False,
+            bit_exact=False,
             interrupts=True,
             longest_piece=longest_piece,
         )
@@ -197,7 +215,8 @@ def _capabilities(
         n_outputs_total=max(n_outputs, n_slots) + n_slots,
         align=min(facts.N_CHUNK, load.n_batch),
         bit_exact=False,
-        batches=True,
+        n_least=min(facts.N_CHUNK, load.n_batch) if load.reproducible else 1,
+        batches=not load.reproducible,
         shares_cells=load.kv != "separate",
         # a stream of its own is copied as a whole
         copies=Copies.WHOLE if recurrent or load.kv == "separate" else Copies.PREFIX,
@@ -226,7 +245,7 @@ def _new_context(
     params.pooling_type = _POOLING_NONE
     params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[load.flash_attn]
     params.type_k, params.type_v = CACHE_TYPES[load.cache_type_k], CACHE_TYPES[load.cache_type_v]
-    library.set_unified(params, load.kv != "separate")
+    library.set_unified(params, caps.whole_rows or load.kv != "separate")
     library.log.clear()
     context = library.lib.llama_init_from_model(model, params)
     if not context:
