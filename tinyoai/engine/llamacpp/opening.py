@@ -98,7 +98,8 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
     pointer = _new_context(library, model, header, load, caps)
     if load.reproducible:
         block = 0 if caps.whole_rows else caps.align
-        context: Context = OneByOneContext(library, pointer, caps, info, block=block)
+        n_threads = load.n_threads or threads.available()
+        context: Context = OneByOneContext(library, pointer, caps, info, block=block, n_threads=n_threads)
     else:
         context = Context(library, pointer, caps.n_batch)
     engine = LlamaCppEngine(
@@ -119,7 +120,7 @@ def _open(library: Library, model: Any, header: gguf.Header, load: wire.Load) ->
     if not load.reproducible:
         engine.use_threads(n, None if load.n_threads else ThreadChoice(n, seconds, time.monotonic))
         return engine
-    engine.use_threads(n)  # the number changes the results of long sequences
+    engine.use_threads(n)
     try:
         bit_exact = reproducible.promised(engine, load)
     except EngineError:
@@ -201,6 +202,8 @@ def _capabilities(
             longest_piece=longest_piece,
         )
     recurrent = bool(library.lib.llama_model_is_recurrent(model) or library.lib.llama_model_is_hybrid(model))
+    # a saved state of a sliding window lacks older tokens, and loads the others into other cells
+    lossy = load.reproducible and bool(header.value("attention.sliding_window"))
     # files that are made to embed get outputs for every token of a step
     n_outputs = load.n_batch if header.value("pooling_type") else min(SCORED_ROWS, load.n_batch)
     return Capabilities(
@@ -219,9 +222,9 @@ def _capabilities(
         batches=not load.reproducible,
         shares_cells=load.kv != "separate",
         # a stream of its own is copied as a whole
-        copies=Copies.WHOLE if recurrent or load.kv == "separate" else Copies.PREFIX,
+        copies=Copies.NONE if lossy else Copies.WHOLE if recurrent or load.kv == "separate" else Copies.PREFIX,
         truncates=Truncates.NEVER if recurrent else Truncates.FREELY,
-        saves=True,
+        saves=not lossy,
         interrupts=not recurrent,
         longest_piece=longest_piece,
     )

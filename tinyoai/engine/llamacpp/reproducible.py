@@ -31,9 +31,18 @@ class OneByOneContext(Context):
     """A context that evaluates each row in calls of its own. `block` 0: a row is one call."""
 
     def __init__(
-        self, library: Library, pointer: Any, caps: Capabilities, info: wire.ModelInfo, *, block: int
+        self,
+        library: Library,
+        pointer: Any,
+        caps: Capabilities,
+        info: wire.ModelInfo,
+        *,
+        block: int,
+        n_threads: int,
     ) -> None:
         super().__init__(library, pointer, caps.n_batch)
+        self._single_threads = n_threads
+        """Threads of a call with one token: the number changes the results of long sequences."""
         self._block = block
         self._n_floats = {False: info.n_vocab, True: info.n_embd_out}
         """Numbers of one output: logits, or with True a hidden state."""
@@ -50,7 +59,8 @@ class OneByOneContext(Context):
             for piece in self._pieces(row):
                 if not first and self.abort.asked:
                     raise Interrupted
-                super().decode([piece], n_threads, until, embed=embed)
+                n = n_threads if len(piece.tokens) > 1 else self._single_threads
+                super().decode([piece], n, until, embed=embed)
                 first = False
                 self._note(piece)
                 self._keep_outputs(piece, place, embed=embed)
