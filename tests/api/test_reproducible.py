@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,12 +57,12 @@ def test_answers_do_not_depend_on_company_prefixes_streams_and_restarts(name: st
     env = serving.environment()
     expected = []
     for question in QUESTIONS:  # each alone, in a new worker
-        with serving.serve(str(path), *FLAGS, env=env) as server:
+        with serving.serve("--model", str(path), *FLAGS, env=env) as server:
             assert server.status()["reproducible"] is True
             expected.append(ask(server, question))
     assert len({json.dumps(each) for each in expected}) == len(QUESTIONS)
     draw = random.Random(3)
-    with serving.serve(str(path), *FLAGS, env=env) as server, ThreadPoolExecutor(4) as clients:
+    with serving.serve("--model", str(path), *FLAGS, env=env) as server, ThreadPoolExecutor(4) as clients:
 
         def one(number: int, delay: float, stream: bool) -> None:
             threading.Event().wait(delay)
@@ -78,15 +79,15 @@ def test_the_self_test_runs_once_for_a_model_and_machine(tmp_path: Path) -> None
     path = architectures.model("qwen2")
     env = serving.environment()
     results = Path(env["TINYOAI_HOME"]) / "self-tests.json"
-    with serving.serve(str(path), *FLAGS, env=env):
+    with serving.serve("--model", str(path), *FLAGS, env=env):
         (key,) = json.loads(results.read_text())
     results.write_text(json.dumps({key: False}))
-    with serving.serve(str(path), *FLAGS, env=env) as server:
+    with serving.serve("--model", str(path), *FLAGS, env=env) as server:
         assert server.status()["reproducible"] is False
         assert server.chat("hi", max_tokens=2).status == 200
     assert json.loads(results.read_text()) == {key: False}
     results.write_text("{")
-    with serving.serve(str(path), *FLAGS, env=env) as server:
+    with serving.serve("--model", str(path), *FLAGS, env=env) as server:
         assert server.status()["reproducible"] is True
     assert json.loads(results.read_text()) == {key: True}
 
@@ -95,16 +96,16 @@ def test_a_settings_file_can_turn_it_on(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.symlink_to(architectures.model("qwen2"))
     path.with_suffix(".json").write_text('{"reproducible": true}')
-    with serving.serve(str(path), *FLAGS[:-1]) as server:
+    with serving.serve("--model", str(path), *FLAGS[:-1]) as server:
         assert server.status()["reproducible"] is True
     path.with_suffix(".json").write_text("{}")
-    with serving.serve(str(path), *FLAGS[:-1]) as server:
+    with serving.serve("--model", str(path), *FLAGS[:-1]) as server:
         assert server.status()["reproducible"] is False
 
 
 def test_shared_cells_are_refused() -> None:
-    done = serving.subprocess.run(
-        serving.command(str(architectures.model("qwen2")), *FLAGS, "--kv", "unified"),
+    done = subprocess.run(
+        serving.command("--model", str(architectures.model("qwen2")), *FLAGS, "--kv", "unified"),
         capture_output=True,
         text=True,
         check=False,

@@ -386,7 +386,9 @@ class ManagedModel:
             self._loaded_at = asyncio.get_running_loop().time()
             self._set(State.READY)
             if self.load.reproducible and not self.worker.ready.reproducible:
-                log.warning("%s: equal requests may get different answers here: the self-test failed", self.name)
+                log.warning(
+                    "%s: equal requests may get different answers here: the self-test failed", self.name
+                )
             self._owner.notify_loaded(self.model, last_load(self.load, self.worker.ready))
             why = await asyncio.shield(self.worker.ended)
             self.worker = None

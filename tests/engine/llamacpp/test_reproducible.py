@@ -81,7 +81,9 @@ class Conversation:
         end = min(self.n_prompt, self.n + budget, self.n + engine.caps.n_row)
         if end < self.n_prompt:
             end -= end % engine.caps.align
-        return Row(self.seq, self.ids[self.n : end], self.n, Want.LAST if end == self.n_prompt else Want.NOTHING)
+        return Row(
+            self.seq, self.ids[self.n : end], self.n, Want.LAST if end == self.n_prompt else Want.NOTHING
+        )
 
     def took(self, engine: LlamaCppEngine, row: Row, index: int) -> bool:
         """Takes the row's outputs; returns whether it is complete."""
@@ -125,7 +127,8 @@ def test_logits_do_not_depend_on_company_cuts_and_reused_prefixes(engine: LlamaC
         if waiting and free and draw.random() < 0.4:
             seq, number = draw.choice(free), waiting.pop()
             if engine.caps.saves and draw.random() < 0.3:  # as an answer that is cut off, or a pause
-                assert engine.load(seq, engine.save(source := draw.choice([*held])))
+                source = draw.choice([*held])
+                assert engine.load(seq, engine.save(source))
                 held[seq] = list(held[source])
             running[seq] = one = Conversation(*conversations[number])
             one.start(engine, seq, held[seq])
@@ -158,4 +161,27 @@ def test_the_number_of_rows_changes_results_without_the_mode(tmp_path: Path) -> 
     engine = opened(path, reproducible=False, kv="separate")
     assert not engine.caps.bit_exact
     assert not reproducible.passes(engine)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["bert", "llama-embed"])
+def test_embeddings_do_not_depend_on_company(name: str) -> None:
+    engine = opened(architectures.model(name), n_ctx=256)
+    assert engine.caps.bit_exact
+    texts = [[7 * i + j for j in range(1, n)] for i, n in enumerate((12, 3, 40, 16))]
+    if not engine.caps.whole_rows:
+        texts = [text[: engine.caps.n_outputs] for text in texts]
+
+    def rows(numbers: list[int]) -> list[Row]:
+        for number in numbers:
+            engine.truncate(number, 0)
+        return [Row(number, texts[number], 0, Want.EMBEDDING) for number in numbers]
+
+    alone = []
+    for number in range(4):
+        engine.eval(rows([number]))
+        alone.append(bytes(engine.embedding(0)))
+    for company in ([0, 1, 2, 3], [3, 1], [2, 0, 1]):
+        engine.eval(rows(company))
+        assert [bytes(engine.embedding(i)) for i in range(len(company))] == [alone[n] for n in company]
     engine.close()

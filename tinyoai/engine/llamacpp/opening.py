@@ -222,7 +222,11 @@ def _capabilities(
         batches=not load.reproducible,
         shares_cells=load.kv != "separate",
         # a stream of its own is copied as a whole
-        copies=Copies.NONE if lossy else Copies.WHOLE if recurrent or load.kv == "separate" else Copies.PREFIX,
+        copies=Copies.NONE
+        if lossy
+        else Copies.WHOLE
+        if recurrent or load.kv == "separate"
+        else Copies.PREFIX,
         truncates=Truncates.NEVER if recurrent else Truncates.FREELY,
         saves=not lossy,
         interrupts=not recurrent,

@@ -6,8 +6,10 @@ tokens of one sequence. A prompt is cut at multiples of a block, so that the cal
 prompt that contains it, and a decoded token has a call of its own. Each sequence has a stream of KV cells of its own.
 """
 
+import contextlib
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ class OneByOneContext(Context):
             return [row]
         cuts = [0, *range(block - row.pos % block, n, block), n]
         pieces = []
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             want = Want.NOTHING if row.want is Want.LAST and end < n else row.want
             pieces.append(Row(row.seq, row.tokens[begin:end], row.pos + begin, want, row.adapters))
         return pieces
@@ -155,7 +157,8 @@ def passes(engine: Engine) -> bool:
     if caps.whole_rows:
         engine.eval([Row(0, ids[:n], 0, Want.EMBEDDING)])
         alone = [bytes(engine.embedding(0))]
-        engine.eval([Row(0, ids[n // 2 :], 0, Want.EMBEDDING)][:other] + [Row(other, ids[:n], 0, Want.EMBEDDING)])
+        row = Row(other, ids[:n], 0, Want.EMBEDDING)
+        engine.eval([Row(0, ids[n // 2 :], 0, Want.EMBEDDING), row] if other else [row])
         return alone == [bytes(engine.embedding(min(1, other)))]
     alone = _outputs(engine, 0, ids, n, 0, beside=None)
     kept = engine.truncate(0, engine.exact_prefix(0, n - 1, n))
@@ -167,7 +170,9 @@ def passes(engine: Engine) -> bool:
     return alone == again == company
 
 
-def _outputs(engine: Engine, seq: int, ids: list[int], n: int, begin: int, *, beside: int | None) -> list[bytes]:
+def _outputs(
+    engine: Engine, seq: int, ids: list[int], n: int, begin: int, *, beside: int | None
+) -> list[bytes]:
     """The logits after a prompt of n tokens and after the tokens that follow, as bytes.
 
     `beside` is a sequence that gets a token in each step.
@@ -197,10 +202,8 @@ def promised(engine: Engine, load: wire.Load) -> bool:
     known[key] = result
     if file is not None:
         kept = dict(list(known.items())[-MAX_RESULTS:])
-        try:
+        with contextlib.suppress(UsageError):  # the next load tests again
             datadir.write(file, msgspec.json.format(msgspec.json.encode(kept)))
-        except UsageError:
-            pass  # the next load tests again
     return result
 
 
