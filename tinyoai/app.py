@@ -134,6 +134,10 @@ def _check_cache(config: Config) -> None:
             f"--cache-type-v: {config.cache_type_v} needs flash attention; turn it on with --flash-attn auto, or "
             "choose f16"
         )
+    if config.reproducible and config.kv == "unified":
+        raise errors.UsageError(
+            "--reproducible: results would depend on how requests share KV cells; leave out --kv unified"
+        )
 
 
 def _read_template(config: Config) -> str:
@@ -155,6 +159,7 @@ def _wire_load(config: Config, capacity: int, template_source: str, model: Model
     if template_file.is_file(template) and not template_source:
         with contextlib.suppress(template_file.BadTemplateFile):  # the worker refuses the load in words
             template_source = template_file.read(template)
+    reproducible = config.reproducible or model.reproducible
     load = wire.Load(
         path=model.path,
         name=model.name,
@@ -175,8 +180,9 @@ def _wire_load(config: Config, capacity: int, template_source: str, model: Model
         flash_attn=config.flash_attn,
         mmap=not config.no_mmap,
         mlock=config.mlock,
-        kv="unified" if config.kv == "auto" else config.kv,
-        reproducible=config.reproducible,
+        kv="separate" if reproducible else "unified" if config.kv == "auto" else config.kv,
+        reproducible=reproducible,
+        state_dir=_state_dir(config) if reproducible else "",
         adapters=model.adapters,
     )
     load = facts.complete(load, model.hparams, model.n_ctx_train, capacity)
@@ -208,6 +214,14 @@ def _scope_salt(config: Config) -> bytes | None:
     with contextlib.suppress(OSError, errors.UsageError):
         return cache_files.salt(datadir.folder(config.home) / cache_files.FOLDER)
     return None
+
+
+def _state_dir(config: Config) -> str:
+    """The data directory; empty for a user without a home directory."""
+    try:
+        return str(datadir.folder(config.home))
+    except errors.UsageError:
+        return ""
 
 
 def _ignore_result(task: "asyncio.Future[wire.Ready | None]") -> None:

@@ -66,6 +66,8 @@ class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
     """unified: all slots share the cells; separate: each slot has its part of them."""
     reproducible: bool = False
     """Equal requests with temperature 0 or a seed get equal answers, in any company."""
+    state_dir: str = ""
+    """The folder for results of self-tests; empty: none are kept."""
     n_batch: int = 32
     """Prompt tokens of one request evaluated in one step, at most."""
     n_threads: int = 0
@@ -264,6 +266,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     """The longest step to expect, in seconds: the stall limit follows it."""
     resident_bytes: int = 0
     """The worker's resident memory after the load; 0: not measured."""
+    reproducible: bool = False
+    """Equal requests with temperature 0 or a seed get equal answers, in any company."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed", kw_only=True):

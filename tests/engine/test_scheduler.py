@@ -867,6 +867,21 @@ def test_a_prompt_alone_takes_whole_steps_if_they_can_be_interrupted(interrupts:
     assert sizes[0] == n_first
 
 
+@pytest.mark.parametrize("n_prompts", [1, 3])
+def test_a_slow_machine_gets_whole_blocks_where_less_would_change_results(n_prompts: int) -> None:
+    s, engine = scheduler(4, n_batch=68, n_chunk=64, align=64, n_least=64, step_cost={1: 200.0})
+    ends: set[int] = set()
+    evaluate = engine.eval
+
+    def watched(rows: list[Row], until: float = 0.0) -> None:
+        ends.update(row.pos + len(row.tokens) for row in rows if row.pos < 201)
+        evaluate(rows, until)
+
+    engine.eval = watched  # type: ignore[method-assign, assignment]
+    run_all(s, engine, [ask("", prompt=[wire.Text(c * 200)], max_tokens=1) for c in "abc"[:n_prompts]])
+    assert {end for end in ends if end % 64} <= {200, 201}
+
+
 def test_an_interrupt_during_a_second_try_fails_one_request_alone() -> None:
     s, engine = scheduler(n_batch=64, interrupts=True)
     evaluate, n_calls = engine.eval, 0

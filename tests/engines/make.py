@@ -53,9 +53,10 @@ def llama(
     n_ctx: int = 512,
     seed: int = 1,
     arch: str = "llama",
+    weights: str = "Q8_0",
     **changes: Any,
 ) -> Path:
-    """Writes a GGUF llama. `changes` replace metadata values by key; two underscores stand for a dot."""
+    """Writes a GGUF llama with matrices of a type. `changes` replace metadata values by key; two underscores stand for a dot."""
     draw = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), arch)
     values: dict[str, Any] = {
@@ -83,8 +84,12 @@ def llama(
     writer.add_eos_token_id(2)
 
     def matrix(name: str, n_in: int, n_out: int) -> None:
+        kind = gguf.GGMLQuantizationType[weights]
+        if kind is gguf.GGMLQuantizationType.Q6_K:
+            writer.add_tensor(name, _random_q6_k(draw, n_out, n_in), raw_dtype=kind)
+            return
         data = (draw.standard_normal((n_out, n_in)) * 0.1).astype(np.float32)
-        writer.add_tensor(name, gguf.quants.quantize(data, Q8_0), raw_dtype=Q8_0)
+        writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
 
     def norm(name: str) -> None:
         writer.add_tensor(name, np.ones(n_embd, np.float32))
@@ -101,6 +106,15 @@ def llama(
         matrix(f"blk.{i}.ffn_up.weight", n_embd, n_ff)
         matrix(f"blk.{i}.ffn_down.weight", n_ff, n_embd)
     return _finish(writer, path)
+
+
+def _random_q6_k(draw: np.random.Generator, n_out: int, n_in: int) -> NDArray[np.uint8]:
+    """Random blocks of Q6_K: the low and high bits of 256 weights, 16 scales and a factor."""
+    n = n_out * n_in // 256
+    bits = draw.integers(0, 256, (n, 128 + 64), dtype=np.uint8)
+    scales = draw.integers(0, 32, (n, 16), dtype=np.uint8)
+    factor = np.full((n, 1), 0.0007, np.float16).view(np.uint8)
+    return np.concatenate([bits, scales, factor], axis=1).reshape(n_out, -1)
 
 
 def falcon(path: Path, *, n_layer: int = 2, n_embd: int = 64, n_head: int = 2, n_ctx: int = 256) -> Path:

@@ -140,6 +140,8 @@ class ModelStatus(Struct, kw_only=True):
     adapters: list[str] = []
     """The names of its LoRA adapters."""
     memory: ModelMemory | None = None
+    reproducible: bool | None = None
+    """Equal requests with temperature 0 or a seed get equal answers, in any company; null while it is not loaded."""
     slots: Slots | None = None
     queue: int = 0
     in_use: int = 0
@@ -360,6 +362,7 @@ def _fill(row: ModelStatus, snapshot: Snapshot, resident: dict[int, int]) -> Non
         row.threads = snapshot.n_threads or None
         row.engine_version = snapshot.ready.info.engine_version
         row.adapters = [str(adapter.name) for adapter in snapshot.ready.info.adapters]
+        row.reproducible = snapshot.ready.reproducible
         row.uptime = round(snapshot.uptime_s, 3)
         row.memory.resident_bytes = resident.get(snapshot.pid, 0)
         row.slots = Slots(total=total, busy=busy, free=max(0, total - busy))

@@ -96,6 +96,7 @@ class Worker:
             template=self._renderer.name,
             max_step_s=self._scheduler.max_step_s,
             resident_bytes=memory.resident(os.getpid()),
+            reproducible=engine.caps.bit_exact,
         )
 
     # -- the reader thread -----------------------------------------------------------------------

@@ -102,11 +102,12 @@ class Batching:
             prefilling = (prefilling[at:] + prefilling[:at])[:budget]
         rides = self.decode_cost.rides if self._caps.batches else True
         decoding = decoding[: n_batch - 1] if rides else []
-        budget = max(1, min(budget, n_batch - len(decoding)))
+        least = self._caps.n_least
+        budget = max(least, min(budget, n_batch - len(decoding)))
         tasks, rows, n_prefill = list(decoding), _decode_rows(decoding), 0
         n_outputs = len(rows)
         for i, each in enumerate(prefilling):
-            row = each.task.next_row(max(1, budget // (len(prefilling) - i)))
+            row = each.task.next_row(max(least, budget // (len(prefilling) - i)))
             if row is None:
                 continue
             outputs = _n_outputs(row)

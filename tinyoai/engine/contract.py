@@ -130,6 +130,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens of a step beside decoding rows, at most; 0: n_row."""
     align: int = 1
     """Rows of a prefill that end at multiples of this give results that do not depend on where it is cut."""
+    n_least: int = 1
+    """Prompt tokens of a step, at least, unless its prompt ends; fewer would change results."""
     bit_exact: bool = True
     """A row's result does not depend on its neighbours, nor on cuts at multiples of `align`."""
     copies: Copies = Copies.NONE

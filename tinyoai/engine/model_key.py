@@ -76,7 +76,7 @@ class ModelKey:
             FORMAT,
             self._digests,
             scales,
-            (load.cache_type_k, load.cache_type_v, load.flash_attn, load.kv),
+            (load.cache_type_k, load.cache_type_v, load.flash_attn, load.kv, load.reproducible),
             # how positions are turned can depend on the size of the whole cache
             (caps.n_seq, caps.n_ctx, caps.n_kv),
             (info.engine, info.engine_version, engine.state_format, info.architecture),

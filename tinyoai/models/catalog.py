@@ -41,6 +41,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     context: int = 0
     lora: tuple[AdapterSettings, ...] = ()
     """LoRA adapters."""
+    reproducible: bool = False
+    """As --reproducible, for this model."""
     defaults: Defaults = Defaults()
 
 
@@ -87,6 +89,7 @@ def describe(
         template=settings.template,
         aliases=settings.aliases,
         n_ctx_override=settings.context,
+        reproducible=settings.reproducible,
         defaults=settings.defaults,
     )
     if gguf.kind(path) == "legacy":

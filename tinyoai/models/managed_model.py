@@ -81,7 +81,8 @@ def estimate(model: Model, load: wire.Load) -> MemoryEstimate:
 def _settings(load: wire.Load) -> str:
     """What decides the memory of a load, beside its file."""
     return (
-        f"{load.engine} {load.n_ctx}x{load.n_slots} batch {load.n_batch} cache {load.cache_type_k}/{load.cache_type_v} "
+        f"{load.engine} {load.n_ctx}x{load.n_slots} cells {load.n_cells} {load.kv} ram {load.cache_ram} "
+        f"batch {load.n_batch} cache {load.cache_type_k}/{load.cache_type_v} "
         f"flash {load.flash_attn} mmap {load.mmap} gpu {load.n_gpu_layers}"
         + (f" lora {sum(adapter.size for adapter in load.adapters)}" if load.adapters else "")
     )
@@ -421,6 +422,10 @@ class ManagedModel:
             ready = True
             self._loaded_at = asyncio.get_running_loop().time()
             self._set(State.READY)
+            if self.load.reproducible and not self.worker.ready.reproducible:
+                log.warning(
+                    "%s: equal requests may get different answers here: the self-test failed", self.name
+                )
             self._owner.notify_loaded(self.model, last_load(self.load, self.worker.ready))
             why = await asyncio.shield(self.worker.ended)
             self.worker = None

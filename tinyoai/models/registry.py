@@ -80,6 +80,8 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     aliases: tuple[str, ...] = ()
     n_ctx_override: int = 0
     """The context window of the settings file; 0: none."""
+    reproducible: bool = False
+    """Equal requests must get equal answers, by the settings file."""
     defaults: Defaults = Defaults()
     """Those of the settings file."""
     file_defaults: Defaults = Defaults()

@@ -10,6 +10,8 @@ from tinyoai.engine.contract import EngineError, Interrupted, NoRoom, Row, Want
 from tinyoai.engine.llamacpp.hooks import Abort
 from tinyoai.engine.llamacpp.library import Library
 
+MIN_PREFIX = 8
+"""Tokens of a prefix that are worth reusing where equal requests should get equal answers."""
 _OK, _NO_ROOM, _ABORTED, _INVALID = 0, 1, 2, -1
 
 
@@ -131,6 +133,13 @@ class Context:
         if self._memory is None:
             return True
         return bool(self._lib.llama_memory_seq_rm(self._memory, seq, n if n else -1, -1))
+
+    def exact_prefix(self, seq: int, n: int, n_prompt: int) -> int:
+        """How many of the first n tokens may be reused for a prompt of n_prompt tokens whose answer should be exact.
+
+        Other cuts of a prompt and other company may change low bits; a few tokens save too little for that.
+        """
+        return n if n >= MIN_PREFIX else 0
 
     def copy(self, src: int, dst: int, n: int) -> None:
         """Replaces `dst` by the first n tokens of `src`; n = -1: by all of it, the only way for recurrent states."""

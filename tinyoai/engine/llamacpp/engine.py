@@ -28,8 +28,6 @@ from tinyoai.wire import ModelInfo, Segment
 
 _POOLED = (Want.EMBEDDING, Want.SCORE)
 """Outputs that come of hidden states."""
-MIN_PREFIX = 8
-"""Tokens of a prefix that are worth reusing where equal requests should get equal answers."""
 
 
 class LlamaCppEngine:
@@ -259,11 +257,8 @@ class LlamaCppEngine:
         return n
 
     def exact_prefix(self, seq: int, n: int, n_prompt: int) -> int:
-        """Returns n, or 0 for a very short prefix.
-
-        Other cuts of a prompt and other company may change low bits; a few tokens save too little for that.
-        """
-        return n if n >= MIN_PREFIX else 0
+        """Returns how many of the first n tokens may be reused, see Context."""
+        return self._context.exact_prefix(seq, n, n_prompt)
 
     def copy(self, src: int, dst: int, n: int) -> None:
         """Replaces `dst` by the first n tokens of `src`. Raises EngineError where the model cannot."""

@@ -20,12 +20,13 @@ from tinyoai.engine.contract import (
     Truncates,
     Want,
 )
-from tinyoai.engine.llamacpp import facts, rank_head
+from tinyoai.engine.llamacpp import facts, rank_head, reproducible
 from tinyoai.engine.llamacpp.architectures import reads_whole_texts
 from tinyoai.engine.llamacpp.context import Context
 from tinyoai.engine.llamacpp.engine import LlamaCppEngine
 from tinyoai.engine.llamacpp.library import Library
 from tinyoai.engine.llamacpp.memory import CACHE_TYPES, CELL_STEP, SCORED_ROWS, n_cells_of
+from tinyoai.engine.llamacpp.reproducible import OneByOneContext
 from tinyoai.engine.llamacpp.vocabulary import SPM, Vocabulary
 from tinyoai.engine.threads import ThreadChoice
 from tinyoai.host import memory
@@ -41,6 +42,8 @@ _MMAP, _MLOCK = 1, 2
 
 def open_engine(load: wire.Load, library: Library | None = None) -> LlamaCppEngine:
     """A loaded and warmed-up model. Raises ModelRefused or EngineError with one sentence."""
+    if load.reproducible:
+        load = structs.replace(load, kv="separate")
     header = _header(Path(load.path), load)
     if load.n_gpu_layers > 0:
         raise ModelRefused(
@@ -130,7 +133,13 @@ def _open(
     caps = _capabilities(
         library, model, header, load, encoder=encoder, longest_piece=vocabulary.longest_piece
     )
-    context = Context(library, _new_context(library, model, header, load, caps), caps.n_batch)
+    pointer = _new_context(library, model, header, load, caps)
+    if load.reproducible:
+        block = 0 if caps.whole_rows else caps.align
+        n_threads = load.n_threads or threads.available()
+        context: Context = OneByOneContext(library, pointer, caps, info, block=block, n_threads=n_threads)
+    else:
+        context = Context(library, pointer, caps.n_batch)
     engine = LlamaCppEngine(
         library,
         context,
@@ -149,7 +158,16 @@ def _open(
         context.close()
         raise
     n = load.n_threads or threads.available()
-    engine.use_threads(n, None if load.n_threads else ThreadChoice(n, seconds, time.monotonic))
+    if not load.reproducible:
+        engine.use_threads(n, None if load.n_threads else ThreadChoice(n, seconds, time.monotonic))
+        return engine
+    engine.use_threads(n)
+    try:
+        bit_exact = reproducible.promised(engine, load)
+    except EngineError:
+        context.close()
+        raise
+    engine.caps = structs.replace(engine.caps, bit_exact=bit_exact)
     return engine
 
 
@@ -235,10 +253,14 @@ def _capabilities(
             whole_rows=True,
             generates=False,
             pair=pair,
+            bit_exact=False,
             interrupts=True,
             longest_piece=longest_piece,
         )
     recurrent = bool(library.lib.llama_model_is_recurrent(model) or library.lib.llama_model_is_hybrid(model))
+    n_swa = int(library.lib.llama_model_n_swa(model))
+    # a saved state of a sliding window lacks older tokens, and loads the others into other cells
+    lossy = load.reproducible and n_swa > 0
     # files that are made to embed get outputs for every token of a step
     made_to_embed = header.value("pooling_type") and pair is None
     n_outputs = load.n_batch if made_to_embed else min(SCORED_ROWS, load.n_batch)
@@ -254,14 +276,19 @@ def _capabilities(
         n_outputs_total=max(n_outputs, n_slots) + n_slots,
         align=min(facts.N_CHUNK, load.n_batch),
         bit_exact=False,
-        batches=True,
+        n_least=min(facts.N_CHUNK, load.n_batch) if load.reproducible else 1,
+        batches=not load.reproducible,
         shares_cells=load.kv != "separate",
         # a stream of its own is copied as a whole
-        copies=Copies.WHOLE if recurrent or load.kv == "separate" else Copies.PREFIX,
+        copies=Copies.NONE
+        if lossy
+        else Copies.WHOLE
+        if recurrent or load.kv == "separate"
+        else Copies.PREFIX,
         truncates=Truncates.NEVER if recurrent else Truncates.FREELY,
-        saves=True,
+        saves=not lossy,
         # llama.cpp saves only those cells of a sliding window that the next token looks at
-        cuts_saved=int(library.lib.llama_model_n_swa(model)) <= 0,
+        cuts_saved=n_swa <= 0,
         generates=pair is None,
         pair=pair,
         interrupts=not recurrent,
@@ -288,7 +315,7 @@ def _new_context(
     params.pooling_type = rank_head.RANK if caps.pair else _POOLING_NONE
     params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[load.flash_attn]
     params.type_k, params.type_v = CACHE_TYPES[load.cache_type_k], CACHE_TYPES[load.cache_type_v]
-    library.set_unified(params, load.kv != "separate")
+    library.set_unified(params, caps.whole_rows or load.kv != "separate")
     library.log.clear()
     context = library.lib.llama_init_from_model(model, params)
     if not context:
