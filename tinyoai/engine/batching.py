@@ -49,6 +49,8 @@ class Batching:
         self.decode_cost = DecodeCost(caps.step_cost)
         self._caps = caps
         self._groups = AdapterGroups()
+        self._budget = 0
+        """Prompt tokens that the last step with a prompt could have had."""
         self._decode_debt_s = 0.0
         self._decode_streak = 0
         self._turn = 0
@@ -69,14 +71,17 @@ class Batching:
         if decode_only:
             tasks = self._cheapest(decoding)
             return Batch(tasks, _decode_rows(tasks), 0)
+        if not prefilling:
+            return Batch([], [], 0)
         return self._with_prefill(prefilling, decoding)
 
-    def account(self, n_prefill: int, seconds: float) -> None:
-        """Records a step with `n_prefill` prompt tokens."""
+    def account(self, n_prefill: int, n_decode: int, seconds: float) -> None:
+        """Records a step with these numbers of prompt tokens and of decode rows."""
         self._groups.account(seconds)
         if n_prefill:
-            self.cost.add(n_prefill, seconds)
-            self._decode_debt_s, self._decode_streak = DECODE_SHARE * seconds, 0
+            n = n_prefill + n_decode
+            self.cost.add(n, seconds, typical=2 * n >= self._budget)
+            self._decode_debt_s, self._decode_streak = DECODE_SHARE * seconds * n_prefill / n, 0
         else:
             self._decode_debt_s -= seconds
             self._decode_streak += 1
@@ -91,36 +96,46 @@ class Batching:
         return running
 
     def _with_prefill(self, prefilling: list[Running], decoding: list[Running]) -> Batch:
-        """Prompt tokens within the budget, of one task if others decode, else of all in turns; and rows that ride."""
+        """Prompt tokens within the budget, in turns, and the rows that ride.
+
+        If others decode, the first prompt gets all that it can use, and further ones that end in this step the rest.
+        """
         self._turn += 1
-        n_batch = self._caps.n_batch
-        budget = self.cost.budget(beside=bool(decoding), patient=self._caps.interrupts and not decoding)
-        if decoding:
-            prefilling = [prefilling[self._turn % len(prefilling)]]
-        elif prefilling:
-            at = self._turn % len(prefilling)
-            prefilling = (prefilling[at:] + prefilling[:at])[:budget]
-        rides = self.decode_cost.rides if self._caps.batches else True
-        decoding = decoding[: n_batch - 1] if rides else []
-        least = self._caps.n_least
-        budget = max(least, min(budget, n_batch - len(decoding)))
-        tasks, rows, n_prefill = list(decoding), _decode_rows(decoding), 0
-        n_outputs = len(rows)
+        caps, beside = self._caps, bool(decoding)
+        budget = self.cost.budget(beside=beside, patient=caps.interrupts and not beside)
+        budget = max(caps.n_least, min(budget, caps.n_batch))
+        self._budget = budget
+        at = self._turn % len(prefilling)
+        prefilling = (prefilling[at:] + prefilling[:at])[:budget]
+        tasks: list[Running] = []
+        rows: list[Row] = []
+        n_prefill = n_outputs = 0
         for i, each in enumerate(prefilling):
-            row = each.task.next_row(max(least, budget // (len(prefilling) - i)))
-            if row is None:
+            part = budget if beside else budget // (len(prefilling) - i)
+            row = each.task.next_row(max(caps.n_least, part)) if budget > 0 else None
+            if row is None or (beside and rows and row.want is Want.NOTHING):
                 continue
             outputs = _n_outputs(row)
             # a row that does not fit beside the others comes first in another step
-            fits = len(row.tokens) + len(decoding) + n_prefill <= n_batch
-            if rows and not (fits and n_outputs + outputs <= self._caps.n_outputs_total):
+            fits = len(row.tokens) + n_prefill <= caps.n_batch
+            if rows and not (fits and n_outputs + outputs <= caps.n_outputs_total):
                 continue
             tasks.append(each)
             rows.append(row)
             n_outputs += outputs
             n_prefill += len(row.tokens)
             budget -= len(row.tokens)
+        if self._rides(n_prefill, decoding):
+            n = min(len(decoding), caps.n_batch - n_prefill, caps.n_outputs_total - n_outputs)
+            tasks += decoding[:n]
+            rows += _decode_rows(decoding[:n])
         return Batch(tasks, rows, n_prefill)
+
+    def _rides(self, n_prefill: int, decoding: list[Running]) -> bool:
+        """Whether decode rows share the step of prompt tokens: where that is cheaper, or the step is small anyway."""
+        if not self._caps.batches or self.decode_cost.rides:
+            return True
+        return n_prefill + len(decoding) < (self._caps.n_chunk or self._caps.n_row)
 
     def _cheapest(self, decoding: list[Running]) -> list[Running]:
         """The tasks of one decode step: all, or as few as cost the least time for each token, in turns."""

@@ -187,7 +187,7 @@ class Scheduler:
         now = self._clock()
         for index, running in enumerate(batch):
             self._on_eval(running, rows[index], index, now, out)
-        self._batching.account(n_prefill, now - started)
+        self._batching.account(n_prefill, sum(len(row.tokens) for row in rows) - n_prefill, now - started)
         return out
 
     def _select(self) -> Batch:

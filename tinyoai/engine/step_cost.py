@@ -33,9 +33,10 @@ class StepCost:
         self._recent: deque[tuple[int, float]] = deque([(1, one_token_s)], maxlen=RECENT)
         self._longest_s = one_token_s
 
-    def add(self, n_tokens: int, seconds: float) -> None:
-        """Records a prefill step."""
-        self._recent.append((n_tokens, seconds))
+    def add(self, n_tokens: int, seconds: float, *, typical: bool = True) -> None:
+        """Records a prefill step. A small one that is not `typical` says little about the cost of a token."""
+        if typical or seconds > self._target_s:
+            self._recent.append((n_tokens, seconds))
         self._longest_s = max(seconds, 0.9 * self._longest_s)
 
     def budget(self, *, beside: bool = False, patient: bool = False) -> int:
