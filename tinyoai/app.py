@@ -180,12 +180,12 @@ def _wire_load(config: Config, capacity: int, template_source: str, model: Model
         flash_attn=config.flash_attn,
         mmap=not config.no_mmap,
         mlock=config.mlock,
-        kv="separate" if reproducible else "unified" if config.kv == "auto" else config.kv,
+        kv="separate" if reproducible else config.kv,
         reproducible=reproducible,
         state_dir=_state_dir(config) if reproducible else "",
         adapters=model.adapters,
     )
-    load = facts.complete(load, model.hparams, model.n_ctx_train, capacity)
+    load = facts.complete(load, model.hparams, model.n_ctx_train, capacity, model.size)
     return _with_cache(config, load, model, capacity)
 
 

@@ -63,7 +63,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", kw_only=True):
     n_cells: int = 0
     """KV cells of all slots together; 0: n_ctx for each slot."""
     kv: str = "unified"
-    """unified: all slots share the cells; separate: each slot has its part of them."""
+    """unified: all slots share the cells; separate: each slot has its part of them; auto: the engine chooses."""
     reproducible: bool = False
     """Equal requests with temperature 0 or a seed get equal answers, in any company."""
     state_dir: str = ""

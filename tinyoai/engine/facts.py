@@ -44,6 +44,8 @@ DEFAULT_SLOTS, MAX_SLOTS = 4, 16
 WINDOWS = 4
 """Context windows that the KV cells of all slots hold together, where memory allows it and nobody chose a number."""
 LEAST_BATCH = 64
+SMALL_BYTES = 1 << 30
+"""In a model whose weights take less, attention over the cells of other slots is a notable part of a step."""
 PLAIN_CACHE_TYPES = ("f32", "f16", "bf16")
 """Types of the KV cache that need no flash attention."""
 AUTO = "auto"
@@ -143,12 +145,14 @@ def choose(header: gguf.Header, engine: str = AUTO) -> str:
     raise gguf.Unsupported(f"{header.path} {reasons[names[0]]}")
 
 
-def complete(load: wire.Load, hparams: HParams | None, n_ctx_train: int, capacity: int) -> wire.Load:
+def complete(
+    load: wire.Load, hparams: HParams | None, n_ctx_train: int, capacity: int, size: int = SMALL_BYTES
+) -> wire.Load:
     """The load with the engine's own choice of what is 0 in it: slots, tokens of a step, context window and KV cells.
 
-    `capacity` is the memory in bytes that the choice depends on: the machine's whole memory, not what is free now, so
-    that every load gives the same. A quarter of it is for the KV cache. A model that has learned its positions one by
-    one gets no more of them.
+    `size` is that of the file in bytes. `capacity` is the memory that the choice depends on: the machine's whole
+    memory, not what is free now, so that every load gives the same. A quarter of it is for the KV cache. A model that
+    has learned its positions one by one gets no more of them.
     """
     engine = ENGINES.get(load.engine)
     if engine is None:  # the worker refuses the load in words
@@ -160,8 +164,10 @@ def complete(load: wire.Load, hparams: HParams | None, n_ctx_train: int, capacit
         window = min(window, hparams.n_positions)
     chosen = bool(load.n_ctx)
     if hparams is not None and engine.shares_cells and not hparams.whole_rows:
-        return _with_cells(engine, load, hparams, window, capacity // 4, chosen=chosen)
-    load = structs.replace(load, n_slots=load.n_slots or DEFAULT_SLOTS, n_ctx=window)
+        return _with_cells(
+            engine, load, hparams, window, capacity // 4, chosen=chosen, small=size < SMALL_BYTES
+        )
+    load = structs.replace(load, kv="separate", n_slots=load.n_slots or DEFAULT_SLOTS, n_ctx=window)
     floor = ENCODER_CONTEXT if hparams is not None and hparams.whole_rows else DEFAULT_CONTEXT
     if not chosen and window > floor:
         # what a token of an encoder takes depends on the window
@@ -172,18 +178,30 @@ def complete(load: wire.Load, hparams: HParams | None, n_ctx_train: int, capacit
 
 
 def _with_cells(
-    engine: EngineFacts, load: wire.Load, hparams: HParams, window: int, memory: int, *, chosen: bool
+    engine: EngineFacts,
+    load: wire.Load,
+    hparams: HParams,
+    window: int,
+    memory: int,
+    *,
+    chosen: bool,
+    small: bool,
 ) -> wire.Load:
     """The load with slots, context window and KV cells for `memory` bytes of KV cache.
 
     Shared cells hold a few windows, and one conversation may use a whole one. Else each slot has its part of them.
+    Small models are faster so, and get it where each slot then has a whole window, if any state can be copied and cut.
     """
     alone = structs.replace(load, n_slots=1, n_ctx=DEFAULT_CONTEXT, n_cells=0)
     per_cell = engine.estimate(hparams, 0, alone).per_token
     affordable = memory // per_cell // CONTEXT_STEP * CONTEXT_STEP if per_cell else window * MAX_SLOTS
     floor = min(window, DEFAULT_CONTEXT)
+    n_slots = load.n_slots or DEFAULT_SLOTS
+    if load.kv == "auto":
+        fits = n_slots <= WINDOWS and n_slots * window <= affordable
+        separate = small and fits and not hparams.n_state and not hparams.sliding_window
+        load = structs.replace(load, kv="separate" if separate else "unified")
     if load.kv == "separate":
-        n_slots = load.n_slots or DEFAULT_SLOTS
         part = min(WINDOWS * window, affordable) // n_slots // CONTEXT_STEP * CONTEXT_STEP
         n_ctx = window if chosen else min(window, max(floor, part))
         return structs.replace(load, n_slots=n_slots, n_ctx=n_ctx, n_cells=n_slots * n_ctx)

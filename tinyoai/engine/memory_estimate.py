@@ -32,6 +32,8 @@ class HParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Numbers that a row of a batch needs while it is evaluated."""
     n_positions: int = 0
     """Positions that the model has learned one by one, beyond which it cannot go; 0: no such limit."""
+    sliding_window: bool = False
+    """Some layers look at the last tokens alone."""
     whole_rows: bool = False
     """An encoder: it has no KV cache, and a text is evaluated in one step."""
     pools: bool = False

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tinyoai.engine.contract import Engine, Truncates
 from tinyoai.engine.disk_cache import DiskCache
-from tinyoai.engine.prefix_reuse import Assignment, choose
+from tinyoai.engine.prefix_reuse import Assignment, choose, packed
 from tinyoai.engine.prefix_store import MIN_TOKENS, Entry, PrefixStore, common_prefix
 from tinyoai.engine.sequences import Sequences
 from tinyoai.engine.slots import Slot
@@ -22,6 +22,8 @@ MIN_GAIN = 16
 """Tokens that a state in memory must bring over the slots' sequences."""
 MIN_GAIN_ON_DISK = 64
 """The same of a state on disk."""
+MOVED = 20
+"""Idle tokens that are moved to memory for each token of a prompt, at most: computing one takes far longer."""
 
 _conversations = itertools.count(1)
 
@@ -42,6 +44,11 @@ class PrefixCache:
         self._slots = sequences.slots
         self._store = store if engine.caps.saves else None
         self._disk = disk if self._store is not None else None
+        caps = engine.caps
+        self._packs = (
+            caps.batches and not caps.shares_cells and caps.truncates is Truncates.FREELY and caps.cuts_saved
+        )
+        """Streams of KV cells that are neighbours are evaluated together, and any can be copied to any."""
         self._unsaved = False
         """Something may have changed since everything was on disk."""
         self._said = False
@@ -52,6 +59,10 @@ class PrefixCache:
 
     def assign(self, task: Task, scope: str) -> Assignment | None:
         """The slot for a task, and where its prefix comes from; None: all slots are busy."""
+        found = self._choose(task, scope)
+        return packed(found, self._slots) if found is not None and self._packs else found
+
+    def _choose(self, task: Task, scope: str) -> Assignment | None:
         found = choose(
             self._slots,
             task.ids,
@@ -119,7 +130,22 @@ class PrefixCache:
         n_keep = self._sequences.cut(slot, n_keep)
         slot.adapters, slot.scope, slot.n_resumable = task.adapters, scope, task.n_resumable
         self._unsaved = True
+        if self._caps.shares_cells and self._store is not None:
+            self._make_way(slot, len(task.ids) - n_keep)
         return n_keep
+
+    def _make_way(self, slot: Slot, n: int) -> None:
+        """Moves idle sequences out of the cells that n tokens of a prompt are computed beside.
+
+        They would get the cells between those of others, which makes their attention slower.
+        """
+        n = MOVED * n if n >= MIN_TOKENS else 0
+        idle = [each for each in self._slots if each.tokens and not each.busy and each is not slot]
+        for each in sorted(idle, key=lambda each: each.last_used):
+            n -= len(each.tokens)
+            if n < 0:
+                break
+            self._sequences.evict(each)
 
     def _state(self, entry: Entry) -> bytes | None:
         """The state of an entry; None, and the entry is gone, if its file is not what was written."""

@@ -91,3 +91,18 @@ def _copy(
     if not targets:
         return None
     return Assignment(min(targets, key=lambda slot: slot.last_used), n_keep, source)
+
+
+def packed(found: Assignment, slots: Sequence[Slot]) -> Assignment:
+    """The assignment in the first free slot, for engines that evaluate rows of neighbouring slots together.
+
+    What the chosen slot holds is copied from there.
+    """
+    first = next(slot for slot in slots if not slot.busy)
+    if first is found.slot:
+        return found
+    if first is found.source:
+        return Assignment(first, found.n_keep)
+    if found.source is None and found.entry is None and found.n_keep:
+        return Assignment(first, found.n_keep, found.slot)
+    return found._replace(slot=first)

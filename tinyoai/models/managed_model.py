@@ -81,7 +81,7 @@ def estimate(model: Model, load: wire.Load) -> MemoryEstimate:
 def _settings(load: wire.Load) -> str:
     """What decides the memory of a load, beside its file."""
     return (
-        f"{load.engine} {load.n_ctx}x{load.n_slots} cells {load.n_cells} {load.kv} ram {load.cache_ram} "
+        f"{load.engine} {load.n_ctx}x{load.n_slots} cells {load.n_cells} {load.kv} "
         f"batch {load.n_batch} cache {load.cache_type_k}/{load.cache_type_v} "
         f"flash {load.flash_attn} mmap {load.mmap} gpu {load.n_gpu_layers}"
         + (f" lora {sum(adapter.size for adapter in load.adapters)}" if load.adapters else "")

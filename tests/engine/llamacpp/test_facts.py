@@ -335,6 +335,23 @@ def test_slots_and_cells_follow_the_memory() -> None:
     assert found(100 * GB, kv="separate", n_slots=8, n_ctx=16_384) == (8, 16_384, 131_072)
 
 
+def test_small_models_get_streams_of_their_own_where_that_costs_no_window() -> None:
+    hparams = structs.replace(HPARAMS, n_key=500, n_value=500)
+    load = structs.replace(LOAD, n_ctx=0, n_slots=0, n_batch=64, kv="auto")
+
+    def kv(capacity: int, size: int, hparams: facts.HParams = hparams, **fields: Any) -> str:
+        return facts.complete(structs.replace(load, **fields), hparams, 16_384, capacity, size).kv
+
+    assert kv(100 * GB, 10**8) == "separate"
+    assert kv(100 * GB, 2 * GB) == "unified"
+    assert kv(200 * 10**6, 10**8) == "unified"
+    assert kv(100 * GB, 10**8, n_slots=8) == "unified"
+    assert kv(100 * GB, 10**8, structs.replace(hparams, n_state=5)) == "unified"
+    assert kv(100 * GB, 10**8, structs.replace(hparams, sliding_window=True)) == "unified"
+    assert kv(100 * GB, 2 * GB, kv="separate") == "separate"
+    assert kv(100 * GB, 10**8, kv="unified") == "unified"
+
+
 def test_steps_are_smaller_where_their_buffers_take_much_of_the_memory() -> None:
     hparams = structs.replace(HPARAMS, n_key=500, n_value=500, n_row=50_000)
     load = structs.replace(LOAD, n_ctx=0, n_batch=0)

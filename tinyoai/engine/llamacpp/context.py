@@ -24,6 +24,8 @@ class Context:
         self._ffi, self._lib, self._ctx = ffi, library.lib, pointer
         self._memory = self._lib.llama_get_memory(pointer) or None
         """None for most encoders."""
+        self._allocate = ffi.new_allocator(should_clear_after_alloc=False)
+        """Memory that is written at once, as states are, which can have hundreds of megabytes."""
         self._n_batch = n_batch
         self._tokens = ffi.new("llama_token[]", n_batch)
         self._pos = ffi.new("int32_t[]", n_batch)
@@ -152,7 +154,7 @@ class Context:
     def save(self, seq: int) -> bytes:
         """The state of a sequence."""
         size = self._lib.llama_state_seq_get_size(self._ctx, seq)
-        buffer = self._ffi.new("uint8_t[]", size)
+        buffer = self._allocate("uint8_t[]", size)
         n = self._lib.llama_state_seq_get_data(self._ctx, buffer, size, seq)
         return bytes(self._ffi.buffer(buffer, n))
 

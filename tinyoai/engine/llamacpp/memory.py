@@ -69,6 +69,7 @@ def hparams(header: gguf.Header) -> HParams:
         n_state=n_state,
         n_row=_row(header, n_embd, n_head, n_ff),
         n_positions=positions.shape[1] if positions is not None and len(positions.shape) > 1 else 0,
+        sliding_window=bool(header.value("attention.sliding_window")),
         whole_rows=reads_whole_texts(header),
         pools=bool(header.value("pooling_type")) and not rank_head.ranks(header),
         ranks=rank_head.ranks(header),
