@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--flags", default="", help="further flags of tinyoai")
     args = parser.parse_args()
     file = model(args.model)
-    flags = ("--engine", "llamacpp", "--parallel", str(N_SLOTS), *args.flags.split())
+    flags = ("--engine", "llamacpp", "--parallel", str(N_SLOTS), "--kv", "separate", *args.flags.split())
     commands = (
         llama_server(file, n_threads=args.threads, n_slots=N_SLOTS, unified=True),
         tinyoai(file, *flags, n_threads=args.threads),

@@ -63,6 +63,12 @@ def test_a_step_that_nobody_waits_for_is_long_and_one_beside_others_a_chunk() ->
     assert (cost.budget(beside=True), cost.budget(), cost.budget(patient=True)) == (64, 64, 320)
 
 
+def test_a_chunk_beside_others_may_take_a_second() -> None:
+    # half a chunk would cost nearly as much
+    cost = StepCost(0.012, 512, 64, 64)
+    assert (cost.budget(beside=True), cost.budget()) == (64, 32)
+
+
 def test_a_very_slow_device_keeps_small_steps() -> None:
     cost = StepCost(0.5, 512, 64, 64)
     assert cost.budget(patient=True) == cost.budget() == cost.budget(beside=True) == 2

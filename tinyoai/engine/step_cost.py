@@ -12,6 +12,8 @@ ALONE = 4.0
 """A step that nobody waits for, and that can be interrupted, may take this many times as long."""
 RIDES_BELOW = 0.35
 """Decode rows ride with a prompt if 8 in one step take less than this share of their time in 8 steps."""
+BESIDE = 2.0
+"""A chunk beside decoding tasks may take this many times as long."""
 GROW_BELOW = 0.6
 """A step that took less than this share of its time may be followed by one twice as large."""
 RECENT = 3
@@ -47,6 +49,9 @@ class StepCost:
         """
         per_token = min(seconds / n for n, seconds in self._recent)
         if beside:
+            # a part of a chunk costs nearly as much as a whole one
+            if per_token * self._chunk <= BESIDE * self._target_s:
+                return self._chunk
             return self._within(self._target_s, per_token, self._chunk)
         if patient and per_token * self._chunk <= ALONE * self._target_s:
             return max(self._chunk, self._within(ALONE * self._target_s, per_token, self._largest))
