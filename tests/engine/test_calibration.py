@@ -66,3 +66,16 @@ def test_an_engine_that_fails_keeps_its_table(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("fields", [{"batches": False}, {"n_slots": 1}])
 def test_nothing_is_measured_where_it_changes_nothing(fields: dict[str, Any]) -> None:
     assert calibration(**fields)[3].sizes == []
+
+
+def test_sequences_that_are_kept_elsewhere_make_way() -> None:
+    engine, sequences, cost, _ = calibration()
+    kept: list[list[int]] = []
+    sequences.on_evict = lambda slot: kept.append(slot.tokens[:])
+    engine.eval([Row(1, [65, 66], 0)])
+    sequences.append(sequences.slots[1], [65, 66])
+    found = Calibration(engine, sequences, cost, lambda: engine.now, may_evict=True)
+    while found.sizes:
+        found.measure()
+    assert set(cost.seconds) == {1, 2, 4}
+    assert kept == [[65, 66]]

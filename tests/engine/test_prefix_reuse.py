@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyoai.engine.contract import Capabilities, Copies, Truncates
-from tinyoai.engine.prefix_reuse import Assignment, choose, common_prefix
+from tinyoai.engine.prefix_reuse import Assignment, choose, common_prefix, packed
 from tinyoai.engine.slots import Slot
 
 IDS = st.lists(st.integers(0, 3), max_size=40)
@@ -110,3 +110,15 @@ def test_a_whole_copy_that_cannot_be_cut_must_fit_exactly() -> None:
     never = {"copies": Copies.WHOLE, "truncates": Truncates.NEVER}
     assert assign([busy, free], [*LONG, 7], **never) == Assignment(free, 100, busy)
     assert assign([busy, free], [*LONG[:60], 7], **never) == Assignment(free, 0)
+
+
+def test_a_prompt_gets_the_slot_beside_those_that_are_busy() -> None:
+    slots = [Slot(i) for i in range(6)]
+    found = Assignment(slots[5], 0)
+    assert packed(found, slots) is found
+    slots[2].busy = True
+    assert packed(found, slots).slot is slots[1]
+    slots[1].busy = True
+    assert packed(Assignment(slots[5], 7), slots) == Assignment(slots[0], 7, slots[5])
+    assert packed(Assignment(slots[5], 7, slots[0]), slots) == Assignment(slots[0], 7)
+    assert packed(Assignment(slots[5], 7, slots[2]), slots) == Assignment(slots[0], 7, slots[2])

@@ -16,6 +16,7 @@ from tinyoai import wire
 from tinyoai.engine.contract import Copies, Engine, EngineError, Interrupted, NoRoom, Partial, Row, Want
 from tinyoai.engine.fake import FakeEngine
 from tinyoai.engine.generate import GenerateTask
+from tinyoai.engine.prefix_store import PrefixStore
 from tinyoai.engine.rendering import ChatRenderer
 from tinyoai.engine.requests import prepare
 from tinyoai.engine.scheduler import STARTED_BY_S, Scheduler
@@ -595,6 +596,39 @@ def test_an_answer_without_cells_pauses_until_another_has_ended() -> None:
     assert (text_of(out, old.id), text_of(out, new.id)) == ("o" * 400, "n" * 400)
     assert text_of(out, third.id) == "t" * 20
     assert n_full == [0]
+
+
+def test_a_prompt_that_has_not_begun_can_pause() -> None:
+    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=1500, saves=True, shares_cells=True)
+    old, new = ask("o" * 40), ask("n" * 40)
+    out = submit(s, engine, old)
+    out += s.step()
+    out += submit(s, engine, new)
+    s._admit(out)
+    assert s._running[-1].slot.tokens == []
+    s._room.pause_newest()
+    out = everything(s, out)
+    assert (text_of(out, old.id), text_of(out, new.id)) == ("o" * 40, "n" * 40)
+
+
+def test_a_conversation_that_is_gone_from_disk_is_computed_again() -> None:
+    store = PrefixStore(1 << 20, goes_back=1)
+    engine = FakeEngine(
+        name="fake", n_slots=3, n_ctx=600, n_batch=8, saves=True, shares_cells=True, copies=Copies.PREFIX
+    )
+    s = Scheduler(engine, n_queue=8, clock=Clock(), store=store)
+    request = ask("a" * 200)
+    task = prepare(request, engine, RENDERER)
+    assert isinstance(task, list)
+    # two slots hold parts of other conversations; the most similar sequence is on disk only
+    others = [submit(s, engine, ask("a" * 100)), submit(s, engine, ask("b" * 100))]
+    everything(s, others[0] + others[1])
+    entry = store.put(task[0].ids[:-1], "", (), b"[1]", 0)
+    assert entry is not None
+    entry.state = None
+    out = everything(s, submit(s, engine, request))
+    assert text_of(out, request.id) == "a" * 200
+    assert entry not in store.entries
 
 
 def test_an_engine_that_saves_nothing_fails_the_newest_answer() -> None:

@@ -190,7 +190,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         low=0,
         high=64,
-        help="slots: requests decoded at the same time; 0 takes 4 to 16, as memory allows (ctransformers: 4)",
+        help="slots: requests decoded at the same time; 0 takes 4 to 16, as memory allows",
     ),
     Option(
         name="batch_size",

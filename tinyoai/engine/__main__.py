@@ -144,6 +144,8 @@ class Worker:
             out: list[wire.ToServer] = []
             if not scheduler.runnable:
                 out += self._wait()
+            else:
+                self._active_at = time.monotonic()
             while not inbox.empty():
                 out += self._take(inbox.get())
             if (self._text_requests or scheduler.arrivals) and (start := self._start()):

@@ -53,7 +53,7 @@ class Batching:
         """Prompt tokens that the last step with a prompt could have had."""
         self._decode_debt_s = 0.0
         self._decode_streak = 0
-        self._turn = 0
+        self._turn = self._decode_turn = 0
 
     def select(self, running: Sequence[Running]) -> Batch:
         """The next step's batch; empty if no task can do anything."""
@@ -142,8 +142,8 @@ class Batching:
         size = self.decode_cost.best_size(len(decoding)) if self._caps.batches else len(decoding)
         if size == len(decoding):
             return decoding
-        self._turn += 1
-        at = self._turn * size % len(decoding)
+        self._decode_turn += 1
+        at = self._decode_turn * size % len(decoding)
         return (decoding[at:] + decoding[:at])[:size]
 
 

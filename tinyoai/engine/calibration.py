@@ -18,8 +18,16 @@ class Calibration:
     """Fills the cost table of an engine whose rows share work, one size at a time."""
 
     def __init__(
-        self, engine: Engine, sequences: Sequences, cost: DecodeCost, clock: Callable[[], float]
+        self,
+        engine: Engine,
+        sequences: Sequences,
+        cost: DecodeCost,
+        clock: Callable[[], float],
+        *,
+        may_evict: bool = False,
     ) -> None:
+        """`may_evict`: evicted sequences are not lost."""
+        self._may_evict = may_evict
         self._engine = engine
         self._sequences = sequences
         self._cost = cost
@@ -33,13 +41,16 @@ class Calibration:
     def measure(self) -> None:
         """Times steps of the next size in empty slots. No task may have a slot.
 
-        If slots are not empty, or an evaluation takes too long, nothing more is measured.
+        If slots are not empty and may not be evicted, or an evaluation takes too long, nothing more is measured.
         """
         n = self.sizes.pop(0)
         slots = self._sequences.slots[:n]
-        if any(slot.tokens for slot in slots):
+        if not self._may_evict and any(slot.tokens for slot in slots):
             self.sizes.clear()
             return
+        for slot in slots:
+            if slot.tokens:
+                self._sequences.evict(slot)
         info = self._engine.info
         token = info.bos_id if 0 <= info.bos_id < info.n_vocab else 0
         best, total = math.inf, 0.0

@@ -58,7 +58,6 @@ class ModelKey:
         self._files = files_of(load)
         self._loaded: list[Identity] | None = self._identities()
         self._digests: list[str] | None = None
-        self._known: dict[str, _Known] = {}
         self._number = -1
         self._hash = hashlib.sha256()
         self._done: list[str] = []
@@ -78,7 +77,7 @@ class ModelKey:
             scales,
             (load.cache_type_k, load.cache_type_v, load.flash_attn, load.kv, load.reproducible),
             # how positions are turned can depend on the size of the whole cache
-            (caps.n_seq, caps.n_ctx, caps.n_kv),
+            (caps.n_seq, caps.n_ctx, caps.n_kv, caps.align),
             (info.engine, info.engine_version, engine.state_format, info.architecture),
         )
         return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()

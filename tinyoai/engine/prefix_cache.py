@@ -105,13 +105,15 @@ class PrefixCache:
             n = max(n, self._store.find(task.ids, scope, task.adapters, 0)[2])
         return n or -1
 
-    def place(self, found: Assignment, task: Task, scope: str) -> int:
-        """Carries out an assignment, and returns how many prompt tokens the slot has then."""
-        slot, n_keep, source, entry = found
+    def place(self, found: Assignment, task: Task, scope: str) -> tuple[Slot, int]:
+        """Carries out an assignment. Returns the slot, and how many prompt tokens it has then.
+
+        If the file of an entry is not what was written, the entry is gone and the next best assignment is taken.
+        """
         state = None
-        if entry is not None and (state := self._state(entry)) is None:
-            again = self.assign(task, scope)
-            return self.place(again, task, scope) if again is not None else 0
+        while found.entry is not None and (state := self._state(found.entry)) is None:
+            found = self.assign(task, scope) or Assignment(found.slot, 0)
+        slot, n_keep, source, entry = found
         stays = common_prefix(slot.tokens, task.ids[:n_keep])
         if len(slot.tokens) - stays >= MIN_TOKENS or self._caps.truncates is Truncates.NEVER:
             self._leave(slot, stays)
@@ -130,9 +132,9 @@ class PrefixCache:
         n_keep = self._sequences.cut(slot, n_keep)
         slot.adapters, slot.scope, slot.n_resumable = task.adapters, scope, task.n_resumable
         self._unsaved = True
-        if self._caps.shares_cells and self._store is not None:
+        if self._caps.shares_cells and self._store is not None and self._store.in_memory:
             self._make_way(slot, len(task.ids) - n_keep)
-        return n_keep
+        return slot, n_keep
 
     def _make_way(self, slot: Slot, n: int) -> None:
         """Moves idle sequences out of the cells that n tokens of a prompt are computed beside.
@@ -149,9 +151,9 @@ class PrefixCache:
 
     def _state(self, entry: Entry) -> bytes | None:
         """The state of an entry; None, and the entry is gone, if its file is not what was written."""
-        if entry.state is not None or self._store is None or self._disk is None:
+        if entry.state is not None or self._store is None:
             return entry.state
-        state = self._disk.read(entry)
+        state = self._disk.read(entry) if self._disk is not None else None
         if state is None:
             self._store.remove(entry)
         return state
@@ -238,7 +240,10 @@ class PrefixCache:
         `last`: the slots are not needed any more.
         """
         store, disk = self._store, self._disk
-        if store is None or disk is None or not disk.known:
+        if store is None or disk is None:
+            return True
+        if not disk.known:
+            self._unsaved = False  # the model's file has changed: nothing can be written until the next load
             return True
         disk.index(store)
         for entry, slot in self._unsaved_entries(store, last=last):

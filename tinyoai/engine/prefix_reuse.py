@@ -10,7 +10,7 @@ from tinyoai.engine.contract import Adapter, Capabilities, Copies, Truncates
 from tinyoai.engine.prefix_store import Entry, common_prefix
 from tinyoai.engine.slots import Slot
 
-__all__ = ["Assignment", "choose", "common_prefix"]
+__all__ = ["Assignment", "choose", "common_prefix", "packed"]
 
 
 class Assignment(NamedTuple):
@@ -94,11 +94,15 @@ def _copy(
 
 
 def packed(found: Assignment, slots: Sequence[Slot]) -> Assignment:
-    """The assignment in the first free slot, for engines that evaluate rows of neighbouring slots together.
+    """The assignment in the free slot next to busy ones, for engines that evaluate rows of neighbours together.
 
-    What the chosen slot holds is copied from there.
+    What the chosen slot holds is copied from there. If no slot is busy, the assignment stays as it is.
     """
-    first = next(slot for slot in slots if not slot.busy)
+    busy = [slot.index for slot in slots if slot.busy]
+    if not busy:
+        return found
+    free = (slot for slot in slots if not slot.busy)
+    first = min(free, key=lambda slot: min(abs(slot.index - index) for index in busy))
     if first is found.slot:
         return found
     if first is found.source:

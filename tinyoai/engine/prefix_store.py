@@ -89,6 +89,11 @@ class PrefixStore:
         """Bytes of the states in memory."""
         return self._used
 
+    @property
+    def in_memory(self) -> bool:
+        """States can be kept in memory."""
+        return self._limit > 0
+
     def find(
         self, prompt: Sequence[int], scope: str, adapters: tuple[Adapter, ...], at_most: int
     ) -> tuple[Entry | None, int, int]:

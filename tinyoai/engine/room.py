@@ -24,6 +24,8 @@ class Paused(NamedTuple):
     running: Running
     tokens: list[int]
     state: bytes
+    conversation: int
+    n_resumable: int
 
 
 class Room:
@@ -58,20 +60,21 @@ class Room:
         """Takes the slot of the task that started last, and keeps its sequence in memory."""
         running = max(self._running, key=lambda running: running.started)
         slot = running.slot
-        self.paused.appendleft(Paused(running, slot.tokens[:], self._sequences.save(slot)))
+        state = self._sequences.save(slot) if slot.tokens else b""
+        self.paused.appendleft(Paused(running, slot.tokens[:], state, slot.conversation, slot.n_resumable))
         self._running.remove(running)
         slot.busy = False
         self._sequences.cut(slot, 0)
 
-    def resume(self) -> Running | None:
-        """Gives a slot to the first paused task and returns it; None if there is no room for it, or none is paused.
+    def resume(self) -> tuple[Running, bool] | None:
+        """Gives a slot to the first paused task; None if there is no room for it, or none is paused.
 
-        The slot is empty if the sequence could not be restored.
+        Returns the task, and whether its sequence is restored.
         """
         free = [slot for slot in self._sequences.slots if not slot.busy]
         if not self.paused or not free:
             return None
-        running, tokens, state = self.paused[0]
+        running, tokens, state, conversation, n_resumable = self.paused[0]
         need = max(len(tokens) + RESUME_CELLS, running.task.n_expected)
         if self._running and need > self._n_available():
             return None
@@ -79,13 +82,14 @@ class Room:
         slot = min(free, key=lambda slot: (bool(slot.tokens), slot.last_used))
         self._sequences.evict(slot)
         self._sequences.free(len(tokens))
-        self._sequences.load(slot, tokens, state)
+        restored = not tokens or self._sequences.load(slot, tokens, state)
         running.task.move(slot.index)
         slot.last_used, slot.scope = running.slot.last_used, running.request.request.scope
+        slot.conversation, slot.n_resumable = conversation, n_resumable
         running.slot = slot
         slot.adapters, slot.busy = running.task.adapters, True
         self._running.append(running)
-        return running
+        return running, restored
 
     def forget(self, running: Running) -> bool:
         """Drops a paused task; False if it is not paused."""

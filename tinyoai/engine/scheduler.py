@@ -65,7 +65,13 @@ class Scheduler:
         """Mean seconds that requests hold a slot, newer ones weighted more."""
         self._assigned = 0
         self._batching = Batching(engine.caps)
-        self.calibration = Calibration(engine, self._sequences, self._batching.decode_cost, clock)
+        self.calibration = Calibration(
+            engine,
+            self._sequences,
+            self._batching.decode_cost,
+            clock,
+            may_evict=store is not None and store.in_memory,
+        )
         self._prefilling: frozenset[int] = frozenset()
         """Requests with prompt tokens in the running eval."""
 
@@ -259,9 +265,9 @@ class Scheduler:
     def _start(
         self, queued: QueuedRequest, task: Task, assignment: Assignment, out: list[wire.ToServer]
     ) -> None:
-        slot, scope = assignment.slot, queued.request.scope
+        scope = queued.request.scope
         task.cache_miss = self.prefixes.seen(task, scope)
-        n_keep = self.prefixes.place(assignment, task, scope)
+        slot, n_keep = self.prefixes.place(assignment, task, scope)
         now = self._clock()
         if not queued.accepted:
             queued.accepted = True
@@ -304,17 +310,18 @@ class Scheduler:
         ]:
             self._cut_short(late, out)
         while (resumed := self._room.resume()) is not None:
-            if not resumed.slot.tokens:
+            running, restored = resumed
+            if not restored:
                 error = TaskFailed("ModelError", "the KV cache of the answer could not be restored")
-                self._fail(resumed.request, error, out, resumed)
+                self._fail(running.request, error, out, running)
 
     # -- after an eval -----------------------------------------------------------------------------
 
     def _on_eval(self, running: Running, row: Row, index: int, now: float, out: list[wire.ToServer]) -> None:
         task, queued = running.task, running.request
+        self._sequences.append(running.slot, row.tokens)
         if queued.id not in self._requests:
             return  # another choice of it failed in this step
-        self._sequences.append(running.slot, row.tokens)
         self.prefixes.on_tokens(running.slot, task)
         try:
             out += task.on_eval(len(row.tokens), Outputs(self._engine, index), now)

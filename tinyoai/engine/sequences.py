@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from tinyoai.engine.cells import CellCount
-from tinyoai.engine.contract import Copies, Engine
+from tinyoai.engine.contract import Copies, Engine, EngineError
 from tinyoai.engine.slots import Slot
 
 
@@ -58,10 +58,18 @@ class Sequences:
         return n <= self.n_free
 
     def copy(self, source: Slot, slot: Slot, n: int) -> None:
-        """Replaces a slot's tokens by the first n of another one's, or by all of them if the engine copies no part."""
+        """Replaces a slot's tokens by the first n of another one's, or by all of them if the engine copies no part.
+
+        The slot is empty if the engine fails.
+        """
         if self._caps.copies is not Copies.PREFIX:
             n = len(source.tokens)
-        self._engine.copy(source.index, slot.index, n)
+        try:
+            self._engine.copy(source.index, slot.index, n)
+        except EngineError:
+            slot.tokens = []
+            self.cut(slot, 0)
+            return
         slot.tokens = source.tokens[:n]
         # without shared cells it is a saved state that is copied
         slot.n_whole = source.n_whole if self._caps.cuts_saved or self._caps.shares_cells else n
