@@ -54,6 +54,7 @@ class FakeExchange:
     """Records what is sent, and how many seconds after the head."""
 
     client = "me"
+    scope = "mine"
     chunked = False
 
     def __init__(self, head: dict[bytes, bytes] | None = None) -> None:
@@ -136,12 +137,13 @@ class FakeLease:
         bodies: Sequence[wire.Body],
         *,
         client: str = "",
+        scope: str = "",
         deadline: float | None = None,
         sink: EventSink,
     ) -> AsyncGenerator[tuple[int, wire.Event], None]:
         self.bodies = bodies
         self.deadlines.append(deadline)
-        assert client == "me"
+        assert (client, scope) == ("me", "mine")
         try:
             for step in self.script:
                 if isinstance(step, float):

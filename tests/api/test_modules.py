@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.serving import READY, Server, environment
 
-MOST = 8
+MOST = 9
 BESIDE = ("tinyoai.web", "tinyoai.wire", "tinyoai.frames", "tinyoai.errors")
 """Modules that do not count: HTTP, the protocol and the errors."""
 

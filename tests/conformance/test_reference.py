@@ -265,7 +265,7 @@ def test_the_inference_snaps_page(mine: Server) -> None:
     assert whole["system_fingerprint"]
     timings = whole["timings"]
     assert {
-        "cache_n", "prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second",
+        "cache_n", "cache_miss", "prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second",
         "predicted_n", "predicted_ms", "predicted_per_token_ms", "predicted_per_second",
     } == set(timings)  # fmt: skip
     assert timings["predicted_n"] == whole["usage"]["completion_tokens"]

@@ -226,7 +226,7 @@ def test_ids_are_unique(fake: Server) -> None:
 @pytest.mark.rule(13)
 def test_timings_in_the_body_and_in_the_last_chunk(fake: Server) -> None:
     names = {
-        "cache_n", "prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second",
+        "cache_n", "cache_miss", "prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second",
         "predicted_n", "predicted_ms", "predicted_per_token_ms", "predicted_per_second",
     }  # fmt: skip
     body = fake.chat("hello").json

@@ -90,7 +90,7 @@ def states(engine: LlamaCppEngine, row: int = 0) -> list[float]:
         [Row(0, [5] * (SCORED_ROWS + 1), 0, Want.ALL)],
         [Row(0, [5] * (SCORED_ROWS + 1), 0, Want.EMBEDDING)],
         [Row(0, [5], 0), Row(0, [6], 0)],
-        [Row(0, [5], 0, adapters=("x",))],
+        [Row(0, [5], 0, adapters=(wire.Adapter("x"),))],
         [Row(i, [5] * SCORED_ROWS, 0, Want.ALL) for i in range(2)],
         [Row(0, [5] * 32, 0), Row(1, [5] * 32, 0)],
     ],

@@ -13,8 +13,8 @@ from tinyoai.engine.llamacpp.header_check import numbers
 from tinyoai.engine.memory_estimate import WORKER_BYTES, HParams, MemoryEstimate
 from tinyoai.gguf import TENSOR_TYPES
 
-LIBRARY_BYTES = 20 << 20
-"""The library, Jinja and numpy, over a worker without a model."""
+LIBRARY_BYTES = 26 << 20
+"""The library, Jinja, numpy and OpenSSL, over a worker without a model."""
 SCORED_ROWS = 16
 """Tokens of a step that may have outputs, beside one of each slot."""
 CELL_STEP = 256
