@@ -1,8 +1,9 @@
 """The memory estimate of training."""
 
 import importlib.util
-import os
+import re
 import subprocess
+import time
 from pathlib import Path
 
 import msgspec
@@ -30,9 +31,13 @@ def test_training_takes_no_more_memory_than_is_estimated(tmp_path: Path, use_lor
         [*subproc.PYTHON, "-m", "tinyoai.finetune", str(tmp_path)],
         env=subproc.environment(), stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    _, code, used = os.wait4(process.pid, 0)
-    process.returncode = code
-    assert code == 0
+    most = 0  # not rusage: its peak begins with that of this process, which has tested other things
+    while process.poll() is None:
+        found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+        most = max(most, int(found[1]) * 1024 if found else 0)
+        time.sleep(0.02)
+    assert process.returncode == 0
     model = describe(BUILTIN, "m")
     assert model.hparams is not None
-    assert used.ru_maxrss * 1024 < memory_needed(model.n_params, model.hparams, config)
+    needed = memory_needed(model.n_params, model.hparams, config)
+    assert needed / 3 < most < needed, (most, needed)
