@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--flags", default="", help="further flags of tinyoai")
     args = parser.parse_args()
     if args.tokens <= args.system + args.question:
-        parser.error(f"--tokens must be over {args.system + args.question}: the system prompt and the question")
+        parser.error(
+            f"--tokens must be over {args.system + args.question}: the system prompt and the question"
+        )
     file = model(args.model)
     flags = ("--engine", "llamacpp", *args.flags.split())
     seconds: dict[str, list[float]] = {}
