@@ -1,9 +1,9 @@
 """Measures the time to choose one token, compared with llama.cpp's chain of samplers on the same logits.
 
 Both are C functions called through cffi, with the same logits in turn; each call is timed, and the figures are medians
-over the calls. The chain is that of llama.cpp's server: penalties, top_k, top_p, min_p, temperature, draw. It works on
-a candidate array, which it changes, so that the array is filled anew for each token; here a copy of ready candidates
-does that, faster than the server's own loop. One ratio includes this copy and one leaves it out. Log-probabilities
+over the calls. The chain is that of llama.cpp's server: penalties, top_k, top_p, min_p, temperature, draw. It
+changes its array of candidates, so each token needs a new one; a copy of ready candidates makes it here, faster than
+the server's own loop. One ratio includes this copy and one leaves it out. Log-probabilities
 cost llama.cpp's server a second array, a softmax and a partial sort, and so they do here.
 
 The logits are like those of a model: a bell of deviation 4 with ten tokens far above it. With --model they are those

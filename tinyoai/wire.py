@@ -163,6 +163,8 @@ class Detokenize(msgspec.Struct, frozen=True, tag="detokenize", kw_only=True, om
     param: str = "tokens"
 
 
+NeedsSlot = Generate | Embed | Rank
+"""Bodies that wait for a slot."""
 Body = Generate | Embed | Rank | Tokenize | Detokenize
 
 

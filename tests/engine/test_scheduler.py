@@ -576,16 +576,24 @@ def long(letter: str, **fields: Any) -> wire.Request:
     return ask(f'!{{"text": "{letter}", "repeat": 400}}', **fields)
 
 
-def test_an_answer_without_cells_pauses_until_another_has_ended() -> None:
-    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, shares_cells=True, saves=True)
-    n_full = counted(engine)
-    old, new, third = long("o"), long("n"), ask("t" * 20, max_tokens=20)
+def until_paused(
+    s: Scheduler, engine: FakeEngine, old: wire.Request, new: wire.Request
+) -> list[wire.ToServer]:
+    """Runs two long answers until the newer one is paused, and returns the events."""
     out = submit(s, engine, old)
     for _ in range(20):
         out += s.step()
     out += submit(s, engine, new)
     while not s._room.paused:
         out += s.step()
+    return out
+
+
+def test_an_answer_without_cells_pauses_until_another_has_ended() -> None:
+    s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, shares_cells=True, saves=True)
+    n_full = counted(engine)
+    old, new, third = long("o"), long("n"), ask("t" * 20, max_tokens=20)
+    out = until_paused(s, engine, old, new)
     out += submit(s, engine, third)
     n_before = len(text_of(out, new.id))
     assert 0 < n_before < 400
@@ -646,12 +654,7 @@ def test_an_engine_that_saves_nothing_fails_the_newest_answer() -> None:
 def test_a_paused_answer_can_end(end: str) -> None:
     s, engine = scheduler(n_slots=3, n_ctx=600, n_kv=800, shares_cells=True, saves=True)
     old, new = long("o"), long("n", deadline=None if end == "cancel" else 5.0)
-    out = submit(s, engine, old)
-    for _ in range(20):
-        out += s.step()
-    out += submit(s, engine, new)
-    while not s._room.paused:
-        out += s.step()
+    out = until_paused(s, engine, old, new)
     n_before = len(text_of(out, new.id))
     if end == "cancel":
         out += s.cancel(new.id)

@@ -200,7 +200,7 @@ class Worker:
 
     def _take(self, item: Item) -> list[wire.ToServer]:
         if isinstance(item, wire.Request):
-            if isinstance(item.body, wire.Generate | wire.Embed | wire.Rank):
+            if isinstance(item.body, wire.NeedsSlot):
                 return self._scheduler.submit(item)
             self._text_requests.append(item)
             return []

@@ -1,45 +1,23 @@
 """EmbedTask: the embedding of one text, a prefill that ends in a Vector."""
 
 from tinyoai import wire
-from tinyoai.engine import adapter_set, text_rows
-from tinyoai.engine.contract import Adapter, Engine, Row, Want
+from tinyoai.engine import text_rows
+from tinyoai.engine.contract import Engine, Row, Want
 from tinyoai.engine.generate import NOT_FINITE
 from tinyoai.engine.pooling import LAST, Pooling
 from tinyoai.engine.tasks import Outputs, TaskFailed
 
 
-class EmbedTask:
+class EmbedTask(text_rows.TextTask):
     """Pools token states itself, or takes the engine's embedding where the engine pools."""
 
-    keeps_prefix = False
-    exact = True
-    n_resumable = checkpoint = 0
-    cache_miss = -1
-
     def __init__(self, request_id: int, body: wire.Embed, ids: list[int], engine: Engine) -> None:
-        info = engine.info
-        self.ids = ids
-        self.n_expected = len(ids)
-        self.adapters: tuple[Adapter, ...] = adapter_set.chosen(None, info.adapters)
-        self.prefilling = True
-        self.ended = False
-        self._id = request_id
-        self._caps = engine.caps
+        info, caps = engine.info, engine.caps
         self._last_only = info.pooling == LAST
-        self._pooling = Pooling(LAST if engine.caps.pools else info.pooling, info.n_embd_out, body.dimensions)
-        in_parts = self._last_only and not (engine.caps.pools or engine.caps.whole_rows)
-        self.n_reusable = text_rows.n_reusable(len(ids), engine.caps) if in_parts else 0
-        self._seq = -1
-        self._n_past = 0
-
-    def start(self, seq: int, n_cached: int, now: float) -> list[wire.ToServer]:
-        """See Task."""
-        self._seq, self._n_past = seq, n_cached
-        return []
-
-    def move(self, seq: int) -> None:
-        """See Task."""
-        self._seq = seq
+        self._pooling = Pooling(LAST if caps.pools else info.pooling, info.n_embd_out, body.dimensions)
+        super().__init__(
+            request_id, ids, engine, in_parts=self._last_only and not (caps.pools or caps.whole_rows)
+        )
 
     def next_row(self, budget: int) -> Row | None:
         """See Task."""

@@ -39,16 +39,30 @@ class Room:
         self._short = caps.shares_cells and caps.n_kv < caps.n_seq * caps.n_ctx
         """The cells can run out."""
         self._saves = caps.saves
+        self._waiting: tuple[Task, int] | None = None
+        """The last task that did not fit, and the cells that were there for it."""
+
+    def waits(self, task: Task) -> bool:
+        """Whether a task cannot start, without a look at what it shares: others are paused, or nothing has changed."""
+        if self.paused:
+            return True
+        if self._waiting is None or self._waiting[0] is not task or not self._running:
+            return False
+        if any(running.task.prefilling for running in self._running):
+            return False  # what it shares with their prompts may have grown
+        return self._n_available() <= self._waiting[1]
 
     def fits(self, task: Task, assignment: Assignment) -> bool:
-        """Whether the cells suffice for a task and all that run, as far as can be told. One alone always fits."""
-        if self.paused:
-            return False
+        """Whether the cells suffice for a task and all that run, by what they expect to take. One alone always fits."""
+        self._waiting = None
         if not self._short or not self._running:
             return True
         shared = assignment.source or assignment.slot
         need = task.n_expected - (assignment.n_keep if shared.busy else 0)
-        return need <= self._n_available()
+        available = self._n_available()
+        if need > available:
+            self._waiting = task, available
+        return need <= available
 
     def make(self, n: int) -> bool:
         """Evicts idle sequences until n cells are free. False: a running task has to pause first."""

@@ -197,7 +197,7 @@ class Scheduler:
         return out
 
     def _select(self) -> Batch:
-        """The next batch, for which the KV cells suffice as far as can be told."""
+        """The next batch. Idle sequences, and then the newest tasks, leave the KV cells that it needs."""
         batch = self._batching.select(self._running)
         while not self._room.make(sum(len(row.tokens) for row in batch.rows)):
             self._room.pause_newest()
@@ -251,6 +251,8 @@ class Scheduler:
     def _admit(self, out: list[wire.ToServer]) -> None:
         while (queued := self._queue.first(QueuedRequest.ready)) is not None:
             task = queued.tasks[0]
+            if self._room.waits(task):
+                return
             assignment = self.prefixes.assign(task, queued.request.scope)
             if assignment is None or not self._room.fits(task, assignment):
                 return

@@ -3,40 +3,17 @@
 import math
 
 from tinyoai import wire
-from tinyoai.engine import adapter_set, text_rows
-from tinyoai.engine.contract import Adapter, Engine, Row, Want
+from tinyoai.engine import text_rows
+from tinyoai.engine.contract import Engine, Row, Want
 from tinyoai.engine.generate import NOT_FINITE
 from tinyoai.engine.tasks import Outputs, TaskFailed
 
 
-class ScoreTask:
+class ScoreTask(text_rows.TextTask):
     """Scores one pair. Pairs with the same query share the beginning of their prompts, where a model can reuse it."""
 
-    keeps_prefix = False
-    exact = True
-    n_resumable = checkpoint = 0
-    cache_miss = -1
-
     def __init__(self, request_id: int, ids: list[int], engine: Engine) -> None:
-        self.ids = ids
-        self.n_expected = len(ids)
-        self.adapters: tuple[Adapter, ...] = adapter_set.chosen(None, engine.info.adapters)
-        self.prefilling = True
-        self.ended = False
-        self._id = request_id
-        self._caps = engine.caps
-        self.n_reusable = 0 if engine.caps.whole_rows else text_rows.n_reusable(len(ids), engine.caps)
-        self._seq = -1
-        self._n_past = 0
-
-    def start(self, seq: int, n_cached: int, now: float) -> list[wire.ToServer]:
-        """See Task."""
-        self._seq, self._n_past = seq, n_cached
-        return []
-
-    def move(self, seq: int) -> None:
-        """See Task."""
-        self._seq = seq
+        super().__init__(request_id, ids, engine, in_parts=not engine.caps.whole_rows)
 
     def next_row(self, budget: int) -> Row | None:
         """See Task."""

@@ -105,7 +105,7 @@ class PendingCall:
         self.stage = Stage.SENT
         self.ended = False
         """The Done or Failed is in the queue."""
-        self.needs_slot = isinstance(body, wire.Generate | wire.Embed | wire.Rank)
+        self.needs_slot = isinstance(body, wire.NeedsSlot)
         self.open_choices = set(range(body.n)) if isinstance(body, wire.Generate) else set[int]()
         """Choices of a Generate whose ChoiceDone has not come."""
         self.choices: list[wire.ChoiceDone] = []
